@@ -1,0 +1,1 @@
+"""The project's own trained model: data, training and the judge that evaluation uses."""

@@ -1,0 +1,94 @@
+"""Trains everything that `tiny` consists of, stage after stage, each skipped when its result is already there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from sdc.compiler.tiny.data import DEBIAN_FOLDER, GreyPictures, load_grey_pictures
+from sdc.compiler.tiny.judge import Judge
+from sdc.compiler.tiny.train_judge import measure_accuracy, train_judge
+from sdc.compiler.tiny.train_vae import measure_psnr, train_vae
+
+log = logging.getLogger(__name__)
+
+JUDGE_WIDTH = 32
+FEATURE_NETWORK_WIDTH = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long each stage trains; the defaults gave the weights that ship."""
+
+    seed: int = 0
+    judge_epochs: int = 6
+    feature_network_epochs: int = 2
+    vae_steps: int = 2500
+
+
+def main() -> None:
+    """Command line of ``scripts/train_tiny.py``."""
+    parser = argparse.ArgumentParser(description="train the tiny model")
+    parser.add_argument("--data", type=Path, default=DEBIAN_FOLDER, help="folder of the gzipped IDX files")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train_tiny(arguments.data, arguments.out, Recipe())
+
+
+def train_tiny(data_folder: Path, out: Path, recipe: Recipe) -> None:
+    """Run every stage that has no result in `out` yet."""
+    train, test = load_grey_pictures(data_folder, "train"), load_grey_pictures(data_folder, "t10k")
+    _judge_stage(
+        train, test, out / "judge.safetensors", seed=recipe.seed, epochs=recipe.judge_epochs, width=JUDGE_WIDTH
+    )
+    features = _judge_stage(
+        train,
+        test,
+        out / "feature_network.safetensors",
+        seed=recipe.seed + 100,
+        epochs=recipe.feature_network_epochs,
+        width=FEATURE_NETWORK_WIDTH,
+    )
+    _vae_stage(train, test, features, out / "vae", recipe)
+
+
+def _judge_stage(
+    train: GreyPictures, test: GreyPictures, path: Path, *, seed: int, epochs: int, width: int
+) -> Judge:
+    if not path.exists():
+        judge = train_judge(train, seed=seed, epochs=epochs, width=width)
+        save_file(judge.state_dict(), path)
+        _record(path.with_suffix(".json"), measure_accuracy(judge, test, seed=seed))
+    judge = Judge(width)
+    judge.load_state_dict(load_file(path))
+    return judge.eval()
+
+
+def _vae_stage(
+    train: GreyPictures, test: GreyPictures, features: Judge, folder: Path, recipe: Recipe
+) -> AutoencoderKL:
+    if not (folder / "config.json").exists():
+
+        def checkpoint(vae: AutoencoderKL, step: int) -> None:
+            vae.save_pretrained(folder.with_name(f"vae-step-{step}"))
+
+        vae = train_vae(train, features, seed=recipe.seed, steps=recipe.vae_steps, checkpoint=checkpoint)
+        vae.save_pretrained(folder)
+        _record(folder.with_suffix(".json"), {"psnr_db": measure_psnr(vae, test, seed=recipe.seed)})
+    return AutoencoderKL.from_pretrained(folder).eval()
+
+
+def _record(path: Path, figures: dict[str, float]) -> None:
+    log.info("%s: %s", path.stem, figures)
+    path.write_text(json.dumps(figures, indent=2) + "\n")
