@@ -49,9 +49,6 @@ def main() -> None:
 def train_tiny(data_folder: Path, out: Path, recipe: Recipe) -> None:
     """Run every stage that has no result in `out` yet."""
     train, test = load_grey_pictures(data_folder, "train"), load_grey_pictures(data_folder, "t10k")
-    _judge_stage(
-        train, test, out / "judge.safetensors", seed=recipe.seed, epochs=recipe.judge_epochs, width=JUDGE_WIDTH
-    )
     features = _judge_stage(
         train,
         test,
@@ -61,6 +58,9 @@ def train_tiny(data_folder: Path, out: Path, recipe: Recipe) -> None:
         width=FEATURE_NETWORK_WIDTH,
     )
     _vae_stage(train, test, features, out / "vae", recipe)
+    _judge_stage(
+        train, test, out / "judge.safetensors", seed=recipe.seed, epochs=recipe.judge_epochs, width=JUDGE_WIDTH
+    )
 
 
 def _judge_stage(
@@ -68,7 +68,7 @@ def _judge_stage(
 ) -> Judge:
     if not path.exists():
         judge = train_judge(train, seed=seed, epochs=epochs, width=width)
-        save_file(judge.state_dict(), path)
+        save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, path)
         _record(path.with_suffix(".json"), measure_accuracy(judge, test, seed=seed))
     judge = Judge(width)
     judge.load_state_dict(load_file(path))
