@@ -1,0 +1,45 @@
+"""What every builder returns, and how every builder writes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A built engine.
+
+    Attributes:
+        files: names in the folder that was given; the backend opens the first.
+        options: what the session has to tell the backend, as JSON values.
+        built_with: versions of the packages that decide whether another machine can read the engine.
+        seconds: wall time of the build.
+        details: figures that only this backend has, as JSON values.
+    """
+
+    files: tuple[str, ...]
+    options: dict[str, Any]
+    built_with: dict[str, str]
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def staging(folder: Path, files: tuple[str, ...]) -> Iterator[Path]:
+    """A folder to write in; on success `files` move from it into `folder`, and whatever happens it is removed."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as temporary:
+        yield Path(temporary)
+        for name in files:
+            (Path(temporary) / name).replace(folder / name)
+
+
+def save_onnx(model: ir.Model, path: Path) -> None:
+    """Write a model with its weights beside it in ``<name>_data``, as optimum does; the model is not changed."""
+    ir.save(model, path, external_data=f"{path.name}_data")

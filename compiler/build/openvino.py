@@ -1,0 +1,67 @@
+"""`cpu`: OpenVINO's intermediate representation."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import onnx_ir as ir
+import openvino
+
+from sdc.compiler.build.built import BuiltEngine, save_onnx, staging
+from sdc.compiler.component import Component
+from sdc.engines.errors import ExportError
+
+FILES = ("openvino_model.xml", "openvino_model.bin")
+
+_REDUCED = {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_QUANTIZING = {"QuantizeLinear", "DequantizeLinear"}
+
+
+def build_openvino(component: Component, folder: Path) -> BuiltEngine:
+    """Write `openvino_model.xml` and `.bin` (optimum-intel's names).
+
+    The weights stay in the types that the graph gives them. The engine's option ``inference_precision`` is "f32" for a
+    graph in pure float32, so that it is really computed so; for any other it is "auto", since on a CPU a float16 type
+    says how much precision is needed, not what to compute in.
+
+    Raises:
+        ExportError: OpenVINO refuses the graph.
+    """
+    begin = time.perf_counter()
+    with staging(folder, FILES) as temporary:
+        save_onnx(component.model, temporary / "model.onnx")
+        try:
+            model = openvino.Core().read_model(temporary / "model.onnx")
+        except RuntimeError as error:
+            raise ExportError(
+                f"OpenVINO refuses the graph of {component.spec.name}: {error}",
+                hint="`sdc doctor` shows the version; report it together with the graph",
+            ) from error
+        _name_operators(model)
+        openvino.save_model(model, temporary / FILES[0], compress_to_fp16=False)
+    return BuiltEngine(
+        files=FILES,
+        options={"inference_precision": "auto" if has_reduced_precision(component.model) else "f32"},
+        built_with={"openvino": openvino.__version__.split("-")[0]},
+        seconds=time.perf_counter() - begin,
+        details={"operators": len(model.get_ops())},
+    )
+
+
+def _name_operators(model: openvino.Model) -> None:
+    """Name the operators that the ONNX frontend left unnamed by their place, not by a counter of the process.
+
+    Otherwise two builds in one process would differ in their bytes.
+    """
+    for index, operator in enumerate(model.get_ordered_ops()):
+        if operator.get_friendly_name() == operator.get_name():
+            operator.set_friendly_name(f"unnamed/{operator.get_type_name()}_{index}")
+
+
+def has_reduced_precision(model: ir.Model) -> bool:
+    """Whether any value of the graph is of 16 bits or any operator quantises."""
+    graph = model.graph
+    return any(value.dtype in _REDUCED for value in graph.initializers.values()) or any(
+        node.op_type in _QUANTIZING or any(output.dtype in _REDUCED for output in node.outputs) for node in graph
+    )

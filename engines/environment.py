@@ -1,0 +1,17 @@
+"""The only place where the runtime reads environment variables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The folder for what can be made again: ``$SDC_CACHE``, else ``sdc`` in the user's cache folder. Not created."""
+    chosen = os.environ.get("SDC_CACHE")
+    if chosen:
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "sdc"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdc"

@@ -1,0 +1,52 @@
+"""Feeds are checked against a component's interface in this one place, before any backend sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sdc.engines.errors import InputError
+from sdc.engines.specs import ComponentSpec, TensorSpec
+
+
+def check_feeds(spec: ComponentSpec, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The feeds in the order of the interface, C-contiguous (copied only if they are not).
+
+    Raises:
+        InputError: a feed is missing or unknown, its element type or rank is wrong, a size is outside its range or no
+            multiple of what it must be, or two feeds disagree about a free dimension.
+    """
+    known = {tensor.name for tensor in spec.inputs}
+    if feeds.keys() != known:
+        missing, extra = sorted(known - feeds.keys()), sorted(feeds.keys() - known)
+        found = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in extra]
+        raise InputError(f"{spec.name} takes the inputs {', '.join(sorted(known))}: {', '.join(found)}")
+    sizes: dict[str, int] = {}
+    for tensor in spec.inputs:
+        _check_feed(spec, tensor, feeds[tensor.name], sizes)
+    return {tensor.name: np.ascontiguousarray(feeds[tensor.name]) for tensor in spec.inputs}
+
+
+def _check_feed(spec: ComponentSpec, tensor: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:
+    place = f"{spec.name}: {tensor.name}"
+    expected = f"{tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{place}: expected an array {expected}, found {type(array).__name__}")
+    if array.dtype != tensor.dtype or array.ndim != len(tensor.shape):
+        raise InputError(f"{place}: expected {expected}, found {array.dtype} {list(array.shape)}")
+    for axis, (size, wanted) in enumerate(zip(array.shape, tensor.shape, strict=True)):
+        if isinstance(wanted, int):
+            if size != wanted:
+                raise InputError(f"{place}: axis {axis} must be {wanted}, found {size}")
+            continue
+        if sizes.setdefault(wanted, size) != size:
+            raise InputError(f"{place}: {wanted} is {size} here and {sizes[wanted]} in an earlier input")
+        allowed = spec.dimensions[wanted]
+        if not allowed.minimum <= size <= allowed.maximum:
+            raise InputError(
+                f"{place}: {wanted} must be from {allowed.minimum} to {allowed.maximum}, found {size}",
+                hint="choose another size, or export with a wider range",
+            )
+        if size % allowed.multiple:
+            raise InputError(f"{place}: {wanted} must be a multiple of {allowed.multiple}, found {size}")

@@ -1,0 +1,61 @@
+"""ONNX engines in ONNX Runtime, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime
+
+from sdc.engines.sessions.feeds import check_feeds
+from sdc.engines.sessions.source import EngineSource
+
+_PROVIDERS = ["CPUExecutionProvider"]
+_ERRORS_ONLY = 3
+
+
+class OnnxRuntimeSession:
+    """An ONNX Runtime inference session with the CPU provider and no other."""
+
+    def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
+        self.spec = source.spec
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.inter_op_num_threads = 1
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            session = onnxruntime.InferenceSession(source.files[0], options, providers=_PROVIDERS)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            source.refuse_unreadable(error)
+        # ONNX Runtime falls back to another provider with no more than a warning: make it an error.
+        if session.get_providers() != _PROVIDERS:
+            source.refuse_unrunnable(f"expected the providers {_PROVIDERS}, found {session.get_providers()}")
+        expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
+        found = {node.name for node in (*session.get_inputs(), *session.get_outputs())}
+        if expected != found:
+            source.refuse_unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
+        self._session: onnxruntime.InferenceSession | None = session
+        self._weight_bytes = sum(file.stat().st_size for file in source.files)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once; see `Session.run`."""
+        assert self._session is not None, "the session is closed"
+        names = [tensor.name for tensor in self.spec.outputs]
+        return dict(zip(names, self._session.run(names, check_feeds(self.spec, feeds)), strict=True))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights; ONNX Runtime does not tell what activations take."""
+        return self._weight_bytes
+
+    def close(self) -> None:
+        """Release the model; may be called twice."""
+        self._session = None
+        self._weight_bytes = 0
+
+    def __enter__(self) -> OnnxRuntimeSession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -1,0 +1,83 @@
+"""Engines in OpenVINO's intermediate representation, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import openvino
+
+from sdc.engines.errors import TargetError
+from sdc.engines.sessions.feeds import check_feeds
+from sdc.engines.sessions.source import EngineSource
+
+PRECISIONS = ("auto", "f32", "bf16")
+
+
+class OpenVinoSession:
+    """A compiled OpenVINO model.
+
+    The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
+    "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere.
+    """
+
+    def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
+        self.spec = source.spec
+        core = openvino.Core()
+        try:
+            model = core.read_model(source.files[0])
+        except RuntimeError as error:
+            source.refuse_unreadable(error)
+        expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
+        found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
+        if not expected <= found:
+            source.refuse_unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": inference_precision(core, source.options.get("inference_precision", "f32")),
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._compiled: openvino.CompiledModel | None = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            source.refuse_unreadable(error)
+        self._request: openvino.InferRequest | None = self._compiled.create_infer_request()
+        self._weight_bytes = sum(file.stat().st_size for file in source.files[1:])
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once; see `Session.run`."""
+        assert self._request is not None, "the session is closed"
+        # The feeds' memory is read in place, only during this call; the results are copied out of the request's own.
+        results = self._request.infer(check_feeds(self.spec, feeds), share_inputs=True, share_outputs=False)
+        return {tensor.name: results[tensor.name] for tensor in self.spec.outputs}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weights; OpenVINO does not tell what activations take."""
+        return self._weight_bytes
+
+    def close(self) -> None:
+        """Release the model; may be called twice."""
+        self._request = self._compiled = None
+        self._weight_bytes = 0
+
+    def __enter__(self) -> OpenVinoSession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def inference_precision(core: openvino.Core, wanted: str) -> str:
+    """OpenVINO's precision hint for an engine's option.
+
+    Raises:
+        TargetError: the option is none of ``PRECISIONS``.
+    """
+    if wanted not in PRECISIONS:
+        raise TargetError(f"inference_precision must be one of {', '.join(PRECISIONS)}, found {wanted!r}")
+    if wanted == "auto":
+        return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    return wanted

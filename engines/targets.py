@@ -1,0 +1,100 @@
+"""What an engine is built for, and whether this machine can run it."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from sdc.engines.errors import InputError
+from sdc.engines.gpu import find_gpus
+
+OPENVINO, ONNXRUNTIME, TENSORRT_RTX = "openvino", "onnxruntime", "tensorrt_rtx"
+
+COMPUTE_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+"""GPU generations that TensorRT for RTX 1.7 builds for (`trt.ComputeCapability`)."""
+
+LATER_TARGETS = ("ort-cuda", "openvino-cpu", "tensorrt")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an engine is for.
+
+    Attributes:
+        name: its name on the command line, in the manifest, and of the `.plan` file.
+        backend: the library that builds and runs it: "openvino", "onnxruntime" or "tensorrt_rtx".
+        compute_capabilities: GPU generations that one plan serves, e.g. "sm86"; empty for the CPU.
+    """
+
+    name: str
+    backend: str
+    compute_capabilities: tuple[str, ...] = ()
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("cpu", OPENVINO),
+        Target("ort-cpu", ONNXRUNTIME),
+        Target("rtx", TENSORRT_RTX, ("sm86", "sm89", "sm120")),
+        *(Target(name, TENSORRT_RTX, (name,)) for name in COMPUTE_CAPABILITIES),
+    )
+}
+"""Targets by name; several GPU generations can also be joined in one plan: "sm86+sm89"."""
+
+
+def parse_targets(text: str) -> tuple[Target, ...]:
+    """Targets from a comma-separated list such as ``cpu,rtx`` or ``sm75+sm86,ort-cpu``, without repetitions, in order.
+
+    Raises:
+        InputError: the list is empty or names a target that does not exist.
+    """
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError("no target was given", hint=f"choose from {_choices()}")
+    return tuple(dict.fromkeys(_parse_target(name) for name in names))
+
+
+def _parse_target(name: str) -> Target:
+    if name in TARGETS:
+        return TARGETS[name]
+    parts = set(name.split("+"))
+    if "+" in name and parts <= set(COMPUTE_CAPABILITIES):
+        capabilities = tuple(each for each in COMPUTE_CAPABILITIES if each in parts)
+        return Target("+".join(capabilities), TENSORRT_RTX, capabilities)
+    if name in LATER_TARGETS:
+        raise InputError(f"the target {name!r} is not supported in this version", hint=f"choose from {_choices()}")
+    raise InputError(f"unknown target {name!r}", hint=f"choose from {_choices()}")
+
+
+def _choices() -> str:
+    return f"{', '.join(TARGETS)}, or several GPUs in one plan such as sm86+sm89"
+
+
+def runnable(target: Target) -> str | None:
+    """Why this machine cannot run engines of `target`; None if it can."""
+    if target.backend == OPENVINO:
+        return _missing("openvino", "pip install openvino")
+    if target.backend == ONNXRUNTIME:
+        return _missing("onnxruntime", "pip install onnxruntime")
+    if target.backend == TENSORRT_RTX:
+        return _tensorrt_reason(target)
+    return f"this version of sdc has no backend {target.backend!r}"
+
+
+def _missing(module: str, remedy: str) -> str | None:
+    found = importlib.util.find_spec(module.split(".")[0]) is not None and importlib.util.find_spec(module) is not None
+    return None if found else f"the package {module} is not installed ({remedy})"
+
+
+def _tensorrt_reason(target: Target) -> str | None:
+    remedy = "pip install 'sdc[tensorrt]'"
+    missing = _missing("tensorrt_rtx", remedy) or _missing("cuda.bindings", remedy)
+    if missing:
+        return missing
+    gpus = find_gpus()
+    if isinstance(gpus, str):
+        return gpus
+    if any(gpu.compute_capability in target.compute_capabilities for gpu in gpus):
+        return None
+    return f"it was built for {', '.join(target.compute_capabilities)} and this machine has {', '.join(map(str, gpus))}"
