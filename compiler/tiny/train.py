@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
-from sdc.compiler.tiny.data import DEBIAN_FOLDER, GreyPictures, load_grey_pictures
+from sdc.compiler.tiny.architecture import make_scheduler
+from sdc.compiler.tiny.data import DEBIAN_FOLDER, GreyPictures, all_captions, load_grey_pictures
 from sdc.compiler.tiny.judge import Judge
 from sdc.compiler.tiny.train_judge import measure_accuracy, train_judge
+from sdc.compiler.tiny.train_tokenizer import train_tokenizer
+from sdc.compiler.tiny.train_unet import Denoiser, LatentSet, UNetRecipe, encode_pictures, train_unet
 from sdc.compiler.tiny.train_vae import measure_psnr, train_vae
 
 log = logging.getLogger(__name__)
@@ -31,6 +36,8 @@ class Recipe:
     judge_epochs: int = 6
     feature_network_epochs: int = 2
     vae_steps: int = 2500
+    unet_steps: int = 5600
+    gradient_checkpointing: bool = False
 
 
 def main() -> None:
@@ -39,11 +46,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DEBIAN_FOLDER, help="folder of the gzipped IDX files")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train_tiny(arguments.data, arguments.out, Recipe())
+    train_tiny(arguments.data, arguments.out, Recipe(gradient_checkpointing=arguments.gradient_checkpointing))
 
 
 def train_tiny(data_folder: Path, out: Path, recipe: Recipe) -> None:
@@ -57,15 +65,15 @@ def train_tiny(data_folder: Path, out: Path, recipe: Recipe) -> None:
         epochs=recipe.feature_network_epochs,
         width=FEATURE_NETWORK_WIDTH,
     )
-    _vae_stage(train, test, features, out / "vae", recipe)
+    vae = _vae_stage(train, test, features, out / "vae", recipe)
+    tokenizer = train_tokenizer(all_captions(), out / "tokenizer")
+    _unet_stage(train, vae, tokenizer, out, recipe)
     _judge_stage(
         train, test, out / "judge.safetensors", seed=recipe.seed, epochs=recipe.judge_epochs, width=JUDGE_WIDTH
     )
 
 
-def _judge_stage(
-    train: GreyPictures, test: GreyPictures, path: Path, *, seed: int, epochs: int, width: int
-) -> Judge:
+def _judge_stage(train: GreyPictures, test: GreyPictures, path: Path, *, seed: int, epochs: int, width: int) -> Judge:
     if not path.exists():
         judge = train_judge(train, seed=seed, epochs=epochs, width=width)
         save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, path)
@@ -75,9 +83,7 @@ def _judge_stage(
     return judge.eval()
 
 
-def _vae_stage(
-    train: GreyPictures, test: GreyPictures, features: Judge, folder: Path, recipe: Recipe
-) -> AutoencoderKL:
+def _vae_stage(train: GreyPictures, test: GreyPictures, features: Judge, folder: Path, recipe: Recipe) -> AutoencoderKL:
     if not (folder / "config.json").exists():
 
         def checkpoint(vae: AutoencoderKL, step: int) -> None:
@@ -87,6 +93,42 @@ def _vae_stage(
         vae.save_pretrained(folder)
         _record(folder.with_suffix(".json"), {"psnr_db": measure_psnr(vae, test, seed=recipe.seed)})
     return AutoencoderKL.from_pretrained(folder).eval()
+
+
+def _unet_stage(train: GreyPictures, vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path, recipe: Recipe) -> None:
+    """Train text encoder and UNet; `out`/tiny holds the pipeline of the latest checkpoint, in float16."""
+
+    def save_pipeline(model: Denoiser, step: int) -> None:
+        pipeline = StableDiffusionPipeline(
+            vae, model.text_encoder, tokenizer, model.unet, make_scheduler(), None, None, requires_safety_checker=False
+        )
+        _save_half(pipeline, out / "tiny")
+        log.info("step %d: pipeline saved in %s", step, out / "tiny")
+
+    settings = UNetRecipe(
+        steps=recipe.unet_steps, seed=recipe.seed, gradient_checkpointing=recipe.gradient_checkpointing
+    )
+    train_unet(_latents(train, vae, out, recipe), tokenizer, settings, folder=out, on_checkpoint=save_pipeline)
+
+
+def _latents(train: GreyPictures, vae: AutoencoderKL, out: Path, recipe: Recipe) -> LatentSet:
+    path = out / "latents.safetensors"
+    if not path.exists():
+        latents = encode_pictures(vae, train, seed=recipe.seed)
+        tensors = {name: torch.as_tensor(value) for name, value in vars(latents).items()}
+        save_file(tensors, path)
+    stored = load_file(path)
+    labels = {name: stored[name].numpy() for name in ("garments", "colours", "backgrounds")}
+    return LatentSet(stored["mean"], stored["deviation"], **labels)
+
+
+def _save_half(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Save a copy of the pipeline in float16; the pipeline itself keeps its precision."""
+    components = {
+        name: copy.deepcopy(module).half() if isinstance(module, torch.nn.Module) else module
+        for name, module in pipeline.components.items()
+    }
+    StableDiffusionPipeline(**components, requires_safety_checker=False).save_pretrained(folder)
 
 
 def _record(path: Path, figures: dict[str, float]) -> None:

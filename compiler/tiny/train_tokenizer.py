@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import pre_tokenizers
@@ -44,7 +45,7 @@ def _learn_merges(counts: Counter[str]) -> list[tuple[str, str]]:
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
         for letters, count in words.items():
-            for pair in zip(letters, letters[1:], strict=False):
+            for pair in pairwise(letters):
                 pairs[pair] += count
         if not pairs:
             return merges

@@ -78,7 +78,9 @@ def train_vae(
         if step % 100 == 0:
             mse = F.mse_loss(decoded.detach().clamp(-1, 1), pictures).item()
             seconds = (time.perf_counter() - begin) / step
-            log.info("vae: step %d/%d loss %.4f psnr %.2f dB, %.3f s a step", step, steps, loss.item(), _psnr(mse), seconds)
+            log.info(
+                "vae: step %d/%d loss %.4f psnr %.2f dB, %.3f s a step", step, steps, loss.item(), _psnr(mse), seconds
+            )
         if step % 1000 == 0:
             checkpoint(vae, step)
     vae.register_to_config(scaling_factor=measure_scaling_factor(vae, data, seed=seed))
