@@ -1,0 +1,34 @@
+"""What fusion passes share: they count their candidates and refuse a graph in which they should have found some."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from sdc.engines.errors import PassError
+from sdc.passes.base import Skipped
+
+log = logging.getLogger(__name__)
+
+
+def check_fused(name: str, matched: int, skipped: Sequence[Skipped], *, required: bool) -> None:
+    """Say which candidates a fusion missed and why.
+
+    Args:
+        name: the pass's name.
+        matched: rewritten sites.
+        skipped: candidates left alone.
+        required: whether the network is known to hold such sites.
+
+    Raises:
+        PassError: sites are required and none was fused.
+    """
+    reasons = "; ".join(f"{each.site}: {each.reason}" for each in skipped)
+    if required and matched == 0:
+        found = f"missed {len(skipped)}: {reasons}" if skipped else "the graph holds nothing that looks like one"
+        raise PassError(
+            f"{name}: expected at least one site, fused none ({found})",
+            hint="export with opset 23 through torch.onnx.export(dynamo=True), or turn fusion off (--no-fuse)",
+        )
+    if skipped:
+        log.warning("%s: fused %d of %d sites, missed %s", name, matched, matched + len(skipped), reasons)

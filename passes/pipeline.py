@@ -1,0 +1,111 @@
+"""The order of all graph passes. It is written down here and nowhere else.
+
+canonical_passes   →  one spelling for everything, nothing superfluous
+fusion_passes      →  operators of domain `sdc`                               (left out by --no-fuse)
+precision_passes   →  Q/DQ pairs and float16
+lowering_passes    →  standard operators in the arrangement that one backend fuses best
+"""
+
+from __future__ import annotations
+
+from sdc.engines.errors import InputError
+from sdc.passes.base import Pass
+from sdc.passes.cancel_no_ops import CancelNoOps
+from sdc.passes.cast_fp16 import CastFp16
+from sdc.passes.check_operators import CheckOperators
+from sdc.passes.fix_names import FixNames
+from sdc.passes.fold_constants import FoldConstants
+from sdc.passes.fuse_add_group_norm_silu import FuseAddGroupNormSilu
+from sdc.passes.fuse_attention import FuseAttention
+from sdc.passes.fuse_group_norm_silu import FuseGroupNormSilu
+from sdc.passes.inline_functions import InlineFunctions
+from sdc.passes.lift_constants import LiftConstants
+from sdc.passes.merge_duplicates import MergeDuplicates
+from sdc.passes.raise_silu import RaiseSilu
+from sdc.passes.remove_unused import RemoveUnused
+
+PRECISIONS = ("fp32", "fp16", "int8")
+BACKENDS = ("openvino", "onnxruntime", "tensorrt_rtx")
+
+_WITH_GROUP_NORM = frozenset({"unet", "vae_decoder", "vae_encoder"})
+_WITH_ATTENTION = frozenset({"unet", "vae_decoder", "vae_encoder", "text_encoder"})
+
+
+def canonical_passes() -> tuple[Pass, ...]:
+    """An exporter's graph → the canonical graph: one spelling for everything, nothing superfluous."""
+    return (
+        InlineFunctions(),
+        LiftConstants(),
+        FoldConstants(),
+        LiftConstants(),
+        CancelNoOps(),
+        MergeDuplicates(),
+        RaiseSilu(),
+        RemoveUnused(),
+        FixNames(),
+    )
+
+
+def fusion_passes(component: str | None = None) -> tuple[Pass, ...]:
+    """The canonical graph → the fused graph.
+
+    Args:
+        component: name of the network. A fusion that finds nothing in a network that is known to hold its sites
+            raises PassError; without a name nothing is known.
+    """
+    return (
+        FuseGroupNormSilu(required=component in _WITH_GROUP_NORM),
+        FuseAddGroupNormSilu(),
+        FuseAttention(required=component in _WITH_ATTENTION),
+        RemoveUnused(),
+        FixNames(),
+    )
+
+
+def precision_passes(precision: str, *, quantise: tuple[Pass, ...] = (), remainder: str = "fp16") -> tuple[Pass, ...]:
+    """The canonical or fused graph → the same graph in a precision.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        quantise: passes that insert Q/DQ pairs, calibrated on the float32 graph; with "int8" only.
+        remainder: "fp16" or "fp32", for what "int8" does not quantise.
+
+    Raises:
+        InputError: an unknown precision, or `quantise` and `precision` contradict each other.
+    """
+    if precision not in PRECISIONS or remainder not in ("fp16", "fp32"):
+        raise InputError(
+            f"unknown precision {precision!r} with remainder {remainder!r}",
+            hint=f"choose one of {', '.join(PRECISIONS)}",
+        )
+    if bool(quantise) != (precision == "int8"):
+        raise InputError(
+            f"precision {precision!r} with {len(quantise)} quantising passes",
+            hint="int8 needs a calibrated pass, other precisions take none",
+        )
+    in_half = precision == "fp16" or (precision == "int8" and remainder == "fp16")
+    return (*quantise, *((CastFp16(),) if in_half else ()), RemoveUnused(), FixNames())
+
+
+def lowering_passes(backend: str) -> tuple[Pass, ...]:
+    """A graph of any precision, fused or not → operators that `backend` reads.
+
+    Args:
+        backend: one of `BACKENDS`.
+
+    Raises:
+        InputError: an unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}", hint=f"choose one of {', '.join(BACKENDS)}")
+    return (
+        InlineFunctions(fused=True),
+        LiftConstants(),
+        FoldConstants(),
+        LiftConstants(),
+        CancelNoOps(),
+        MergeDuplicates(),
+        RemoveUnused(),
+        FixNames(),
+        CheckOperators(),
+    )
