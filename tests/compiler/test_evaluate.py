@@ -1,0 +1,304 @@
+"""Statistics, seed noise and the figures of whole runs, on pictures whose quality is known."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+
+from sdc.compiler.evaluate.evaluation import Evaluation, summarize
+from sdc.compiler.evaluate.figures import run_figures
+from sdc.compiler.evaluate.frechet import Gaussian, frechet_distance
+from sdc.compiler.evaluate.gather import Record, gather
+from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
+from sdc.compiler.evaluate.seed_noise import seed_noise
+from sdc.compiler.evaluate.settings import SEEDS_A_RUN, TRIPLES, Settings, prompt_triples, prompts_of_triples
+from sdc.compiler.evaluate.statistics import (
+    Statistics,
+    balanced_triples,
+    load_statistics,
+    make_statistics,
+    save_statistics,
+)
+from sdc.compiler.evaluate.verdicts import is_held_out, load_judge
+from sdc.compiler.tiny.data import BACKGROUNDS, GARMENTS, HELD_OUT, GreyPictures, render
+from sdc.compiler.tiny.judge import Judge
+from sdc.compiler.tiny.train_judge import train_judge
+from sdc.engines.errors import InputError
+
+SIDE = 28
+
+
+def draw_shapes(seed: int, garments: np.ndarray) -> GreyPictures:
+    """Stand-ins for garments that a judge learns in seconds: bars whose place and width tell the class, with noise."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 60, (len(garments), SIDE, SIDE)).astype(np.uint8)
+    for picture, garment in zip(pixels, garments, strict=True):
+        begin = 1 + 5 * (garment % 5)
+        bar = picture[begin : begin + 5] if garment < 5 else picture[begin : begin + 5, 9:19]
+        bar[...] = random.integers(180, 255, bar.shape)
+    return GreyPictures(pixels, garments.astype(np.int64))
+
+
+def draw_collection(seed: int, count: int) -> GreyPictures:
+    return draw_shapes(seed, np.random.default_rng(seed).integers(len(GARMENTS), size=count))
+
+
+@pytest.fixture(scope="module")
+def judge_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    judge = train_judge(draw_collection(1, 1280), seed=1, epochs=4, width=8, batch=64)
+    path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def judge(judge_path: Path) -> Judge:
+    return load_judge(judge_path)
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> AutoencoderKL:
+    torch.manual_seed(2)
+    autoencoder = AutoencoderKL(
+        block_out_channels=(8, 12),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        norm_num_groups=4,
+        latent_channels=3,
+        sample_size=32,
+    )
+    return autoencoder.eval()
+
+
+@pytest.fixture(scope="module")
+def statistics(judge_path: Path, judge: Judge, autoencoder: AutoencoderKL) -> Statistics:
+    return make_statistics(draw_collection(3, 803), judge, autoencoder, judge_path, seed=5, latents=7)
+
+
+def make_good_pictures(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    """A perfect generator: renders what the prompt says, a little differently for each seed."""
+    words = {prompt: triple for triple in ALL_TRIPLES for prompt in prompts_of_triples(triple[None])}
+    rows = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        garment, colour, background = words[prompt]
+        pixels = draw_shapes(seed, np.array([garment])).pixels
+        rows.append((render(pixels, np.array([colour]), np.array([background])).numpy()[0] + 1) / 2)
+    return np.stack(rows)
+
+
+ALL_TRIPLES = prompt_triples(TRIPLES)
+
+
+def with_noise(amount: float):  # type: ignore[no-untyped-def]
+    def make(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        noise = np.random.default_rng(list(seeds)).standard_normal((len(prompts), 3, 32, 32), np.float32)
+        return np.clip(make_good_pictures(prompts, seeds) + amount * noise, 0, 1).astype(np.float32)
+
+    return make
+
+
+def run(judge: Judge, amount: float, *, samples: int = 323, seed: int = 0) -> Record:
+    return gather(
+        prompts_of_triples(prompt_triples(samples)),
+        Settings(samples=samples, seed=seed).picture_seeds(),
+        bundle=with_noise(amount),
+        reference=make_good_pictures,
+        judge=judge,
+        period=TRIPLES,
+        batch=17,
+        progress=lambda _: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def records(judge: Judge) -> dict[float, Record]:
+    return {amount: run(judge, amount) for amount in (0.0, 0.02, 0.3)}
+
+
+def test_prompts_meet_every_triple_once_in_each_cycle() -> None:
+    triples = prompt_triples(2 * TRIPLES)
+    assert len(np.unique(triples[:TRIPLES], axis=0)) == TRIPLES
+    np.testing.assert_array_equal(triples[:TRIPLES], triples[TRIPLES:])
+    assert len(np.unique(triples[:20, 0])) == len(GARMENTS)
+    assert is_held_out(triples[:TRIPLES]).sum() == len(HELD_OUT) * len(BACKGROUNDS)
+
+
+def test_runs_of_neighbouring_seeds_share_no_picture() -> None:
+    first, second = (Settings(samples=50, seed=seed).picture_seeds() for seed in (0, 1))
+    assert not set(first) & set(second)
+    assert second[0] == SEEDS_A_RUN
+    assert max(Settings(samples=50, seed=4096 * 7 + 3).picture_seeds()) < 1 << 32
+
+
+@pytest.mark.parametrize("arguments", [{"samples": 0}, {"samples": SEEDS_A_RUN + 1}, {"batch": 0}])
+def test_settings_out_of_range_are_refused(arguments: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=next(iter(arguments))):
+        Settings(**arguments)  # type: ignore[arg-type]
+
+
+def test_statistics_survive_the_file(statistics: Statistics, judge_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "statistics.safetensors"
+    save_statistics(statistics, path, seed=5)
+    first = path.read_bytes()
+    save_statistics(statistics, path, seed=5)
+    assert path.read_bytes() == first
+    read = load_statistics(path, judge_path=judge_path)
+    np.testing.assert_array_equal(read.real.covariance, statistics.real.covariance)
+    np.testing.assert_array_equal(read.latents, statistics.latents)
+    assert read.figures == statistics.figures
+    assert read.real.count == 803
+    assert statistics.latents.shape == (7, 3, 16, 16)
+
+
+def test_statistics_of_real_pictures(statistics: Statistics, judge: Judge) -> None:
+    assert statistics.figures["real_all"] > 0.6  # by chance 1/160
+    assert statistics.figures["reconstructed_all"] < 0.3  # the autoencoder is untrained
+    assert statistics.figures["reconstruction_frechet"] > 10 * 2 * statistics.figures["sampling_frechet"] / 803
+
+
+def test_real_pictures_get_every_colour_and_background_equally_often() -> None:
+    garments = np.random.default_rng(8).integers(3, size=3 * 7 * 16)
+    triples = balanced_triples(garments, seed=9)
+    np.testing.assert_array_equal(triples[:, 0], garments)
+    counts = np.unique(triples, axis=0, return_counts=True)[1]
+    assert len(counts) == 3 * 16
+    for garment in range(3):
+        each = np.unique(triples[garments == garment], axis=0, return_counts=True)[1]
+        assert each.max() - each.min() <= 1
+    assert (balanced_triples(garments, seed=10) != triples).any()
+
+
+def test_statistics_of_another_judge_are_refused(statistics: Statistics, tmp_path: Path) -> None:
+    path, other = tmp_path / "statistics.safetensors", tmp_path / "judge.safetensors"
+    save_statistics(statistics, path, seed=5)
+    save_file({name: tensor.contiguous() for name, tensor in Judge(8).state_dict().items()}, other)
+    with pytest.raises(InputError, match="another judge"):
+        load_statistics(path, judge_path=other)
+
+
+def test_damaged_files_are_refused(judge_path: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(judge_path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="judge's weights"):
+        load_judge(broken)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_statistics(broken, judge_path=judge_path)
+    with pytest.raises(InputError, match="not found"):
+        load_judge(tmp_path / "missing.safetensors")
+    with pytest.raises(InputError, match="format"):
+        load_statistics(judge_path, judge_path=judge_path)
+
+
+def test_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.random.default_rng(6).standard_normal(1000)
+    noise = seed_noise(lambda index: {"mean": float(values[index].mean())}, 1000)["mean"]
+    groups = values.reshape(10, 100).mean(axis=1)
+    assert noise == pytest.approx(groups.std(ddof=1) / np.sqrt(10), rel=1e-9)
+
+
+def test_jackknife_predicts_the_spread_of_the_frechet_distance_over_seeds() -> None:
+    """One estimate is good to a quarter, the spread of 60 runs to a tenth; twelve estimates are averaged."""
+    width, count = 9, 400
+    mix = np.random.default_rng(7).standard_normal((width, width))
+    target = Gaussian(np.full(width, 0.3), np.eye(width), 10**6)
+
+    def distance(vectors: np.ndarray) -> float:
+        return frechet_distance(Gaussian.fit(vectors), target)
+
+    runs = [np.random.default_rng(100 + i).standard_normal((count, width)) @ mix for i in range(60)]
+    spread = np.std([distance(vectors) for vectors in runs], ddof=1)
+    estimates = [
+        seed_noise(lambda index, vectors=vectors: {"d": distance(vectors[index])}, count)["d"]  # type: ignore[misc]
+        for vectors in runs[:12]
+    ]
+    assert np.sqrt(np.mean(np.square(estimates))) == pytest.approx(spread, rel=0.35)
+
+
+def test_noise_is_not_told_from_three_pictures() -> None:
+    assert seed_noise(lambda index: {"mean": float(index.mean())}, 3) == {}
+
+
+def test_equal_pictures_have_no_distance(records: dict[float, Record], statistics: Statistics) -> None:
+    figures = run_figures(records[0.0], prompt_triples(323), statistics.real, np.arange(323))
+    assert figures["paired.psnr_db"] == PSNR_CEILING_DB
+    assert figures["paired.ssim"] == pytest.approx(1, rel=1e-9)
+    assert figures["paired.feature_distance"] == 0
+    assert figures["paired.frechet_to_reference"] < 1e-6
+    assert {name for name in figures if name.startswith("change.") and figures[name] != 0} == set()
+    assert figures["bundle.all"] > 0.6
+
+
+def test_damage_is_seen_by_every_paired_figure(records: dict[float, Record], statistics: Statistics) -> None:
+    index, triples = np.arange(323), prompt_triples(323)
+    little, much = (run_figures(records[amount], triples, statistics.real, index) for amount in (0.02, 0.3))
+    assert little["paired.psnr_db"] == pytest.approx(-20 * np.log10(0.02), abs=3)  # half of it is clipped off
+    assert much["paired.psnr_db"] < little["paired.psnr_db"] - 15
+    assert much["paired.ssim"] < little["paired.ssim"]
+    assert much["paired.feature_distance"] > 3 * little["paired.feature_distance"]
+    assert much["paired.frechet_to_reference"] > 3 * little["paired.frechet_to_reference"]
+    assert much["change.frechet_to_real"] > 0
+
+
+def test_rows_carry_noise_floors_and_the_other_seed(records: dict[float, Record], statistics: Statistics) -> None:
+    absolute, paired, method = summarize([records[0.02]], prompt_triples(323), statistics, period=TRIPLES)
+    rows = {row.name: row for row in absolute}
+    assert list(rows) == ["garment", "colour", "background", "all", "held_out", "frechet_to_real"]
+    assert rows["garment"].real == statistics.figures["real_garment"]
+    assert rows["frechet_to_real"].autoencoder == statistics.figures["reconstruction_frechet"]
+    assert rows["frechet_to_real"].change is not None
+    noise, change_noise = rows["frechet_to_real"].bundle.noise, rows["frechet_to_real"].change.noise
+    assert noise is not None
+    assert change_noise is not None
+    assert 0 < change_noise < noise
+    pairs = {row.name: row for row in paired}
+    assert pairs["psnr_db"].worst is not None
+    assert pairs["psnr_db"].worst_5_percent is not None
+    assert pairs["psnr_db"].worst <= pairs["psnr_db"].worst_5_percent < pairs["psnr_db"].value.value
+    assert pairs["psnr_db"].other_seed is not None
+    assert pairs["psnr_db"].other_seed < pairs["psnr_db"].value.value
+    assert pairs["frechet_to_reference"].other_seed is not None
+    assert pairs["frechet_to_reference"].other_seed > pairs["frechet_to_reference"].value.value
+    assert "jackknife" in method
+
+
+def test_noise_over_real_seeds_is_of_the_estimate_s_size(judge: Judge, statistics: Statistics) -> None:
+    runs = [run(judge, 0.1, samples=161, seed=seed) for seed in range(5)]
+    triples = prompt_triples(161)
+    _, measured, method = summarize(runs, triples, statistics, period=TRIPLES)
+    _, estimated, _ = summarize(runs[:1], triples, statistics, period=TRIPLES)
+    assert "5 runs" in method
+    assert measured[0].value.noise == pytest.approx(estimated[0].value.noise, rel=0.9)
+
+
+def test_without_a_reference_only_absolute_figures_remain(judge: Judge, statistics: Statistics) -> None:
+    record = gather(
+        prompts_of_triples(prompt_triples(11)),
+        Settings(samples=11).picture_seeds(),
+        bundle=make_good_pictures,
+        reference=None,
+        judge=judge,
+        period=TRIPLES,
+        batch=4,
+        progress=lambda _: None,
+    )
+    absolute, paired, _ = summarize([record], prompt_triples(11), statistics, period=TRIPLES)
+    assert paired == ()
+    assert all(row.reference is None and row.change is None for row in absolute)
+
+
+def test_json_has_null_for_what_is_not_finite() -> None:
+    evaluation = Evaluation({}, None, Settings(), "", (), (), ())
+    value = evaluation.to_json()
+    assert value["settings"]["samples"] == 5000
+    assert value["reference"] is None
+
+
+def test_a_run_can_be_repeated(judge: Judge, statistics: Statistics, records: dict[float, Record]) -> None:
+    again = run(judge, 0.02)
+    index, triples = np.arange(323), prompt_triples(323)
+    first = run_figures(records[0.02], triples, statistics.real, index)
+    assert run_figures(again, triples, statistics.real, index) == first
