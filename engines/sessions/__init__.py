@@ -21,6 +21,16 @@ def open_session(source: EngineSource, *, threads: int | None = None) -> Session
         BundleError: the backend cannot read the files.
         TargetError: this machine cannot run the engine.
     """
+    try:
+        return _open_session(source, threads)
+    except ModuleNotFoundError as error:
+        raise TargetError(
+            f"{source.files[0]} needs the package {error.name}, which is not installed",
+            hint=f"{source.origin}; pip install 'sdc[tensorrt]' for plans, `sdc doctor` for the rest",
+        ) from error
+
+
+def _open_session(source: EngineSource, threads: int | None) -> Session:
     if source.backend == OPENVINO:
         from sdc.engines.sessions.openvino import OpenVinoSession
 

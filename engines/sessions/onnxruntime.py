@@ -27,14 +27,14 @@ class OnnxRuntimeSession:
         try:
             session = onnxruntime.InferenceSession(source.files[0], options, providers=_PROVIDERS)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            source.refuse_unreadable(error)
+            raise source.unreadable(error) from error
         # ONNX Runtime falls back to another provider with no more than a warning: make it an error.
         if session.get_providers() != _PROVIDERS:
-            source.refuse_unrunnable(f"expected the providers {_PROVIDERS}, found {session.get_providers()}")
+            raise source.unrunnable(f"expected the providers {_PROVIDERS}, found {session.get_providers()}")
         expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
         found = {node.name for node in (*session.get_inputs(), *session.get_outputs())}
         if expected != found:
-            source.refuse_unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
+            raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
         self._session: onnxruntime.InferenceSession | None = session
         self._weight_bytes = sum(file.stat().st_size for file in source.files)
 

@@ -28,11 +28,11 @@ class OpenVinoSession:
         try:
             model = core.read_model(source.files[0])
         except RuntimeError as error:
-            source.refuse_unreadable(error)
+            raise source.unreadable(error) from error
         expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
         found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
         if not expected <= found:
-            source.refuse_unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
+            raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": inference_precision(core, source.options.get("inference_precision", "f32")),
@@ -42,7 +42,7 @@ class OpenVinoSession:
         try:
             self._compiled: openvino.CompiledModel | None = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
-            source.refuse_unreadable(error)
+            raise source.unreadable(error) from error
         self._request: openvino.InferRequest | None = self._compiled.create_infer_request()
         self._weight_bytes = sum(file.stat().st_size for file in source.files[1:])
 

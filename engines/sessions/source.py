@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sdc.engines.errors import BundleError, TargetError
 from sdc.engines.specs import ComponentSpec
@@ -31,16 +31,16 @@ class EngineSource:
     compute_capabilities: tuple[str, ...] = ()
     origin: str = "the engine's origin is unknown"
 
-    def refuse_unreadable(self, reason: object) -> NoReturn:
-        """Raise the error for files that the backend cannot read."""
-        raise BundleError(
+    def unreadable(self, reason: object) -> BundleError:
+        """The error for files that the backend cannot read."""
+        return BundleError(
             f"{self.files[0]} is not an engine that {self.backend} can read: {_first_line(reason)}",
             hint=f"{self.origin}; export the bundle again",
         )
 
-    def refuse_unrunnable(self, reason: object) -> NoReturn:
-        """Raise the error for an engine that this machine cannot run."""
-        raise TargetError(
+    def unrunnable(self, reason: object) -> TargetError:
+        """The error for an engine that this machine cannot run."""
+        return TargetError(
             f"cannot run {self.files[0]} here: {_first_line(reason)}",
             hint=f"{self.origin}; `sdc doctor` shows what this machine can run",
         )
