@@ -36,7 +36,7 @@ class Recipe:
     judge_epochs: int = 6
     feature_network_epochs: int = 2
     vae_steps: int = 2500
-    unet_steps: int = 5600
+    unet_steps: int = 5200
     gradient_checkpointing: bool = False
 
 
