@@ -1,0 +1,143 @@
+"""What to draw: every choice of one call, checked against what the engines can take before any of them is loaded."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdc.engines.errors import InputError
+from sdc.engines.manifest import PipelineSettings
+from sdc.engines.noise import MAXIMUM_SEED
+from sdc.engines.samplers import find_sampler
+from sdc.engines.schedule import Schedule
+from sdc.engines.specs import ComponentSpec, DimensionRange
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The pictures of one call.
+
+    Attributes:
+        prompts: one for each picture; likewise ``negative_prompts``.
+        sampler: a key of ``SAMPLERS``.
+        steps: denoising steps.
+        guidance_scale: weight of classifier-free guidance; up to 1 there is none.
+        seeds: one for the whole batch, or one for each picture.
+        height_px: size of the pictures; likewise ``width_px``.
+        eta: new noise at each step of DDIM, from 0 to 1.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    sampler: str
+    steps: int
+    guidance_scale: float
+    seeds: tuple[int, ...]
+    height_px: int
+    width_px: int
+    eta: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def parameters(self, index: int) -> dict[str, Any]:
+        """What made picture `index`, as JSON values; together with the bundle they make it again."""
+        return {
+            "prompt": self.prompts[index],
+            "negative_prompt": self.negative_prompts[index],
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "seed": self.seeds[index] if len(self.seeds) > 1 else self.seeds[0],
+            "width": self.width_px,
+            "height": self.height_px,
+            "eta": self.eta,
+            "index": index if len(self.seeds) == 1 else 0,
+            "batch": len(self) if len(self.seeds) == 1 else 1,
+        }
+
+
+def repeat_prompts(prompt: str | Sequence[str], batch: int) -> tuple[str, ...]:
+    """Every prompt `batch` times, one after the other."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise InputError("the list of prompts is empty")
+    if batch < 1:
+        raise InputError(f"batch {batch} was asked for", hint="choose at least 1")
+    return tuple(each for each in prompts for _ in range(batch))
+
+
+def match_negative_prompts(negative_prompt: str | Sequence[str], pictures: int) -> tuple[str, ...]:
+    """One negative prompt for each picture: a single one serves all, several are dealt out evenly."""
+    negative = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
+    if not negative or pictures % len(negative):
+        raise InputError(
+            f"{len(negative)} negative prompts were given for {pictures} pictures",
+            hint="give one, or one for each prompt",
+        )
+    return tuple(each for each in negative for _ in range(pictures // len(negative)))
+
+
+def match_seeds(seed: int | Sequence[int] | None, pictures: int) -> tuple[int, ...]:
+    """The seeds to use; without one, a random seed of 32 bits."""
+    if seed is None:
+        return (secrets.randbits(32),)
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    if len(seeds) not in (1, pictures):
+        raise InputError(f"{len(seeds)} seeds were given for {pictures} pictures", hint="give one, or one each")
+    for each in seeds:
+        if not 0 <= each <= MAXIMUM_SEED:
+            raise InputError(f"seed {each} is outside 0 to 2**64 - 1")
+    return seeds
+
+
+def takes_two_batches(guidance_scale: float, settings: PipelineSettings) -> bool:
+    """Whether guidance needs the unconditional prediction: not up to 1, and not if the UNet takes it as an input."""
+    return guidance_scale > 1 and settings.time_cond_proj_dim is None
+
+
+def check_generation(
+    generation: Generation, schedule: Schedule, settings: PipelineSettings, specs: Mapping[str, ComponentSpec]
+) -> None:
+    """Check a generation against the schedule and the engines' ranges.
+
+    Raises:
+        InputError: the sampler is unknown, or a number is outside what the bundle takes; the message names the range.
+    """
+    find_sampler(generation.sampler, eta=generation.eta).plan(schedule, generation.steps)
+    if not math.isfinite(generation.guidance_scale):
+        raise InputError(f"guidance {generation.guidance_scale} is not a finite number")
+    reduction = settings.vae_reduction
+    for component, tensor in (("unet", "sample"), ("vae_decoder", "latent_sample")):
+        for axis, name, size in ((2, "height", generation.height_px), (3, "width", generation.width_px)):
+            _check_size(name, size, _allowed(specs[component], tensor, axis), reduction)
+    doubled = 2 if takes_two_batches(generation.guidance_scale, settings) else 1
+    allowed = _allowed(specs["unet"], "sample", 0)
+    if not allowed.minimum <= doubled * len(generation) <= allowed.maximum:
+        most = allowed.maximum // doubled
+        raise InputError(
+            f"{len(generation)} pictures at guidance {generation.guidance_scale} need {doubled * len(generation)} rows "
+            f"of the UNet, which takes {allowed.minimum} to {allowed.maximum}",
+            hint=f"ask for at most {most} at a time" if most else "use guidance 1",
+        )
+
+
+def _check_size(name: str, size_px: int, latent: DimensionRange, reduction: int) -> None:
+    least, most, multiple = (reduction * each for each in (latent.minimum, latent.maximum, latent.multiple))
+    if size_px % multiple or not least <= size_px <= most:
+        allowed = f"{least}" if least == most else f"{least} to {most} in steps of {multiple}"
+        raise InputError(f"{name} {size_px} px is not possible with this bundle", hint=f"choose {allowed} px")
+
+
+def _allowed(spec: ComponentSpec, tensor: str, axis: int) -> DimensionRange:
+    shape = next(each.shape for each in spec.inputs if each.name == tensor)
+    size = shape[axis]
+    return spec.dimensions[size] if isinstance(size, str) else DimensionRange(size, size, size)
+
+
+def largest_batch(spec: ComponentSpec) -> int:
+    """Most rows that a component takes at once."""
+    return _allowed(spec, spec.inputs[0].name, 0).maximum

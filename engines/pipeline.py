@@ -1,0 +1,223 @@
+"""Text to picture: tokenizer, text encoder, sampler around the UNet, VAE decoder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdc.engines.bundle import open_bundle
+from sdc.engines.denoise import DENOISERS, Latents, Predict, embed_guidance, guide
+from sdc.engines.generation import (
+    Generation,
+    check_generation,
+    match_negative_prompts,
+    match_seeds,
+    repeat_prompts,
+    takes_two_batches,
+)
+from sdc.engines.manifest import PipelineSettings
+from sdc.engines.networks import Networks, OnStep
+from sdc.engines.noise import noise_from_seeds
+from sdc.engines.picture import images_from_pixels, pixels_from_decoded
+from sdc.engines.samplers import find_sampler
+from sdc.engines.schedule import Schedule
+from sdc.engines.schedule_config import read_schedule
+from sdc.engines.session import Session
+from sdc.engines.specs import ComponentSpec
+from sdc.engines.tokenizer import ClipTokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """A text-to-image pipeline over loaded engines; close it, or use it as a context manager.
+
+    Engines are loaded when they are first needed and stay loaded. Not thread-safe.
+
+    Args:
+        tokenizer: prompts to token ids.
+        schedule: the model's noise schedule.
+        settings: what the manifest says of the pipeline.
+        specs: the interface of every component.
+        load_session: loads the engine of a component.
+        provenance: JSON values that go into every picture's parameters; "model" is shown in their text form.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: ClipTokenizer,
+        schedule: Schedule,
+        settings: PipelineSettings,
+        specs: Mapping[str, ComponentSpec],
+        load_session: Callable[[str], Session],
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.schedule = schedule
+        self.settings = settings
+        self.provenance = {"model": "unknown", **(provenance or {})}
+        self.networks = Networks(specs, load_session)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        sampler: str = "ddim",
+        steps: int | None = None,
+        guidance_scale: float = 5.0,
+        seed: int | Sequence[int] | None = None,
+        batch: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+        on_step: OnStep | None = None,
+    ) -> list[Image.Image]:
+        """Draw pictures; the arguments are those of `plan`, and `on_step` is called after every step.
+
+        Raises:
+            InputError: an argument is outside what the bundle takes.
+            NumericalError: an engine gave NaN or infinity.
+        """
+        generation = self.plan(
+            prompt,
+            negative_prompt,
+            sampler=sampler,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            batch=batch,
+            height=height,
+            width=width,
+            eta=eta,
+        )
+        return self.draw(generation, on_step=on_step)
+
+    def plan(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        sampler: str = "ddim",
+        steps: int | None = None,
+        guidance_scale: float = 5.0,
+        seed: int | Sequence[int] | None = None,
+        batch: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        eta: float = 0.0,
+    ) -> Generation:
+        """Check the choices of a call and complete them, without loading an engine.
+
+        Args:
+            prompt: one, or one for each of several pictures.
+            negative_prompt: what guidance leads away from; one, or one for each prompt.
+            sampler: "ddim", "lcm", "euler" or "dpmpp-2m".
+            steps: denoising steps; the sampler's usual number when missing.
+            guidance_scale: weight of classifier-free guidance; up to 1 there is none.
+            seed: one whose noise fills the whole batch, or one for each picture; random when missing.
+            batch: pictures for each prompt.
+            height: in pixels; the model's own when missing; likewise `width`.
+            eta: new noise at each step, from 0 to 1; DDIM only.
+
+        Raises:
+            InputError: an argument is outside what the bundle takes.
+        """
+        prompts = repeat_prompts(prompt, batch)
+        generation = Generation(
+            prompts=prompts,
+            negative_prompts=match_negative_prompts(negative_prompt, len(prompts)),
+            sampler=sampler,
+            steps=find_sampler(sampler).default_steps if steps is None else steps,
+            guidance_scale=float(guidance_scale),
+            seeds=match_seeds(seed, len(prompts)),
+            height_px=self.settings.default_height_px if height is None else height,
+            width_px=self.settings.default_width_px if width is None else width,
+            eta=eta,
+        )
+        check_generation(generation, self.schedule, self.settings, self.networks.specs)
+        if any(generation.negative_prompts) and not takes_two_batches(guidance_scale, self.settings):
+            log.warning("the negative prompt has no effect: there is no unconditional prediction to replace")
+        return generation
+
+    def draw(self, generation: Generation, *, on_step: OnStep | None = None) -> list[Image.Image]:
+        """The pictures of a generation, with its parameters in their ``info``."""
+        pixels = pixels_from_decoded(self.decode(self.denoise(generation, on_step=on_step)))
+        parameters = [{**generation.parameters(index), **self.provenance} for index in range(len(generation))]
+        return images_from_pixels(pixels, parameters)
+
+    def encode(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """The text encoder's last hidden states, [len(prompts), max_tokens, D], float32; equal prompts run once."""
+        distinct = list(dict.fromkeys(prompts))
+        states = self.networks.encode_text(self.tokenizer.encode(distinct))
+        return states[[distinct.index(prompt) for prompt in prompts]]
+
+    def denoise(self, generation: Generation, *, on_step: OnStep | None = None) -> Latents:
+        """Run the sampler.
+
+        Returns:
+            [N, C, H/F, W/F], float32: clean latents in the UNet's scale; `decode` takes them.
+        """
+        settings = self.settings
+        sampler = find_sampler(generation.sampler, eta=generation.eta)
+        trajectory = sampler.plan(self.schedule, generation.steps)
+        draw_noise = noise_from_seeds(generation.seeds)
+        latent_size = (generation.height_px // settings.vae_reduction, generation.width_px // settings.vae_reduction)
+        x = draw_noise((len(generation), settings.latent_channels, *latent_size)) * np.float32(trajectory.start_scale)
+        predict = self._predictor(generation, on_step)
+        return sampler.sample(DENOISERS[self.schedule.prediction_type](predict), x, trajectory.transitions, draw_noise)
+
+    def decode(self, latents: Latents) -> NDArray[np.float32]:
+        """The VAE decoder's pictures, [N, 3, H, W], float32, -1 for black to 1 for white and a little beyond."""
+        scaled = latents / self.settings.vae_scaling_factor + self.settings.vae_shift_factor
+        return self.networks.decode_latents(scaled)
+
+    def close(self) -> None:
+        """Release all engines; may be called twice. They are loaded again if they are needed again."""
+        self.networks.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _predictor(self, generation: Generation, on_step: OnStep | None) -> Predict:
+        """The UNet with its conditions, and guidance around it."""
+        conditions = {"encoder_hidden_states": self.encode(generation.prompts)}
+        width = self.settings.time_cond_proj_dim
+        if width is not None:
+            conditions["timestep_cond"] = embed_guidance(generation.guidance_scale, rows=len(generation), width=width)
+        guided = takes_two_batches(generation.guidance_scale, self.settings)
+        if guided:
+            negative = self.encode(generation.negative_prompts)
+            conditions["encoder_hidden_states"] = np.concatenate([negative, conditions["encoder_hidden_states"]])
+        predict = self.networks.predictor(conditions, steps=generation.steps, on_step=on_step)
+        return guide(predict, generation.guidance_scale) if guided else predict
+
+
+def open_pipeline(path: str | os.PathLike[str], target: str | None, *, verify: bool, threads: int | None) -> Pipeline:
+    """See `sdc.engines.load`."""
+    bundle = open_bundle(Path(path), verify=verify)
+    manifest = bundle.manifest
+    chosen = bundle.choose_target(target)
+    return Pipeline(
+        tokenizer=load_tokenizer(bundle.path / "tokenizer", max_tokens=manifest.pipeline.max_tokens),
+        schedule=read_schedule(bundle.path / "scheduler" / "scheduler_config.json"),
+        settings=manifest.pipeline,
+        specs=manifest.components,
+        load_session=lambda component: bundle.load_session(component, chosen, threads=threads),
+        provenance={
+            "model": manifest.model.name,
+            "precision": manifest.precision,
+            "target": chosen.name,
+            "sdc_version": manifest.sdc_version,
+        },
+    )
