@@ -75,10 +75,13 @@ def load_tokenizer(folder: Path, *, max_tokens: int = 77) -> ClipTokenizer:
     try:
         vocabulary, merges, added = _read_model(folder)
         special, added_in_config = _read_special_tokens(folder)
-        unknown = str(special["unk_token"])
+        unknown = special["unk_token"].content
         model = BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=unknown)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"the tokenizer in {folder} cannot be read: {error}") from error
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise InputError(
+            f"the tokenizer in {folder} cannot be read: {error}",
+            hint="it needs tokenizer.json, or vocab.json and merges.txt, in CLIP's format",
+        ) from error
     encoder = Tokenizer(model)
     encoder.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -92,7 +95,7 @@ def load_tokenizer(folder: Path, *, max_tokens: int = 77) -> ClipTokenizer:
     _add_tokens(encoder, special, {**added, **added_in_config})
 
     def find(name: str) -> int:
-        token = str(special[name])
+        token = special[name].content
         found: int | None = encoder.token_to_id(token)
         if found is None:
             raise InputError(f"the tokenizer in {folder} has no token {token!r} ({name})")
@@ -121,14 +124,21 @@ def _read_model(folder: Path) -> tuple[dict[str, int], Merges, AddedTokens]:
     """Vocabulary, merges, and tokens beside the vocabulary by id."""
     whole = _read_json(folder / "tokenizer.json")
     if whole is None:
-        vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [_pair(line) for line in lines if line and not line.startswith("#version")]
         return vocabulary, merges, {}
     model = whole["model"]
     if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != "</w>":
         raise ValueError("expected byte-pair encoding whose words end in '</w>', as CLIP's")
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    merges = [_pair(merge) for merge in model["merges"]]
     added = {int(entry["id"]): _token(entry, special=False) for entry in whole.get("added_tokens", [])}
     return model["vocab"], merges, added
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
 
 
 def _read_special_tokens(folder: Path) -> tuple[dict[str, AddedToken], AddedTokens]:
