@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any, ClassVar
 
 import numpy as np
@@ -143,7 +144,7 @@ class _Rewriter:
         quantise = ir.node("QuantizeLinear", [value, scale, self.zero_point])
         dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], scale, self.zero_point])
         for node, dtype, suffix in ((quantise, ir.DataType.INT8, "int8"), (dequantise, value.dtype, "dequantised")):
-            node.outputs[0].name = f"{name}.{suffix}"
+            node.outputs[0].name = f"{scale.name}.{suffix}"
             node.outputs[0].shape = value.shape
             if dtype is not None:
                 node.outputs[0].dtype = dtype
@@ -163,11 +164,10 @@ class _Rewriter:
         if not np.isfinite(weights).all():
             raise PassError(f"the weight of {site(layer.node)} holds NaN or infinity", hint="check the checkpoint")
         integers, scale = quantise_weights(weights, levels=levels, axis=axis if self.options.per_channel else None)
-        suffix = f".{axis}" if any(known is value for known, _ in self.weights) else ""
-        stored = self._initializer(f"{value.name}{suffix}.int8", integers)
-        scales = self._initializer(f"{value.name}{suffix}.qdq_scale", scale)
+        stored = self._initializer(f"{value.name}.int8", integers)
+        scales = self._initializer(f"{value.name}.qdq_scale", scale)
         node = ir.node("DequantizeLinear", [stored, scales], {"axis": axis} if self.options.per_channel else {})
-        node.outputs[0].name = f"{value.name}{suffix}.dequantised"
+        node.outputs[0].name = f"{stored.name}.dequantised"
         node.outputs[0].shape = ir.Shape(weights.shape)
         node.outputs[0].dtype = tensor.dtype
         self.graph.insert_before(layer.node, node)
@@ -176,6 +176,8 @@ class _Rewriter:
         return node.outputs[0]
 
     def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
+        taken = self.graph.initializers
+        name = next(each for each in chain([name], (f"{name}.{i}" for i in count(2))) if each not in taken)
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
