@@ -43,3 +43,9 @@ def staging(folder: Path, files: tuple[str, ...]) -> Iterator[Path]:
 def save_onnx(model: ir.Model, path: Path) -> None:
     """Write a model with its weights beside it in ``<name>_data``, as optimum does; the model is not changed."""
     ir.save(model, path, external_data=f"{path.name}_data")
+
+
+def one_line(error: object, *, limit: int = 600) -> str:
+    """A backend's message without its line breaks, cut at `limit` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]} ..."

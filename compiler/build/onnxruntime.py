@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from sdc.compiler.build.built import BuiltEngine, save_onnx, staging
+from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 
@@ -42,6 +42,6 @@ def _check(name: str, path: Path) -> None:
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise ExportError(
-            f"ONNX Runtime refuses the graph of {name}: {error}",
+            f"ONNX Runtime refuses the graph of {name}: {one_line(error)}",
             hint="`sdc doctor` shows the version; report it together with the graph",
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import openvino
 
-from sdc.compiler.build.built import BuiltEngine, save_onnx, staging
+from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 
@@ -35,7 +35,7 @@ def build_openvino(component: Component, folder: Path) -> BuiltEngine:
             model = openvino.Core().read_model(temporary / "model.onnx")
         except RuntimeError as error:
             raise ExportError(
-                f"OpenVINO refuses the graph of {component.spec.name}: {error}",
+                f"OpenVINO refuses the graph of {component.spec.name}: {one_line(error)}",
                 hint="`sdc doctor` shows the version; report it together with the graph",
             ) from error
         _name_operators(model)
@@ -61,7 +61,14 @@ def _name_operators(model: openvino.Model) -> None:
 
 def has_reduced_precision(model: ir.Model) -> bool:
     """Whether any value of the graph is of 16 bits or any operator quantises."""
-    graph = model.graph
-    return any(value.dtype in _REDUCED for value in graph.initializers.values()) or any(
-        node.op_type in _QUANTIZING or any(output.dtype in _REDUCED for output in node.outputs) for node in graph
+    return any(value.dtype in _REDUCED for value in model.graph.initializers.values()) or any(
+        node.op_type in _QUANTIZING
+        or _cast_type(node) in _REDUCED
+        or any(each.dtype in _REDUCED for each in node.outputs)
+        for node in model.graph
     )
+
+
+def _cast_type(node: ir.Node) -> int | None:
+    """What a Cast casts to; a graph need not say the types of its values."""
+    return node.attributes.get_int("to") if node.op_type == "Cast" else None

@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
-from sdc.compiler.build.built import BuiltEngine, save_onnx, staging
+from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError, TargetError
 from sdc.engines.specs import ComponentSpec, TensorSpec
@@ -45,13 +45,15 @@ def build_tensorrt(component: Component, target: Target, folder: Path) -> BuiltE
         network.name = component.spec.name  # else a counter of the process, which would differ from build to build
         parser = trt.OnnxParser(network, messages)
         if not parser.parse_from_file(str(temporary / "model.onnx")):
-            raise ExportError(f"TensorRT cannot read the graph of {component.spec.name}: {_parser_errors(parser)}")
+            raise ExportError(
+                f"TensorRT cannot read the graph of {component.spec.name}: {one_line(_parser_errors(parser))}"
+            )
         attentions = _allow_unfused_attention(network)
         config = _make_config(builder, component.spec, target)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise ExportError(
-                f"TensorRT cannot build {component.spec.name} for {target.name}: {messages.errors()}",
+                f"TensorRT cannot build {component.spec.name} for {target.name}: {one_line(messages.errors())}",
                 hint=_hint(target),
             )
         with (temporary / plan).open("wb") as file:

@@ -34,18 +34,17 @@ class EngineSource:
     def unreadable(self, reason: object) -> BundleError:
         """The error for files that the backend cannot read."""
         return BundleError(
-            f"{self.files[0]} is not an engine that {self.backend} can read: {_first_line(reason)}",
+            f"{self.files[0]} is not an engine that {self.backend} can read: {_one_line(reason)}",
             hint=f"{self.origin}; export the bundle again",
         )
 
     def unrunnable(self, reason: object) -> TargetError:
         """The error for an engine that this machine cannot run."""
         return TargetError(
-            f"cannot run {self.files[0]} here: {_first_line(reason)}",
+            f"cannot run {self.files[0]} here: {_one_line(reason)}",
             hint=f"{self.origin}; `sdc doctor` shows what this machine can run",
         )
 
 
-def _first_line(reason: object) -> str:
-    lines = [line.strip() for line in str(reason).splitlines() if line.strip()]
-    return " ".join(lines)[:300] if lines else "no reason was given"
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split())[:300] or "no reason was given"

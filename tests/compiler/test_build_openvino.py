@@ -1,0 +1,107 @@
+import hashlib
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+import pytest
+
+from sdc.compiler.build import build_engine
+from sdc.compiler.build.openvino import has_reduced_precision
+from sdc.compiler.component import Component
+from sdc.engines.errors import ExportError
+from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.targets import TARGETS
+
+FLOAT16 = """
+<ir_version: 10, opset_import: ["" : 23]>
+g (float[B,3,H,W] sample) => (float[B,3,H,W] out_sample) {
+    half = Cast <to = 10> (sample)
+    doubled = Add (half, half)
+    out_sample = Cast <to = 1> (doubled)
+}
+"""
+QUANTIZED = """
+<ir_version: 10, opset_import: ["" : 23]>
+g (float[B,3,H,W] sample) => (float[B,3,H,W] out_sample) <float scale = {0.1}, int8 zero = {0}> {
+    quantized = QuantizeLinear (sample, scale, zero)
+    out_sample = DequantizeLinear (quantized, scale, zero)
+}
+"""
+UNKNOWN = """
+<ir_version: 10, opset_import: ["" : 23, "sdc" : 1]>
+g (float[B,3,H,W] sample) => (float[B,3,H,W] out_sample) {
+    out_sample = sdc.FusedNorm (sample)
+}
+"""
+
+
+def parse(text):
+    return ir.from_proto(onnx.parser.parse_model(text))
+
+
+def digests(folder, names):
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+
+
+def test_writes_optimums_names_and_says_what_it_did(small_unet, tmp_path):
+    built = build_engine(small_unet.component, TARGETS["cpu"], tmp_path / "unet")
+    assert built.files == ("openvino_model.xml", "openvino_model.bin")
+    assert sorted(path.name for path in (tmp_path / "unet").iterdir()) == sorted(built.files)
+    assert built.options == {"inference_precision": "f32"}
+    assert built.built_with["openvino"].startswith("20")
+    assert built.seconds > 0
+    # Convolution, two MatMul, Multiply, Add, Unsqueeze, three inputs, an output, weights.
+    assert built.details["operators"] >= 10
+
+
+def test_the_same_graph_gives_the_same_bytes(small_unet, tmp_path):
+    first = build_engine(small_unet.component, TARGETS["cpu"], tmp_path / "1")
+    second = build_engine(small_unet.component, TARGETS["cpu"], tmp_path / "2")
+    assert digests(tmp_path / "1", first.files) == digests(tmp_path / "2", second.files)
+
+
+def test_the_component_is_not_changed(small_unet, tmp_path):
+    before = ir.to_proto(small_unet.component.model).SerializeToString(deterministic=True)
+    build_engine(small_unet.component, TARGETS["cpu"], tmp_path)
+    assert ir.to_proto(small_unet.component.model).SerializeToString(deterministic=True) == before
+
+
+def test_float32_weights_stay_float32(small_unet, tmp_path):
+    build_engine(small_unet.component, TARGETS["cpu"], tmp_path)
+    content = (tmp_path / "openvino_model.bin").read_bytes()
+    assert small_unet.kernel.tobytes() in content
+    assert small_unet.projection.tobytes() in content
+
+
+@pytest.mark.parametrize(("text", "precision"), [(FLOAT16, "auto"), (QUANTIZED, "auto")])
+def test_a_graph_of_lower_precision_may_use_what_the_processor_has(small_unet, tmp_path, text, precision):
+    model = parse(text)
+    assert has_reduced_precision(model)
+    built = build_engine(Component(small_unet.component.spec, model), TARGETS["cpu"], tmp_path)
+    assert built.options == {"inference_precision": precision}
+
+
+def test_float16_weights_alone_count_as_lower_precision(small_unet):
+    model = small_unet.component.model.clone()
+    assert not has_reduced_precision(model)
+    half = ir.Value(name="half", const_value=ir.tensor(np.zeros(3, np.float16), name="half"))
+    half.dtype, half.shape = ir.DataType.FLOAT16, ir.Shape([3])
+    model.graph.register_initializer(half)
+    assert has_reduced_precision(model)
+
+
+def test_a_refused_graph_leaves_nothing_and_keeps_what_was_there(small_unet, tmp_path):
+    (tmp_path / "openvino_model.xml").write_text("old")
+    with pytest.raises(ExportError, match=r"OpenVINO refuses the graph of unet: .*FusedNorm"):
+        build_engine(Component(small_unet.component.spec, parse(UNKNOWN)), TARGETS["cpu"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["openvino_model.xml"]
+    assert (tmp_path / "openvino_model.xml").read_text() == "old"
+
+
+def test_replaces_an_older_engine(small_unet, tmp_path):
+    (tmp_path / "openvino_model.xml").write_text("old")
+    built = build_engine(small_unet.component, TARGETS["cpu"], tmp_path)
+    files = tuple(tmp_path / name for name in built.files)
+    feeds = small_unet.feeds()
+    with open_session(EngineSource(small_unet.component.spec, "openvino", files, built.options)) as session:
+        np.testing.assert_allclose(session.run(feeds)["out_sample"], small_unet.answer(feeds), atol=5e-5, rtol=0)

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from sdc.compiler.build import build_engine
+from sdc.engines.errors import BundleError, InputError
+from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.targets import TARGETS
+
+
+@pytest.fixture
+def source(small_unet, tmp_path):
+    built = build_engine(small_unet.component, TARGETS["ort-cpu"], tmp_path)
+    files = tuple(tmp_path / name for name in built.files)
+    return EngineSource(small_unet.component.spec, "onnxruntime", files, built.options)
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 4, 4), (3, 10, 14), (4, 32, 6)])
+def test_equals_numpy_at_several_shapes(source, small_unet, batch, height, width):
+    feeds = small_unet.feeds(batch=batch, height=height, width=width)
+    with open_session(source, threads=1) as session:
+        result = session.run(feeds)["out_sample"]
+    assert result.dtype == np.float32
+    # 28 float32 products of size 1: rounding stays below 28 * 2**-24 * 28.
+    np.testing.assert_allclose(result, small_unet.answer(feeds), atol=5e-5, rtol=0)
+
+
+def test_results_survive_the_next_run_and_feeds_stay(source, small_unet):
+    feeds = small_unet.feeds(seed=1)
+    kept = {name: array.copy() for name, array in feeds.items()}
+    with open_session(source) as session:
+        first = session.run(feeds)["out_sample"]
+        copy = first.copy()
+        session.run(small_unet.feeds(seed=2))
+    np.testing.assert_array_equal(first, copy)
+    for name, array in feeds.items():
+        np.testing.assert_array_equal(array, kept[name])
+
+
+def test_refuses_feeds_outside_the_interface(source, small_unet):
+    with open_session(source) as session, pytest.raises(InputError, match="W must be a multiple of 2, found 13"):
+        session.run(small_unet.feeds(width=13))
+
+
+def test_runs_on_the_cpu_provider_alone(source):
+    with open_session(source) as session:
+        assert session._session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_memory_and_close(source):
+    session = open_session(source)
+    assert session.memory_bytes == sum(file.stat().st_size for file in source.files) > 0
+    session.close()
+    session.close()
+    assert session.memory_bytes == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08", b"\0" * 100])
+def test_refuses_a_corrupt_graph(source, content):
+    source.files[0].write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.onnx is not an engine that onnxruntime can read"):
+        open_session(source)
+
+
+def test_refuses_truncated_weights(source):
+    source.files[1].write_bytes(source.files[1].read_bytes()[:100])
+    with pytest.raises(BundleError, match="is not an engine that onnxruntime can read"):
+        open_session(source)
+
+
+def test_refuses_an_engine_with_other_tensors(source, small_unet, tmp_path):
+    spec = small_unet.component.spec
+    other = type(spec)(spec.name, spec.inputs[:2], spec.outputs, spec.dimensions)
+    with pytest.raises(BundleError, match="expected tensors"):
+        open_session(EngineSource(other, source.backend, source.files))

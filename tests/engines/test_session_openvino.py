@@ -1,0 +1,108 @@
+import numpy as np
+import openvino
+import pytest
+
+from sdc.compiler.build import build_engine
+from sdc.engines.errors import BundleError, InputError, TargetError
+from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.sessions.openvino import inference_precision
+from sdc.engines.targets import TARGETS
+
+
+@pytest.fixture
+def source(small_unet, tmp_path):
+    built = build_engine(small_unet.component, TARGETS["cpu"], tmp_path)
+    return EngineSource(
+        spec=small_unet.component.spec,
+        backend="openvino",
+        files=tuple(tmp_path / name for name in built.files),
+        options=built.options,
+        origin="'cpu' was built for the CPU with openvino 2026",
+    )
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 4, 4), (3, 10, 14), (4, 32, 6)])
+def test_equals_numpy_at_several_shapes(source, small_unet, batch, height, width):
+    feeds = small_unet.feeds(batch=batch, height=height, width=width)
+    with open_session(source, threads=1) as session:
+        result = session.run(feeds)["out_sample"]
+    assert result.dtype == np.float32
+    # 28 float32 products of size 1: rounding stays below 28 * 2**-24 * 28.
+    np.testing.assert_allclose(result, small_unet.answer(feeds), atol=5e-5, rtol=0)
+
+
+def test_results_survive_the_next_run_and_feeds_stay(source, small_unet):
+    feeds = small_unet.feeds(seed=1)
+    kept = {name: array.copy() for name, array in feeds.items()}
+    with open_session(source) as session:
+        first = session.run(feeds)["out_sample"]
+        copy = first.copy()
+        session.run(small_unet.feeds(seed=2))
+    np.testing.assert_array_equal(first, copy)
+    for name, array in feeds.items():
+        np.testing.assert_array_equal(array, kept[name])
+
+
+def test_takes_feeds_that_are_not_contiguous(source, small_unet):
+    feeds = small_unet.feeds(batch=2, height=8, width=12)
+    strided = dict(feeds, sample=np.ascontiguousarray(feeds["sample"].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
+    assert not strided["sample"].flags.c_contiguous
+    with open_session(source) as session:
+        np.testing.assert_array_equal(session.run(strided)["out_sample"], session.run(feeds)["out_sample"])
+
+
+def test_refuses_feeds_outside_the_interface(source, small_unet):
+    with open_session(source) as session, pytest.raises(InputError, match="H must be from 4 to 32, found 34"):
+        session.run(small_unet.feeds(height=34))
+
+
+def test_f32_and_bf16_are_what_they_say(source, small_unet):
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bf16 arithmetic")
+    feeds, errors = small_unet.feeds(), {}
+    for precision in ("f32", "bf16", "auto"):
+        changed = EngineSource(source.spec, source.backend, source.files, {"inference_precision": precision})
+        with open_session(changed) as session:
+            errors[precision] = np.abs(session.run(feeds)["out_sample"] - small_unet.answer(feeds)).max()
+    assert errors["f32"] < 5e-5
+    # bf16 keeps 8 bits: 2**-9 of a result of size 10, and more from the operands.
+    assert 2e-3 < errors["bf16"] < 0.5
+    assert errors["auto"] == errors["bf16"]
+
+
+def test_refuses_an_unknown_precision():
+    with pytest.raises(TargetError, match="must be one of auto, f32, bf16, found 'f16'"):
+        inference_precision(openvino.Core(), "f16")
+
+
+def test_uses_the_threads_it_is_given(source):
+    with open_session(source, threads=1) as session:
+        assert session._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_memory_and_close(source):
+    session = open_session(source)
+    assert session.memory_bytes == source.files[1].stat().st_size > 0
+    session.close()
+    session.close()
+    assert session.memory_bytes == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"<net", b"<?xml version='1.0'?><net/>", b"\0" * 100])
+def test_refuses_a_corrupt_graph(source, content):
+    source.files[0].write_bytes(content)
+    with pytest.raises(BundleError, match=r"openvino_model\.xml is not an engine .* 'cpu' was built for the CPU"):
+        open_session(source)
+
+
+def test_refuses_truncated_weights(source):
+    source.files[1].write_bytes(source.files[1].read_bytes()[:100])
+    with pytest.raises(BundleError, match="is not an engine that openvino can read"):
+        open_session(source)
+
+
+def test_refuses_an_engine_with_other_tensors(source, small_unet):
+    text = source.files[0].read_text().replace("out_sample", "other")
+    source.files[0].write_text(text)
+    with pytest.raises(BundleError, match="expected tensors"):
+        open_session(source)
