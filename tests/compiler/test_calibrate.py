@@ -1,0 +1,192 @@
+"""Calibration of a small denoiser: maxima against the same run done by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_denoiser import make_fused_denoiser, make_model, run_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from sdc.compiler.calibrate import CalibrationSettings, Surroundings, calibrate, default_settings
+from sdc.compiler.calibration_prompts import GENERAL, prompts_for
+from sdc.compiler.component import Component
+from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, all_captions
+from sdc.engines.denoise import denoise_from_epsilon, guide
+from sdc.engines.errors import InputError, NumericalError, PassError
+from sdc.engines.manifest import PipelineSettings
+from sdc.engines.noise import noise_from_seeds
+from sdc.engines.samplers.ddim import ddim, plan_ddim
+from sdc.engines.schedule import Schedule
+from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
+from sdc.engines.tokenizer import ClipTokenizer
+from sdc.passes.graph_digest import digest_from_model
+from sdc.passes.observe_maxima import MAXIMA, ObserveMaxima
+from sdc.passes.quantisation import find_layers
+
+WORDS = {"<s>": 0, "</s>": 1, "red": 2, "green": 3, "boot": 4, "bag": 5}
+EMBEDDING = np.random.default_rng(59).normal(size=(len(WORDS), 7)).astype(np.float32)
+SCHEDULE = Schedule(alphas_cumprod=np.linspace(0.99, 0.01, 100), timestep_spacing="leading", steps_offset=1)
+PIPELINE = PipelineSettings(0.5, 0.0, 4, 3, 20, 28, 5, None)
+SETTINGS = CalibrationSettings(("red boot", "green bag", "bag"), steps=4, latent_size=(5, 7), seed=23)
+
+
+class Embedding:
+    """A text encoder of one table."""
+
+    spec = ComponentSpec(
+        "text_encoder",
+        (TensorSpec("input_ids", "int64", ("B", 5)),),
+        (TensorSpec("last_hidden_state", "float32", ("B", 5, 7)),),
+        {"B": DimensionRange(1, 2, 8)},
+    )
+    memory_bytes = 0
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"last_hidden_state": EMBEDDING[feeds["input_ids"]]}
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Embedding:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+@pytest.fixture
+def surroundings() -> Surroundings:
+    encoder = Tokenizer(WordLevel(WORDS, unk_token="<s>"))
+    encoder.pre_tokenizer = Whitespace()
+    return Surroundings(ClipTokenizer(encoder, 0, 1, 1, max_tokens=5), Embedding(), SCHEDULE, PIPELINE)
+
+
+@pytest.fixture
+def unet() -> Component:
+    spec = ComponentSpec(
+        "unet",
+        (
+            TensorSpec("sample", "float32", ("B", 3, "H", "W")),
+            TensorSpec("timestep", "float32", (1,)),
+            TensorSpec("encoder_hidden_states", "float32", ("B", 5, 7)),
+        ),
+        (TensorSpec("out_sample", "float32", ("B", 3, "H", "W")),),
+        {"B": DimensionRange(1, 2, 6), "H": DimensionRange(4, 5, 80), "W": DimensionRange(4, 7, 80)},
+    )
+    return Component(spec, make_fused_denoiser())
+
+
+def maxima_by_hand(unet: Component, surroundings: Surroundings, settings: CalibrationSettings) -> dict[str, np.ndarray]:
+    """[timesteps] for each tensor, one prompt after the other, every tensor fetched whole."""
+    names = sorted({layer.activation.name or "" for layer in find_layers(unet.model)[0]} - {"sample"})
+    names.remove("encoder_hidden_states")
+    found: dict[str, list[list[float]]] = {name: [] for name in [*names, "sample", "encoder_hidden_states"]}
+    for index, prompt in enumerate(settings.prompts):
+        states = EMBEDDING[surroundings.tokenizer.encode(["", prompt])]
+        rows: dict[str, list[float]] = {name: [] for name in found}
+
+        def predict(sample: np.ndarray, timestep: float, states=states, rows=rows) -> np.ndarray:
+            feeds = {"sample": sample, "timestep": np.array([timestep], np.float32), "encoder_hidden_states": states}
+            output, *values = run_model(unet.model, feeds, ["out_sample", *names])
+            for name, value in [*zip(names, values, strict=True), *feeds.items()]:
+                if name in rows:
+                    rows[name].append(float(np.abs(value).max()))
+            return output
+
+        noise = noise_from_seeds([settings.seed + index])
+        x = noise((1, 3, *settings.latent_size))
+        transitions = plan_ddim(SCHEDULE, settings.steps).transitions
+        ddim(denoise_from_epsilon(guide(predict, settings.guidance_scale)), x, transitions, noise)
+        for name, row in rows.items():
+            found[name].append(row)
+    return {name: np.max(rows, axis=0) for name, rows in found.items()}
+
+
+def test_maxima_are_those_of_the_runs(unet: Component, surroundings: Surroundings):
+    digest = digest_from_model(unet.model)
+    table = calibrate(unet, surroundings, SETTINGS)
+    expected = maxima_by_hand(unet, surroundings, SETTINGS)
+    assert table.timesteps == (76.0, 51.0, 26.0, 1.0)
+    assert set(table.maxima) == set(expected)
+    for name, row in table.maxima.items():
+        # float32 with another order of sums, carried through four steps
+        np.testing.assert_allclose(row, expected[name], rtol=2e-4, err_msg=name)
+        assert table.ranges[name] == max(row)
+    assert len({row for row in table.maxima.values() if len(set(row)) > 1}) > 5  # they do move with the timestep
+    assert table.graph_digest == digest == digest_from_model(unet.model)
+    assert table.prompts == SETTINGS.prompts
+
+
+def test_same_seed_gives_the_same_table(unet: Component, surroundings: Surroundings):
+    table = calibrate(unet, surroundings, SETTINGS)
+    assert calibrate(unet, surroundings, SETTINGS) == table
+    assert calibrate(unet, surroundings, replace(SETTINGS, seed=24)).ranges != table.ranges
+
+
+def test_batches_do_not_change_the_ranges(unet: Component, surroundings: Surroundings):
+    done: list[tuple[int, int]] = []
+    table = calibrate(unet, surroundings, SETTINGS)
+    together = calibrate(unet, surroundings, replace(SETTINGS, batch=2), on_run=lambda *count: done.append(count))
+    assert done == [(run, 8) for run in range(1, 9)]
+    for name, limit in table.ranges.items():
+        np.testing.assert_allclose(together.ranges[name], limit, rtol=2e-4, err_msg=name)
+
+
+def test_without_guidance_the_empty_prompt_stays_out(unet: Component, surroundings: Surroundings):
+    settings = CalibrationSettings(("bag bag bag",), steps=2, latent_size=(5, 7), guidance_scale=1.0)
+    ranges = calibrate(unet, surroundings, settings).ranges
+    rows = EMBEDDING[[0, 5, 5, 5, 1]]
+    assert ranges["encoder_hidden_states"] == float(np.abs(rows).max())
+
+
+def test_values_that_are_not_finite_are_named(unet: Component, surroundings: Surroundings):
+    bias = unet.model.graph.initializers["b_interior_1"]
+    bias.const_value = ir.tensor(np.full(9, np.nan, np.float32))
+    with pytest.raises(NumericalError, match=r"tensor '.+' holds NaN or infinity at timestep 76"):
+        calibrate(unet, surroundings, SETTINGS)
+
+
+def test_more_steps_than_the_schedule_has(unet: Component, surroundings: Surroundings):
+    with pytest.raises(InputError, match="101 steps"):
+        calibrate(unet, surroundings, replace(SETTINGS, steps=101))
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(InputError, match="no prompts"):
+        CalibrationSettings(())
+
+
+def test_small_networks_run_everything_and_large_ones_a_part(unet: Component):
+    settings = default_settings(unet, PIPELINE, GENERAL)
+    assert settings == CalibrationSettings(GENERAL, steps=20, latent_size=(5, 7), batch=3)
+    large = replace(PIPELINE, default_height_px=4 * 4000, default_width_px=4 * 4400)
+    reduced = default_settings(unet, large, GENERAL)
+    assert (reduced.steps, reduced.latent_size, len(reduced.prompts), reduced.batch) == (10, (32, 32), 4, 1)
+
+
+def test_prompts_speak_the_models_language():
+    captions = prompts_for("tiny")
+    assert len(set(captions)) == 32
+    assert set(captions) <= set(all_captions())
+    for word in (*GARMENTS, *COLOURS, *BACKGROUNDS):
+        assert any(word in caption for caption in captions), word
+    assert len(set(prompts_for("sd15"))) == 32
+
+
+def test_observed_graph_gains_one_output():
+    text = """<ir_version: 10, opset_import: ["": 23]> g (float[N, 3] x) => (float[N, 3] y)
+        { h = Neg (x) y = Exp (h) }"""
+    model = make_model(text, {})
+    assert ObserveMaxima(("h", "x", "y")).run(model).matched == 3
+    x = np.array([[-3.0, 1.0, 2.0]], np.float32)
+    y, maxima = run_model(model, {"x": x})
+    assert [value.name for value in model.graph.outputs] == ["y", MAXIMA]
+    np.testing.assert_array_equal(maxima, np.array([3.0, 3.0, y.max()], np.float32))
+    with pytest.raises(PassError, match=r"1 of 2 tensors: \['z'\]"):
+        ObserveMaxima(("x", "z")).run(make_model(text, {}))
