@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdc.compiler.evaluate.seed_noise import seed_noise
-from sdc.engines.schedule import Schedule
+from sdc.engines.schedule import NoiseLevel, Schedule
 
 PredictNoise = Callable[[np.ndarray, float, np.ndarray], np.ndarray]
 """A UNet: (sample [N, C, H, W], timestep, encoder_hidden_states [N, 77, D]) -> its raw prediction, like the sample."""
@@ -64,12 +64,18 @@ def epsilon_rows(
         level = schedule.level(int(timestep))
         noise = random.standard_normal(latents.shape, np.float32)
         sample = (level.alpha * latents + level.sigma * noise).astype(np.float32)
-        truth = {"epsilon": noise, "v_prediction": level.alpha * noise - level.sigma * latents, "sample": latents}
-        wanted = truth[schedule.prediction_type]
+        wanted = _truth(schedule.prediction_type, level, latents, noise)
         found = bundle(sample, float(timestep), encoder_hidden_states)
         other = None if reference is None else reference(sample, float(timestep), encoder_hidden_states)
         rows.append(_row(int(timestep), found, other, wanted))
     return tuple(rows)
+
+
+def _truth(prediction_type: str, level: NoiseLevel, latents: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """What a perfect network would predict if it knew the noise."""
+    if prediction_type == "epsilon":
+        return noise
+    return latents if prediction_type == "sample" else level.alpha * noise - level.sigma * latents
 
 
 def _row(timestep: int, found: np.ndarray, other: np.ndarray | None, truth: np.ndarray) -> EpsilonRow:

@@ -14,16 +14,21 @@ from sdc.compiler.evaluate.epsilon import EpsilonRow, epsilon_rows
 from sdc.compiler.evaluate.evaluation import Evaluation, summarize
 from sdc.compiler.evaluate.gather import Progress, Record, gather
 from sdc.compiler.evaluate.opened import OpenedBundle, opened
-from sdc.compiler.evaluate.settings import GENERAL_PROMPTS, TRIPLES, Settings, prompt_triples, prompts_of_triples
+from sdc.compiler.evaluate.settings import (
+    GENERAL_PROMPTS,
+    JUDGED_MODEL,
+    TRIPLES,
+    Settings,
+    prompt_triples,
+    prompts_of_model,
+    prompts_of_triples,
+)
 from sdc.compiler.evaluate.statistics import MODELS_FOLDER, Statistics, load_statistics
 from sdc.compiler.evaluate.verdicts import load_judge
 from sdc.compiler.tiny.judge import Judge
 from sdc.engines.errors import InputError
 
 log = logging.getLogger(__name__)
-
-JUDGED_MODEL = "tiny"
-"""The model whose pictures the judge was trained for."""
 
 LATENTS_OF_OTHER_MODELS = 4
 """Clean latents for the epsilon error where no encoded real pictures are at hand: the reference's own."""
@@ -59,10 +64,11 @@ def evaluate(
         judge, statistics = _load_judgement(made, models_folder)
         _check_comparable(made, wanted, judge)
         settings = replace(settings, batch=_choose_batch(made, wanted))
-        prompts, triples, period = _prompts(settings.samples, judged=judge is not None)
-        records = _run(
-            made, wanted, judge, prompts, settings, noise_seeds=noise_seeds, period=period, progress=progress
-        )
+        prompts = prompts_of_model(made.manifest.model.name, settings.samples)
+        triples = prompt_triples(settings.samples)
+        period = TRIPLES if judge else len(GENERAL_PROMPTS)
+        runs = [replace(settings, seed=settings.seed + index) for index in range(1 + noise_seeds)]
+        records = _run(made, wanted, judge, prompts, runs, period=period, progress=progress)
         absolute, paired, method = summarize(records, triples, statistics, period=period)
         return Evaluation(
             bundle=made.describe(),
@@ -73,18 +79,6 @@ def evaluate(
             paired=paired,
             epsilon=_epsilon(made, wanted, statistics),
         )
-
-
-def _prompts(count: int, *, judged: bool) -> tuple[list[str], np.ndarray, int]:
-    """Prompts of `count` pictures, the (garment, colour, background) that they name, and how often they repeat."""
-    triples = prompt_triples(count)
-    if judged:
-        return prompts_of_triples(triples), triples, TRIPLES
-    return _general_prompts(count), triples, len(GENERAL_PROMPTS)
-
-
-def _general_prompts(count: int) -> list[str]:
-    return [GENERAL_PROMPTS[i % len(GENERAL_PROMPTS)] for i in range(count)]
 
 
 def _run(
@@ -157,7 +151,7 @@ def _epsilon(made: OpenedBundle, wanted: OpenedBundle | None, statistics: Statis
     if statistics is not None:
         latents, prompts = statistics.latents, prompts_of_triples(statistics.triples)
     else:
-        prompts = _general_prompts(min(LATENTS_OF_OTHER_MODELS, source.largest_batch()))
+        prompts = prompts_of_model(source.manifest.model.name, min(LATENTS_OF_OTHER_MODELS, source.largest_batch()))
         latents = source.pipeline.denoise(source.plan(prompts, source.settings.picture_seeds()[: len(prompts)]))
     return epsilon_rows(
         made.predict_noise,

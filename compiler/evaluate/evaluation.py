@@ -15,6 +15,7 @@ from sdc.compiler.evaluate.gather import Record
 from sdc.compiler.evaluate.seed_noise import GROUPS, seed_noise
 from sdc.compiler.evaluate.settings import Settings
 from sdc.compiler.evaluate.statistics import Statistics
+from sdc.compiler.plain_json import finite_json
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,9 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; what is not a finite number becomes null."""
-        value = _finite(asdict(self))
+        value = finite_json(asdict(self))
         assert isinstance(value, dict)
         return value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summarize(
@@ -134,11 +127,12 @@ def _absolute_rows(figures: dict[str, Figure], statistics: Statistics | None, sa
     floors["frechet_to_real"] = sampling, known["reconstruction_frechet"]
     return tuple(
         AbsoluteRow(
-            name,
-            figures[f"bundle.{name}"],
-            figures.get(f"reference.{name}"),
-            figures.get(f"change.{name}"),
-            *floors.get(name, (None, None)),
+            name=name,
+            bundle=figures[f"bundle.{name}"],
+            reference=figures.get(f"reference.{name}"),
+            change=figures.get(f"change.{name}"),
+            real=floors[name][0] if name in floors else None,
+            autoencoder=floors[name][1] if name in floors else None,
         )
         for name in ABSOLUTE
         if math.isfinite(figures[f"bundle.{name}"].value)
@@ -149,7 +143,13 @@ def _paired_rows(figures: dict[str, Figure], record: Record, period: int) -> tup
     other_seed = other_seed_figures(record, period)
     worst = worst_figures(record)
     return tuple(
-        PairedRow(name, figures[key], *worst.get(key, (None, None)), other_seed.get(key))
+        PairedRow(
+            name=name,
+            value=figures[key],
+            worst_5_percent=worst[key][0] if key in worst else None,
+            worst=worst[key][1] if key in worst else None,
+            other_seed=other_seed.get(key),
+        )
         for name in PAIRED
         if (key := f"paired.{name}") in figures
     )

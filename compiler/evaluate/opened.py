@@ -72,15 +72,11 @@ class OpenedBundle:
         parts = []
         for begin in range(0, len(sample), most):
             rows = slice(begin, begin + most)
-            feeds = {
-                "sample": sample[rows],
-                "timestep": np.array([timestep], np.float32),
-                "encoder_hidden_states": encoder_hidden_states[rows],
-            }
+            conditions = {"encoder_hidden_states": encoder_hidden_states[rows]}
             if width is not None:
                 scale = self.settings.guidance_scale
-                feeds["timestep_cond"] = embed_guidance(scale, rows=len(sample[rows]), width=width)
-            parts.append(self.pipeline.session("unet").run(feeds)["out_sample"])
+                conditions["timestep_cond"] = embed_guidance(scale, rows=len(sample[rows]), width=width)
+            parts.append(self.pipeline.networks.predictor(conditions, steps=1)(sample[rows], timestep))
         return np.concatenate(parts)
 
 

@@ -9,6 +9,9 @@ import numpy as np
 from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, caption
 from sdc.engines.errors import InputError
 
+JUDGED_MODEL = "tiny"
+"""The model that captions of this project were taught to, and whose pictures the judge knows."""
+
 TRIPLES = len(GARMENTS) * len(COLOURS) * len(BACKGROUNDS)
 
 STRIDE = 71
@@ -81,3 +84,10 @@ def prompt_triples(count: int) -> np.ndarray:
 def prompts_of_triples(triples: np.ndarray) -> list[str]:
     """The captions of triples [N, 3], in the first template."""
     return [caption(int(garment), int(colour), int(background)) for garment, colour, background in triples]
+
+
+def prompts_of_model(model: str, count: int) -> list[str]:
+    """`count` prompts in the language of a model, by its name in the manifest."""
+    if model == JUDGED_MODEL:
+        return prompts_of_triples(prompt_triples(count))
+    return [GENERAL_PROMPTS[i % len(GENERAL_PROMPTS)] for i in range(count)]

@@ -1,0 +1,83 @@
+"""`sdc eval`: how good a bundle's pictures are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+SUMMARY = "measure a bundle's pictures against prompts, real pictures and a reference"
+
+SAMPLES_OF_OTHER_MODELS = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("bundle", type=Path, help="the bundle to measure")
+    parser.add_argument("--reference", type=Path, metavar="BUNDLE", help="compare with this one's pictures")
+    parser.add_argument("--samples", type=int, help=f"pictures (5000 for tiny, {SAMPLES_OF_OTHER_MODELS} for others)")
+    parser.add_argument("--seed", type=int, default=0, help="of the run (0)")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps (20)")
+    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (3)")
+    parser.add_argument("--sampler", default="ddim", help="ddim, euler, dpmpp-2m or lcm (ddim)")
+    parser.add_argument("--target", help="which engines to run (the fastest that run here)")
+    parser.add_argument("--batch", type=int, help="pictures at once (as many as the engines take)")
+    parser.add_argument(
+        "--noise-seeds", type=int, default=0, metavar="N", help="measure the seed noise with N more runs"
+    )
+    parser.add_argument("--grid", type=Path, metavar="FILE", help="write a picture grid as PNG, prompts as rows")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, and print the tables."""
+    from sdc.compiler.evaluate.evaluate import evaluate
+    from sdc.compiler.evaluate.grid import save_grid
+    from sdc.compiler.evaluate.report import format_evaluation
+    from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings
+    from sdc.engines.bundle import open_bundle
+    from sdc.engines.errors import InputError
+
+    if args.noise_seeds < 0:
+        raise InputError(f"--noise-seeds must be 0 or more, found {args.noise_seeds}")
+    judged = open_bundle(args.bundle).manifest.model.name == JUDGED_MODEL
+    settings = Settings(
+        samples=args.samples if args.samples is not None else 5000 if judged else SAMPLES_OF_OTHER_MODELS,
+        seed=args.seed,
+        sampler=args.sampler,
+        steps=args.steps,
+        guidance_scale=args.guidance,
+        batch=args.batch,
+        target=args.target,
+    )
+    evaluation = evaluate(
+        args.bundle, args.reference, settings, noise_seeds=args.noise_seeds, progress=progress_on(sys.stderr)
+    )
+    if args.json is not None:
+        args.json.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n", encoding="utf-8")
+    if args.grid is not None:
+        save_grid(args.grid, args.bundle, args.reference, settings)
+    print(format_evaluation(evaluation))
+    return 0
+
+
+def progress_on(stream: TextIO) -> Callable[[int, int], None]:
+    """Shows how many pictures are done and how long the rest takes: one line on a terminal, else every tenth."""
+    begin = time.monotonic()
+    shown = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        if not stream.isatty() and done < total and 10 * done // total == 10 * shown // total:
+            return
+        shown = done
+        left = (time.monotonic() - begin) / done * (total - done)
+        end = "\n" if done == total or not stream.isatty() else ""
+        start = "\r" if stream.isatty() else ""
+        print(f"{start}{done} of {total} pictures, {left:.0f} s left ", end=end, file=stream, flush=True)
+
+    return progress

@@ -1,0 +1,1 @@
+"""What is in an engine file or a bundle, told without running it."""

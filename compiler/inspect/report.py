@@ -1,0 +1,151 @@
+"""Descriptions of bundles and engine files as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sdc.compiler.inspect.engine_file import EngineFile, TensorInfo
+from sdc.compiler.inspect.inspect import BundleDescription
+from sdc.compiler.text_table import format_table
+from sdc.engines.manifest import TargetEntry
+from sdc.engines.specs import ComponentSpec
+
+OPERATORS_IN_A_LINE = 6
+COLUMNS = 5
+
+
+def format_bundle(bundle: BundleDescription) -> str:
+    """What a bundle is, its interface, and the engines of each target."""
+    manifest = bundle.manifest
+    model = manifest.model
+    loras = ", ".join(f"{lora.file} x {lora.scale:g}" for lora in model.loras) or "none"
+    settings = manifest.pipeline
+    lines = [
+        f"{bundle.path}: {model.name}, {manifest.precision}, {'fused' if manifest.fused else 'not fused'}, "
+        f"{megabytes(bundle.bytes)} in {len(manifest.files)} files, made by sdc {manifest.sdc_version}",
+        f"source {model.source}, weights {model.weights}, LoRAs: {loras}",
+        f"pictures of {settings.default_width_px}x{settings.default_height_px} px, {settings.latent_channels} latent "
+        f"channels at 1/{settings.vae_reduction} of the size, {settings.max_tokens} tokens",
+        "",
+        *(line for spec in manifest.components.values() for line in _interface(spec)),
+    ]
+    return "\n\n".join(["\n".join(lines), *(_target(bundle, name) for name in manifest.targets)])
+
+
+def format_engine(engine: EngineFile) -> str:
+    """What one engine file is, with all its operators."""
+    lines = [f"{engine.path}: {engine.format}, {megabytes(engine.bytes)}"]
+    lines += [f"{name}: {value}" for name, value in engine.properties.items()]
+    lines += [f"input   {_tensor(tensor)}" for tensor in engine.inputs]
+    lines += [f"output  {_tensor(tensor)}" for tensor in engine.outputs]
+    if engine.weights:
+        lines.append(f"weights {format_weights(engine)}")
+    if engine.fused:
+        lines.append("fused   " + ", ".join(f"{name} {count}" for name, count in engine.fused.items()))
+    lines += [f"note: {note}" for note in engine.notes]
+    if engine.operators:
+        kind = "kernels, under TensorRT's names" if engine.format == "TensorRT plan" else "operators"
+        lines += ["", f"{engine.nodes} {kind}", _columns(engine.operators)]
+    return "\n".join(lines)
+
+
+def format_origin(bundle: BundleDescription, target: str, component: str) -> str:
+    """What the bundle that an engine file lies in says about it."""
+    manifest = bundle.manifest
+    entry = manifest.targets[target]
+    return "\n".join(
+        [
+            f"it is the {component} of target {target} in {bundle.path}: {manifest.model.name}, {manifest.precision}, "
+            f"{_built(entry)}",
+            *_interface(manifest.components[component]),
+        ]
+    )
+
+
+def _interface(spec: ComponentSpec) -> list[str]:
+    ranges = ", ".join(
+        f"{symbol} {size.minimum} to {size.maximum}" + (f" in steps of {size.multiple}" if size.multiple > 1 else "")
+        for symbol, size in spec.dimensions.items()
+    )
+    inputs, outputs = (
+        ", ".join(_tensor(TensorInfo(each.name, each.dtype, each.shape)) for each in tensors)
+        for tensors in (spec.inputs, spec.outputs)
+    )
+    return [f"{spec.name}: {inputs}", f"    -> {outputs}" + (f"  ({ranges})" if ranges else "")]
+
+
+def _target(bundle: BundleDescription, name: str) -> str:
+    entry = bundle.manifest.targets[name]
+    reason = bundle.unrunnable.get(name)
+    engines = bundle.engines[name]
+    parts = [
+        f"target {name}: {_built(entry)}; " + ("runs here" if reason is None else f"does not run here: {reason}"),
+        format_table(
+            ["component", "size", "weights", "nodes", "most frequent"],
+            [_engine_row(component, engine) for component, engine in engines.items()],
+        ),
+    ]
+    for component, counts in bundle.passes.get(name, {}).items():
+        told = [
+            f"{each.name} {each.matched}" + (f" ({each.skipped} left alone)" if each.skipped else "") for each in counts
+        ]
+        if told:
+            parts.append(f"{component}: {', '.join(told)}")
+    options = {component: dict(engine.options) for component, engine in entry.engines.items() if engine.options}
+    parts += [f"{component} runs with {_pairs(values)}" for component, values in options.items()]
+    notes = dict.fromkeys(note for engine in engines.values() for note in engine.notes)
+    return "\n".join([*parts, *(f"note: {note}" for note in notes)])
+
+
+def _engine_row(component: str, engine: EngineFile) -> list[str]:
+    return [
+        component,
+        megabytes(engine.bytes),
+        format_weights(engine),
+        str(engine.nodes),
+        _frequent(engine.operators),
+    ]
+
+
+def _built(entry: TargetEntry) -> str:
+    devices = ", ".join(entry.compute_capabilities) or "the CPU"
+    return f"built for {devices} with {_pairs(entry.built_with) or entry.backend}"
+
+
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def format_weights(engine: EngineFile) -> str:
+    """Stored values by element type, or bytes for a plan, without the smallest part."""
+    if not engine.weights:
+        return "unknown"
+    total = sum(engine.weights.values())
+    large = {kind: count for kind, count in engine.weights.items() if count >= total / 1000}
+    if engine.format == "TensorRT plan":
+        return ", ".join(f"{megabytes(count)} {kind}" for kind, count in large.items())
+    return ", ".join(f"{count / 1e6:.2f} M {kind}" for kind, count in large.items())
+
+
+def megabytes(count: int) -> str:
+    """A size in units of 10⁶ bytes."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
+
+
+def _tensor(tensor: TensorInfo) -> str:
+    return f"{tensor.name} {tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
+
+
+def _frequent(operators: Mapping[str, int]) -> str:
+    shown = list(operators.items())[:OPERATORS_IN_A_LINE]
+    rest = len(operators) - len(shown)
+    return ", ".join(f"{name} {count}" for name, count in shown) + (f", {rest} kinds more" if rest else "")
+
+
+def _columns(operators: Mapping[str, int]) -> str:
+    """All counts, a few in a line."""
+    cells = [f"{count:6} {name}" for name, count in operators.items()]
+    width = max(map(len, cells)) + 2
+    columns = max(1, min(COLUMNS, 120 // width))
+    lines = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    return "\n".join("".join(cell.ljust(width) for cell in line).rstrip() for line in lines)

@@ -1,0 +1,183 @@
+"""Comparisons of bundles and ONNX files whose differences are known."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from whole_bundle import CHANNELS, TOKENS, WIDTH, write_whole_bundle
+
+from sdc.compiler.cli import compare as command
+from sdc.compiler.compare.compare import compare
+from sdc.compiler.compare.outputs import compare_outputs, draw_feeds, time_in_turn
+from sdc.compiler.compare.report import format_comparison
+from sdc.compiler.compare.subject import LONE_COMPONENT, open_subject
+from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
+from sdc.engines.errors import BundleError, InputError, TargetError
+from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("compare")
+    return {
+        "plain": write_whole_bundle(folder / "plain", targets=("ort-cpu", "cpu")),
+        "unfused": write_whole_bundle(folder / "unfused", fused=False),
+        "noisy": write_whole_bundle(folder / "noisy", noise=0.05),
+        "empty": write_whole_bundle(folder / "empty", targets=()),
+    }
+
+
+def test_a_bundle_equals_itself(bundles: dict[str, Path]) -> None:
+    found = compare(bundles["plain"], bundles["plain"], target="ort-cpu", pictures=2, rounds=2)
+    assert [each.name for each in found.components] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    for component in found.components:
+        assert all(output.largest == 0 and output.scale > 0 for output in component.outputs)
+        assert all(first == second for first, second in component.operators.values())
+        assert component.timing is not None
+        assert component.timing.rounds == 2
+    assert found.pictures is not None
+    assert found.pictures.psnr_db == (PSNR_CEILING_DB, PSNR_CEILING_DB)
+    assert found.pictures.settings.samples == 2
+
+
+def test_an_extra_node_shows_in_the_graph_only(bundles: dict[str, Path]) -> None:
+    found = compare(bundles["plain"], bundles["unfused"], target="ort-cpu", pictures=1, rounds=1)
+    unet = found.components[1]
+    assert (unet.first_nodes, unet.second_nodes) == (8, 9)
+    assert unet.operators["Mul"] == (1, 2)
+    assert unet.outputs[0].largest < 1e-6
+    text = format_comparison(found)
+    assert "operators of unet" in text
+    assert "operators of vae_decoder" not in text
+    assert "not fused" in text
+
+
+def test_disturbed_weights_show_in_outputs_and_pictures(bundles: dict[str, Path]) -> None:
+    found = compare(bundles["plain"], bundles["noisy"], target="ort-cpu", pictures=3, rounds=1)
+    by_name = {each.name: each.outputs for each in found.components}
+    assert 0.005 < by_name["unet"][0].relative_rms < 0.2
+    assert by_name["unet"][0].mean < by_name["unet"][0].largest
+    assert by_name["vae_decoder"][0].largest == 0
+    assert len(by_name["text_encoder"]) == 2
+    assert found.pictures is not None
+    assert all(10 < value < 60 for value in found.pictures.psnr_db)
+
+
+def test_two_backends_of_one_bundle_agree(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """The fastest target is OpenVINO's for one side; the other side has only ONNX Runtime's."""
+    found = compare(bundles["plain"], bundles["unfused"], pictures=1, rounds=1)
+    assert "target cpu" in found.first
+    assert "target ort-cpu" in found.second
+    for component in found.components:
+        assert max(output.relative_rms for output in component.outputs) < 1e-5
+    assert found.pictures is not None
+    assert found.pictures.psnr_db[0] > 60
+
+
+def test_lone_onnx_files(bundles: dict[str, Path]) -> None:
+    first, second = bundles["plain"] / "unet/model.onnx", bundles["noisy"] / "unet/model.onnx"
+    found = compare(first, second, rounds=1)
+    (component,) = found.components
+    assert component.name == LONE_COMPONENT
+    assert component.outputs[0].shape == (2, CHANNELS, 16, 16)
+    assert component.outputs[0].relative_rms > 0.005
+    assert found.pictures is None
+    assert found.notes == ("pictures need two bundles",)
+
+
+def test_a_bundle_cannot_be_compared_with_a_lone_file(bundles: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="nothing to compare"):
+        compare(bundles["plain"], bundles["plain"] / "unet/model.onnx")
+
+
+def test_components_with_other_inputs_are_refused(bundles: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="the inputs differ"):
+        compare(bundles["plain"] / "unet/model.onnx", bundles["plain"] / "vae_decoder/model.onnx")
+
+
+def test_bundles_that_do_not_run_here_are_described_only(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    bundle = write_whole_bundle(tmp_path / "plan", targets=("rtx",))
+    if open_subject(bundle, "rtx").unrunnable is None:
+        pytest.skip("this machine runs plans")
+    found = compare(bundle, bundle)
+    assert all(each.not_run and not each.outputs and each.timing is None for each in found.components)
+    assert found.pictures is None
+    assert "was not run" in format_comparison(found)
+
+
+def test_what_cannot_be_opened(bundles: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not found"):
+        open_subject(tmp_path / "nothing.onnx", None)
+    with pytest.raises(BundleError, match="no bundle"):
+        open_subject(tmp_path / "nothing", None)
+    with pytest.raises(TargetError, match="no engines for the target 'rtx'"):
+        open_subject(bundles["plain"], "rtx")
+    with pytest.raises(TargetError, match="none"):
+        open_subject(bundles["empty"], None)
+    (tmp_path / "x.plan").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be compared"):
+        open_subject(tmp_path / "x.plan", None)
+
+
+def test_feeds_are_seeded_and_fit_the_interface(bundles: dict[str, Path]) -> None:
+    spec = open_subject(bundles["plain"], "ort-cpu").specs["unet"]
+    first, again, other = (draw_feeds(spec, seed=seed) for seed in (3, 3, 4))
+    assert first["sample"].shape == (2, CHANNELS, 8, 8)
+    assert first["encoder_hidden_states"].shape == (2, TOKENS, WIDTH)
+    assert first["timestep"].tolist() == [501.0]
+    np.testing.assert_array_equal(first["sample"], again["sample"])
+    assert (first["sample"] != other["sample"]).all()
+    odd = ComponentSpec("unet", (TensorSpec("x", "bool", ("B",)),), (), {"B": DimensionRange(1, 2, 3)})
+    with pytest.raises(InputError, match="bool"):
+        draw_feeds(odd, seed=0)
+
+
+def test_differences_have_closed_forms() -> None:
+    first = np.array([[3.0, -4.0]], np.float32)
+    (found,) = compare_outputs({"y": first}, {"y": first + np.array([[0.0, 1.0]], np.float32), "z": first})
+    assert (found.largest, found.mean, found.scale) == (1.0, 0.5, 4.0)
+    assert found.relative_rms == pytest.approx(1 / 5)
+    with pytest.raises(InputError, match="shapes"):
+        compare_outputs({"y": first}, {"y": first[:, :1]})
+    with pytest.raises(InputError, match="no output in common"):
+        compare_outputs({"y": first}, {"z": first})
+
+
+def test_a_slower_engine_is_seen_as_slower(tmp_path: Path) -> None:
+    """The second file does the first one's matrix product eight times."""
+    for name, count in (("once", 1), ("often", 8)):
+        x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([96, 96]))
+        value, nodes = x, []
+        for _ in range(count * 40):
+            nodes.append(ir.Node("", "MatMul", [value, x]))
+            nodes.append(ir.Node("", "Tanh", [nodes[-1].outputs[0]]))
+            value = nodes[-1].outputs[0]
+        value.name, value.type, value.shape = "y", x.type, x.shape
+        ir.save(
+            ir.Model(ir.Graph([x], [value], nodes=nodes, opset_imports={"": 23}, name="g"), ir_version=10),
+            tmp_path / f"{name}.onnx",
+        )
+    once, often = (open_subject(tmp_path / f"{name}.onnx", None) for name in ("once", "often"))
+    with once.open_session(LONE_COMPONENT) as first, often.open_session(LONE_COMPONENT) as second:
+        timing = time_in_turn(first, second, draw_feeds(once.specs[LONE_COMPONENT], seed=1), rounds=9)
+    assert timing.ratio > 2
+    assert timing.lowest_ratio <= timing.ratio <= timing.highest_ratio
+
+
+def test_command(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    out = tmp_path / "out.json"
+    arguments = [str(bundles["plain"]), str(bundles["noisy"]), "--pictures", "1", "--rounds", "1", "--json", str(out)]
+    assert command.run(parser.parse_args([*arguments, "--target", "ort-cpu"])) == 0
+    text = capsys.readouterr().out
+    assert "relative RMS" in text
+    assert "PSNR" in text
+    value = json.loads(out.read_text())
+    assert value["components"][1]["outputs"][0]["name"] == "out_sample"
+    with pytest.raises(InputError, match="--rounds"):
+        command.run(parser.parse_args([*arguments, "--rounds", "0"]))
