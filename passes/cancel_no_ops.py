@@ -20,7 +20,6 @@ _RULES: dict[str, RewriteRule] = {
     "reshape_reshape": common.reshape_reshape_rule,
     "squeeze_reshape": common.squeeze_reshape_1d_rule,
     "unsqueeze_unsqueeze": common.unsqueeze_unsqueeze_rule,
-    "dropout": common.dropout_inference_rule,
 }
 
 
@@ -37,9 +36,10 @@ class CancelNoOps(Pass):
         Reshape(Reshape(x, s), t), t constant             →  Reshape(x, t)
         Reshape(Squeeze(x), [-1]), x of rank 1            →  x
         Unsqueeze(Unsqueeze(x, a), b)                     →  Unsqueeze(x, [a, b])
-        Dropout(x), not training; Identity(x)             →  x
+        Identity(x)                                       →  x
 
-    Preconditions are those of onnxscript's rules of these names. Casts that lose precision on the way (float32 →
+    Preconditions are those of onnxscript's rules of these names; nothing else reads what stands between two operators
+    that are merged. Casts that lose precision on the way (float32 →
     float16 → float32) stay.
 
     Not matched: arithmetic with neutral elements; the exporter leaves none, and dropping a broadcast changes shapes.

@@ -37,7 +37,8 @@ class CastFp16(Pass):
 
     1. `islands` (sinusoids of the timestep: float16 has a step of 0.5 at 999) and the cheap operators that feed them.
     2. Operands for which the operator's schema knows no float16 (the scales of Resize).
-    3. Statistics of normalisations, by their ``stash_type`` of 1, which is left as it is; the softmax inside
+    3. What the graph itself casts from float16 to float32.
+    4. Statistics of normalisations, by their ``stash_type`` of 1, which is left as it is; the softmax inside
        Attention, by ``softmax_precision`` where it is set.
 
     Finite constants beyond ±65504 (masks) are clamped to it; small constants that become zero are counted.
@@ -128,7 +129,8 @@ class _Conversion:
         version = self.graph.opset_imports.get(node.domain, 1)
         in_half = node not in self.island
         for index, value in enumerate(node.inputs):
-            if value is None or value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+            # Cast takes every type as it comes.
+            if value is None or node.op_type == "Cast" or value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
                 continue
             half = in_half and accepts_half(node, index, version)
             wanted = ir.DataType.FLOAT16 if half else ir.DataType.FLOAT
@@ -185,6 +187,8 @@ class _Conversion:
 
     def _retype_attributes(self, node: ir.Node) -> None:
         name = _DTYPE_ATTRIBUTES.get(node.op_type, "") if node.domain == "" else ""
+        if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.FLOAT16:
+            return  # asked for float32 where float16 is at hand: an island of the graph's author
         if name in node.attributes and node.attributes.get_int(name) == ir.DataType.FLOAT:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT16)
         if node.op_type == "ConstantOfShape" and node.outputs[0].dtype == ir.DataType.FLOAT:

@@ -22,7 +22,7 @@ class FoldConstants(Pass):
     Preconditions:
 
     1. Every operand is an initialiser of at most `input_size_limit` elements.
-    2. The result has at most `output_size_limit` elements.
+    2. The result has at most `output_size_limit` elements, or no more than the operands that nothing else reads.
     3. The operator is deterministic.
 
     Shape arithmetic on partly known shapes is simplified as well (onnxscript's partial evaluation).

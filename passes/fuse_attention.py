@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from sdc.passes import domain
 from sdc.passes.base import Pass, PassReport, Skipped
-from sdc.passes.fusion import check_fused
+from sdc.passes.fusion import check_fused, count_fused
 from sdc.passes.matching import (
     dimensions,
     is_operator,
@@ -71,7 +71,7 @@ class FuseAttention(Pass):
                 matched += 1
         if matched:
             domain.import_operator(model, domain.MULTI_HEAD_ATTENTION)
-        check_fused(self.name, matched, skipped, required=self.required)
+        check_fused(self.name, count_fused(model, domain.MULTI_HEAD_ATTENTION), skipped, required=self.required)
         return PassReport(name=self.name, matched=matched, skipped=tuple(skipped))
 
 

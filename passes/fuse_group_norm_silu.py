@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from sdc.passes import domain
 from sdc.passes.base import Pass, PassReport, Skipped
-from sdc.passes.fusion import check_fused
+from sdc.passes.fusion import check_fused, count_fused
 from sdc.passes.matching import consumers, is_operator, replace_nodes, site, sole_consumer
 
 
@@ -55,7 +55,8 @@ class FuseGroupNormSilu(Pass):
                 matched += 1
         if matched:
             domain.import_operator(model, domain.GROUP_NORM_SILU)
-        check_fused(self.name, matched, skipped, required=self.required)
+        sites = count_fused(model, domain.GROUP_NORM_SILU, domain.ADD_GROUP_NORM_SILU)
+        check_fused(self.name, sites, skipped, required=self.required)
         return PassReport(
             name=self.name, matched=matched, skipped=tuple(skipped), details={"without_silu": without_silu}
         )

@@ -8,24 +8,35 @@ lowering_passes    →  standard operators in the arrangement that one backend f
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from sdc.engines.errors import InputError
 from sdc.passes.base import Pass
 from sdc.passes.cancel_no_ops import CancelNoOps
 from sdc.passes.cast_fp16 import CastFp16
 from sdc.passes.check_operators import CheckOperators
+from sdc.passes.decompose_attention import DecomposeAttention
 from sdc.passes.fix_names import FixNames
 from sdc.passes.fold_constants import FoldConstants
 from sdc.passes.fuse_add_group_norm_silu import FuseAddGroupNormSilu
 from sdc.passes.fuse_attention import FuseAttention
 from sdc.passes.fuse_group_norm_silu import FuseGroupNormSilu
+from sdc.passes.infer_shapes import InferShapes
 from sdc.passes.inline_functions import InlineFunctions
 from sdc.passes.lift_constants import LiftConstants
+from sdc.passes.lower_group_norm import LowerGroupNorm
+from sdc.passes.lower_multi_head_attention import ORT_DOMAIN, LowerMultiHeadAttention
 from sdc.passes.merge_duplicates import MergeDuplicates
 from sdc.passes.raise_silu import RaiseSilu
 from sdc.passes.remove_unused import RemoveUnused
 
 PRECISIONS = ("fp32", "fp16", "int8")
 BACKENDS = ("openvino", "onnxruntime", "tensorrt_rtx")
+
+_TENSORRT_HEAD_SIZES = frozenset({16, 32, 40, 64, 80, 128, 160, 256, 512})
+"""Source: plans built with TensorRT-RTX 1.7 for every capability; other sizes and float32 have no fused kernel."""
+
+_TENSORRT_DTYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 _WITH_GROUP_NORM = frozenset({"unet", "vae_decoder", "vae_encoder"})
 _WITH_ATTENTION = frozenset({"unet", "vae_decoder", "vae_encoder", "text_encoder"})
@@ -40,6 +51,7 @@ def canonical_passes() -> tuple[Pass, ...]:
         LiftConstants(),
         CancelNoOps(),
         MergeDuplicates(),
+        InferShapes(),
         RaiseSilu(),
         RemoveUnused(),
         FixNames(),
@@ -98,14 +110,28 @@ def lowering_passes(backend: str) -> tuple[Pass, ...]:
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}", hint=f"choose one of {', '.join(BACKENDS)}")
+    before, after, domains = _arrangement(backend)
     return (
+        *before,
         InlineFunctions(fused=True),
         LiftConstants(),
         FoldConstants(),
         LiftConstants(),
+        InferShapes(),
+        *after,
         CancelNoOps(),
         MergeDuplicates(),
         RemoveUnused(),
         FixNames(),
-        CheckOperators(),
+        CheckOperators(domains),
     )
+
+
+def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], frozenset[str]]:
+    """Passes before and after the fused operators are inlined, and the operator domains that the backend reads."""
+    standard = frozenset({""})
+    if backend == "onnxruntime":
+        return (LowerMultiHeadAttention(),), (LowerGroupNorm(),), standard | {ORT_DOMAIN}
+    if backend == "tensorrt_rtx":
+        return (), (DecomposeAttention(_TENSORRT_DTYPES, _TENSORRT_HEAD_SIZES),), standard
+    return (), (), standard

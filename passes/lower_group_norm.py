@@ -1,0 +1,103 @@
+"""Arrange GroupNormalization for a backend that has no kernel for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from sdc.passes.base import Pass, PassReport, Skipped
+from sdc.passes.matching import constant, dimensions, is_operator, site
+
+
+@dataclass(frozen=True)
+class LowerGroupNorm(Pass):
+    """GroupNormalization becomes InstanceNormalization over groups, which is one kernel, and an affine map.
+
+    Before → after, with x: [B, C, spatial...]::
+
+        y = GroupNormalization(x, gamma, beta)
+            →  n = InstanceNormalization(Reshape(x, [0, groups, -1]), ones, zeros)
+               y = Reshape(n, Shape(x)) * gamma[:, 1...] + beta[:, 1...]
+
+    ONNX Runtime on the CPU otherwise expands GroupNormalization to a chain of some fifteen element-wise operators.
+
+    Preconditions:
+
+    1. x is float32: InstanceNormalization does not promise float32 statistics for other types.
+    2. x has a known rank.
+    3. gamma and beta are initialisers.
+
+    Not matched: what fails these; it stays GroupNormalization.
+
+    Source: ONNX GroupNormalization-21 (per-channel gamma and beta) and InstanceNormalization-22.
+    """
+
+    name: ClassVar[str] = "lower-group-norm"
+
+    def rewrite(self, model: ir.Model) -> PassReport:
+        """Replace all sites."""
+        matched = 0
+        skipped: list[Skipped] = []
+        for norm in [node for node in model.graph if is_operator(node, "GroupNormalization")]:
+            if reason := _reason_against(norm):
+                skipped.append(Skipped(site(norm), reason))
+            else:
+                _lower(model.graph, norm)
+                matched += 1
+        return PassReport(name=self.name, matched=matched, skipped=tuple(skipped))
+
+
+def _reason_against(norm: ir.Node) -> str | None:
+    x = norm.inputs[0]
+    assert x is not None
+    if x.dtype != ir.DataType.FLOAT:
+        return f"x is {x.dtype and x.dtype.name}, expected FLOAT"
+    if dimensions(x) is None:
+        return "the rank of x is unknown"
+    if any(constant(parameter) is None for parameter in norm.inputs[1:]):
+        return "gamma or beta is computed, expected initialisers"
+    return None
+
+
+def _lower(graph: ir.Graph, norm: ir.Node) -> None:
+    x, gamma, beta = norm.inputs
+    assert x is not None
+    shape = dimensions(x)
+    assert shape is not None
+    name = norm.outputs[0].name
+    groups = norm.attributes["num_groups"].as_int()
+
+    def initializer(suffix: str, values: np.ndarray) -> ir.Value:
+        tensor = ir.tensor(values, name=f"{name}.{suffix}")
+        value = ir.Value(
+            name=tensor.name, shape=ir.Shape(values.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        graph.register_initializer(value)
+        return value
+
+    def per_channel(parameter: ir.Value | None, suffix: str) -> ir.Value:
+        values = constant(parameter)
+        assert values is not None
+        return initializer(suffix, values.reshape(-1, *[1] * (len(shape) - 2)))
+
+    grouped = ir.node("Reshape", [x, initializer("grouped", np.array([0, groups, -1], np.int64))])
+    normed = ir.node(
+        "InstanceNormalization",
+        [
+            grouped.outputs[0],
+            initializer("ones", np.ones(groups, np.float32)),
+            initializer("zeros", np.zeros(groups, np.float32)),
+        ],
+        {"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
+    )
+    size = ir.node("Shape", [x])
+    restored = ir.node("Reshape", [normed.outputs[0], size.outputs[0]])
+    scaled = ir.node("Mul", [restored.outputs[0], per_channel(gamma, "gamma")])
+    shifted = ir.node("Add", [scaled.outputs[0], per_channel(beta, "beta")])
+    new = [grouped, normed, size, restored, scaled, shifted]
+    for node in new:
+        node.outputs[0].dtype = ir.DataType.INT64 if node is size else ir.DataType.FLOAT
+    ir.convenience.replace_nodes_and_values(graph, norm, [norm], new, norm.outputs, shifted.outputs)

@@ -1,0 +1,66 @@
+"""Map fused attention to ONNX Runtime's own operator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from sdc.passes import domain
+from sdc.passes.base import Pass, PassReport, Skipped
+from sdc.passes.matching import replace_nodes, site
+
+ORT_DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class LowerMultiHeadAttention(Pass):
+    """Fused attention without a mask becomes com.microsoft.MultiHeadAttention.
+
+    Before → after::
+
+        y = sdc.MultiHeadAttention(q, k, v)  →  y = com.microsoft.MultiHeadAttention(q, k, v)
+
+    ONNX Runtime runs it as flash attention on the CPU too: in blocks, without the [B, heads, S, S] scores that its
+    standard Attention writes to memory, and on [B, S, heads * head_size] without transposes.
+
+    Preconditions:
+
+    1. No mask, not causal.
+    2. float32: the operator has no other kernel on the CPU.
+
+    Not matched: what fails these; it is inlined to standard Attention later.
+
+    Source: ONNX Runtime, docs/ContribOperators.md, com.microsoft.MultiHeadAttention.
+    """
+
+    name: ClassVar[str] = "lower-multi-head-attention"
+
+    def rewrite(self, model: ir.Model) -> PassReport:
+        """Replace all sites."""
+        matched = 0
+        skipped: list[Skipped] = []
+        for node in [node for node in model.graph if domain.is_fused(node, domain.MULTI_HEAD_ATTENTION)]:
+            if reason := _reason_against(node):
+                skipped.append(Skipped(site(node), reason))
+                continue
+            attributes = {
+                "num_heads": node.attributes["num_heads"].as_int(),
+                "scale": node.attributes["scale"].as_float(),
+            }
+            lowered = ir.node(domain.MULTI_HEAD_ATTENTION, node.inputs[:3], attributes, domain=ORT_DOMAIN)
+            replace_nodes([node], lowered, node.outputs, at=node)
+            matched += 1
+        if matched:
+            model.graph.opset_imports[ORT_DOMAIN] = 1
+        return PassReport(name=self.name, matched=matched, skipped=tuple(skipped))
+
+
+def _reason_against(node: ir.Node) -> str | None:
+    if any(value is not None for value in node.inputs[3:]):
+        return "masked"
+    if node.attributes["is_causal"].as_int():
+        return "causal"
+    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+    return None if dtype == ir.DataType.FLOAT else f"query is {dtype and dtype.name}, expected FLOAT"
