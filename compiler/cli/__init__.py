@@ -1,0 +1,124 @@
+"""The command `sdc`: finds the subcommand's module, and turns every error into one message and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import NoReturn
+
+from sdc.engines.errors import InputError, SdcError
+
+COMMANDS = ("export", "run", "eval", "compare", "inspect", "doctor")
+"""Each is a module of this package with `SUMMARY`, `add_arguments(parser)` and `run(args) -> int`.
+
+A module is imported only for its own command: `sdc run` works where the compiler's dependencies are not installed.
+"""
+
+UNEXPECTED_ERROR = 70
+"""Exit code of a defect of sdc. Source: ``EX_SOFTWARE`` of BSD's sysexits(3)."""
+INTERRUPTED, TERMINATED, CLOSED_PIPE = 128 + 2, 128 + 15, 128 + 13
+"""Exit codes after SIGINT, SIGTERM and SIGPIPE, as a shell reports them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in arguments
+    try:
+        with _terminating_cleanly():
+            args = _parse(arguments)
+            _start_logging(verbose)
+            code: int = args.run(args)
+            sys.stdout.flush()
+            return code
+    except SdcError as error:
+        return _complain(str(error), error.exit_code, verbose)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED, False)
+    except _Terminated:
+        return _complain("terminated", TERMINATED, False)
+    except BrokenPipeError:
+        # Whoever read our output has enough; the interpreter shall not complain when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except Exception as error:
+        what = f"unexpected {type(error).__name__}: {error}"
+        return _complain(
+            what if verbose else f"{what}; run with --verbose for the traceback", UNEXPECTED_ERROR, verbose
+        )
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    from importlib.metadata import version
+
+    parser = argparse.ArgumentParser(prog="sdc", description="An ahead-of-time compiler for Stable Diffusion.")
+    parser.add_argument("--version", action="version", version=f"sdc {version('sdc')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    wanted = next((each for each in arguments if not each.startswith("-")), None)
+    for name in COMMANDS if wanted not in COMMANDS else (wanted,):
+        module = _import_command(name)
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
+        module.add_arguments(command)
+        command.add_argument("--verbose", action="store_true", help="show logs, and tracebacks of errors")
+        command.set_defaults(run=module.run)
+    return parser.parse_args(arguments)
+
+
+def _import_command(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        _refuse_missing_package(error, name)
+
+
+def _refuse_missing_package(error: ModuleNotFoundError, command: str) -> NoReturn:
+    if (error.name or "").startswith("sdc."):
+        raise error
+    raise InputError(
+        f"`sdc {command}` needs the package {error.name}, which is not installed", hint="pip install 'sdc[compile]'"
+    ) from error
+
+
+def _start_logging(verbose: bool) -> None:
+    logging.captureWarnings(True)
+    if verbose:
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+        return
+    logging.basicConfig(level=logging.WARNING, format="sdc: %(message)s", force=True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)  # libraries' advice to their developers
+
+
+def _complain(message: str, code: int, with_traceback: bool) -> int:
+    if with_traceback:
+        traceback.print_exc()
+    print(f"sdc: {message}", file=sys.stderr)
+    return code
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived; raised where the main thread is, so that half-written files are removed."""
+
+
+@contextmanager
+def _terminating_cleanly() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

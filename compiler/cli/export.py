@@ -1,0 +1,130 @@
+"""`sdc export`: compile a checkpoint into a bundle of engines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sdc.compiler.cli.progress import show_progress
+from sdc.compiler.compile import ExportSummary, export_bundle
+from sdc.compiler.export_plan import ExportRequest
+from sdc.compiler.stages import Source
+from sdc.engines.errors import InputError
+from sdc.engines.targets import parse_targets
+from sdc.passes.pipeline import PRECISIONS
+
+SUMMARY = "compile a checkpoint into a bundle of engines"
+
+DEFAULT_PRECISION = "fp16"
+DEFAULT_TARGETS = "cpu,rtx"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        help='"tiny", "sd15", another id on the hub, a diffusers folder, or a .safetensors checkpoint',
+    )
+    parser.add_argument(
+        "--precision",
+        default=DEFAULT_PRECISION,
+        metavar="|".join(PRECISIONS),
+        help=f"of weights and arithmetic; int8 quantises the UNet and leaves the rest in fp16 ({DEFAULT_PRECISION})",
+    )
+    parser.add_argument(
+        "--target",
+        default=DEFAULT_TARGETS,
+        metavar="T[,T...]",
+        help=f"what to build engines for: cpu, ort-cpu, rtx, sm75 ... sm121, sm86+sm89 ... ({DEFAULT_TARGETS})",
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="fold a LoRA into the weights; several add up",
+    )
+    parser.add_argument(
+        "--weights", choices=("trained", "random"), default="trained", help="random: the architecture, no download"
+    )
+    parser.add_argument("--seed", type=int, help="of --weights random (0)")
+    parser.add_argument("--no-fuse", action="store_true", help="keep the plain graph, to compare with")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle (build/MODEL-PRECISION)")
+    parser.add_argument(
+        "--calibration-prompts", type=Path, metavar="FILE", help="prompts for int8, one a line (the model's own)"
+    )
+    parser.add_argument("--json", action="store_true", help="print a summary for machines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; the summary goes to standard output, progress to standard error."""
+    request = request_from_arguments(args)
+    with show_progress() as progress:
+        summary = export_bundle(request, progress=progress, verbose=args.verbose)
+    print(json.dumps(summary_json(summary), indent=2) if args.json else summary_text(summary))
+    return 0
+
+
+def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
+    """Complete and check the arguments.
+
+    Raises:
+        InputError: an argument makes no sense, alone or with the others.
+    """
+    if args.seed is not None and args.weights != "random":
+        raise InputError("--seed is the seed of random weights", hint="add --weights random, or leave it out")
+    return ExportRequest(
+        source=Source(model=args.model, weights=args.weights, seed=args.seed or 0, loras=tuple(args.lora)),
+        precision=args.precision,
+        targets=parse_targets(args.target),
+        out=args.out or Path("build", f"{short_name(args.model)}-{args.precision}"),
+        fuse=not args.no_fuse,
+        prompts_file=args.calibration_prompts,
+    )
+
+
+def short_name(model: str) -> str:
+    """Last part of a hub id or a path, without the suffix of a checkpoint."""
+    return Path(model).resolve().name.removesuffix(".safetensors") or "model"
+
+
+def summary_json(summary: ExportSummary) -> dict[str, Any]:
+    """The summary for machines."""
+    manifest = summary.manifest
+    return {
+        "bundle": str(summary.out),
+        "model": manifest.model.name,
+        "precision": manifest.precision,
+        "targets": list(manifest.targets),
+        "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "up_to_date": summary.up_to_date,
+        "seconds": round(sum(record.seconds for record in summary.records), 3),
+        "peak_memory_bytes": max(record.peak_memory_bytes for record in summary.records),
+        "stages": [
+            {
+                "name": record.name,
+                "seconds": round(record.seconds, 3),
+                "peak_memory_bytes": record.peak_memory_bytes,
+                "cached": record.cached,
+            }
+            for record in summary.records
+        ],
+    }
+
+
+def summary_text(summary: ExportSummary) -> str:
+    """The summary for people."""
+    values = summary_json(summary)
+    state = "was up to date" if summary.up_to_date else "is written"
+    return (
+        f"{_relative(summary.out)} {state}: {values['model']}, {values['precision']}, "
+        f"for {', '.join(values['targets'])}; {values['bytes'] / 1e6:.1f} MB, {values['seconds']:.1f} s\n"
+        f'next: sdc run {_relative(summary.out)} --prompt "..."'
+    )
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,281 @@
+"""`sdc export`: from a checkpoint to a bundle. The stages and their order are in `export_bundle`."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdc.compiler.bundle_contents import bundle_contents, bundle_manifest
+from sdc.compiler.bundle_writer import check_output, is_up_to_date, write_bundle
+from sdc.compiler.cache import Entry, StageCache
+from sdc.compiler.export_plan import ExportPlan, ExportRequest, component_precision, plan_export, remainder
+from sdc.compiler.progress import Progress, Silent, StageLog, StageRecord
+from sdc.compiler.stages import (
+    TABLE_NAME,
+    Calibration,
+    Opened,
+    Recipe,
+    build_stage,
+    calibrate_stage,
+    export_stage,
+    open_source,
+)
+from sdc.compiler.staging import exclusive
+from sdc.compiler.worker import Worker
+from sdc.engines.environment import cache_folder
+from sdc.engines.errors import ExportError, InputError, SdcError, TargetError
+from sdc.engines.manifest import Manifest
+from sdc.engines.specs import COMPONENTS
+from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
+from sdc.passes.pipeline import PRECISIONS
+
+log = logging.getLogger(__name__)
+
+CACHE_LIMIT_BYTES = 32 * 2**30
+"""Beyond this, results that were not used for longest are removed. SD 1.5 takes 4 GB, its engines 1 to 4 GB more."""
+FULL_DISK_BYTES = 2**20
+"""A disk with less room is taken for full: a library that failed on it need not have said so."""
+OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MODULES = {OPENVINO: "openvino", ONNXRUNTIME: "onnxruntime", TENSORRT_RTX: "tensorrt_rtx"}
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export did.
+
+    Attributes:
+        out: the bundle.
+        manifest: what its `sdc.json` says.
+        up_to_date: the same bundle was there already, and was left as it is.
+        records: the stages.
+    """
+
+    out: Path
+    manifest: Manifest
+    up_to_date: bool
+    records: tuple[StageRecord, ...]
+
+
+def export_bundle(
+    request: ExportRequest, *, cache: StageCache | None = None, progress: Progress | None = None, verbose: bool = False
+) -> ExportSummary:
+    """Compile a checkpoint into a bundle.
+
+    Whatever happens, there is a whole bundle at ``request.out`` afterwards, the new or the old one, or none.
+    The work is done in a child process: a script that calls this needs ``if __name__ == "__main__":``.
+
+    Args:
+        request: what to export.
+        cache: results of stages; the user's own if None.
+        progress: is told of every stage.
+        verbose: leave what libraries print on standard error.
+
+    Raises:
+        InputError: the request cannot be met; also if something that is no bundle is in its place.
+        TargetError: an engine cannot be built here.
+        ExportError: a stage failed, or the disk is full.
+    """
+    request = replace(request, out=request.out.absolute())
+    cache = cache or StageCache(cache_folder() / "stages")
+    check_request(request)
+    with (
+        _explaining_full_disk(request.out.parent, cache.root),
+        exclusive(request.out, on_wait=lambda: log.warning("waiting for another export to %s", request.out)),
+        tempfile.TemporaryDirectory(prefix="sdc-export-") as scratch,
+        Worker(log_path=None if verbose else Path(scratch, "worker.log")) as worker,
+    ):
+        shop = _Workshop(cache, worker, StageLog(progress or Silent()))
+        opened = _load(shop, request)
+        plan = plan_export(request, opened)
+        missing = _missing_builds(shop, plan)
+        exported = _export_components(shop, request, opened, plan, missing)
+        worker.close()  # torch and its memory go
+        table = _calibrate(shop, request, opened, plan, exported) if plan.calibration_key and missing["unet"] else None
+        built = _build_engines(shop, request, plan, exported, table)
+        up_to_date, manifest = _write(shop, request, opened, plan, built)
+    cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())
+    return ExportSummary(request.out, manifest, up_to_date, tuple(shop.stages.records))
+
+
+def check_request(request: ExportRequest) -> None:
+    """Check what can be known before any work.
+
+    Raises:
+        InputError: an unknown precision, prompts without calibration, or an output folder that holds something else.
+        TargetError: the library that builds for a target is not installed.
+    """
+    if request.precision not in PRECISIONS:
+        raise InputError(f"unknown precision {request.precision!r}", hint=f"choose one of {', '.join(PRECISIONS)}")
+    if request.prompts_file is not None and request.precision != "int8":
+        raise InputError(
+            f"calibration prompts have no effect on {request.precision}", hint="add --precision int8, or leave them out"
+        )
+    check_output(request.out)
+    for target in request.targets:
+        module = MODULES[target.backend]
+        if importlib.util.find_spec(module) is None:
+            extra = "tensorrt" if target.backend == TENSORRT_RTX else "compile"
+            raise TargetError(
+                f"the target {target.name!r} needs the package {module}, which is not installed",
+                hint=f"pip install 'sdc[{extra}]', or choose other targets with --target",
+            )
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    """What stages are run with."""
+
+    cache: StageCache
+    worker: Worker
+    stages: StageLog
+
+    def produce(
+        self, label: str, stage: str, key: str, function: Callable[..., Any], *arguments: Any, reports: bool = False
+    ) -> Entry:
+        """Result of a stage, from the cache or from the worker: ``function(*arguments, folder[, report])``."""
+        with self.stages.stage(label) as outcome:
+
+            def make(folder: Path) -> Any:
+                on_report = self.stages.progress.advance if reports else None
+                done = self.worker.call(function, *arguments, folder, on_report=on_report)
+                outcome.peak_memory_bytes = done.peak_memory_bytes
+                return done.value
+
+            entry, outcome.cached = self.cache.produce(stage, key, make)
+        return entry
+
+
+def _load(shop: _Workshop, request: ExportRequest) -> Opened:
+    with shop.stages.stage("load") as outcome:
+        done = shop.worker.call(open_source, request.source)
+        outcome.peak_memory_bytes = done.peak_memory_bytes
+        opened: Opened = done.value
+    return opened
+
+
+def _missing_builds(shop: _Workshop, plan: ExportPlan) -> dict[str, list[str]]:
+    """By component, the targets whose engines are not in the cache."""
+    missing: dict[str, list[str]] = {name: [] for name in COMPONENTS}
+    for (name, target), key in plan.build_keys.items():
+        entry = shop.cache.find("build", key)
+        if entry is None or entry.damage() is not None:
+            missing[name].append(target)
+    return missing
+
+
+def _export_components(
+    shop: _Workshop,
+    request: ExportRequest,
+    opened: Opened,
+    plan: ExportPlan,
+    missing: Mapping[str, list[str]],
+) -> dict[str, Entry]:
+    """The graphs that later stages need, one after the other."""
+    needed = [name for name in COMPONENTS if missing[name]]
+    if plan.calibration_key and missing["unet"]:
+        needed = [name for name in COMPONENTS if name in (*needed, "text_encoder")]
+    return {
+        name: shop.produce(
+            f"export {name}", "export", plan.export_keys[name], export_stage, request.source, name, opened.configs
+        )
+        for name in needed
+    }
+
+
+def _calibrate(
+    shop: _Workshop, request: ExportRequest, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry]
+) -> Entry:
+    assert plan.calibration_key is not None
+    inputs = Calibration(
+        model=opened.entry.name,
+        unet=plan.specs["unet"],
+        unet_folder=exported["unet"].folder,
+        text_encoder=plan.specs["text_encoder"],
+        text_encoder_folder=exported["text_encoder"].folder,
+        configs=opened.configs,
+        files=opened.files,
+        prompts=plan.prompts,
+        fuse=request.fuse,
+    )
+    return shop.produce("calibrate unet", "calibrate", plan.calibration_key, calibrate_stage, inputs, reports=True)
+
+
+def _build_engines(
+    shop: _Workshop,
+    request: ExportRequest,
+    plan: ExportPlan,
+    exported: Mapping[str, Entry],
+    table: Entry | None,
+) -> dict[tuple[str, str], Entry]:
+    """Passes, then an engine, for each component and target."""
+    built = {}
+    for name in COMPONENTS:
+        for target in request.targets:
+            graph = exported.get(name)  # None: the engine is in the cache
+            recipe = graph and Recipe(
+                spec=plan.specs[name],
+                graph=graph,
+                fuse=request.fuse,
+                precision=component_precision(name, request.precision),
+                remainder=remainder(target),
+                table=table.folder / TABLE_NAME
+                if table and component_precision(name, request.precision) == "int8"
+                else None,
+            )
+            key = plan.build_keys[name, target.name]
+            label = f"build {name} for {target.name}"
+            built[name, target.name] = shop.produce(label, "build", key, build_stage, recipe, target)
+    return built
+
+
+def _write(
+    shop: _Workshop,
+    request: ExportRequest,
+    opened: Opened,
+    plan: ExportPlan,
+    built: Mapping[tuple[str, str], Entry],
+) -> tuple[bool, Manifest]:
+    with shop.stages.stage("write bundle") as outcome:
+        contents = bundle_contents(request, opened, built)
+        manifest = bundle_manifest(request, opened, plan, built, contents)
+        outcome.cached = is_up_to_date(request.out, manifest)
+        if not outcome.cached:
+            check_output(request.out)
+            write_bundle(request.out, manifest, contents)
+    return outcome.cached, manifest
+
+
+@contextmanager
+def _explaining_full_disk(*folders: Path) -> Iterator[None]:
+    """Turn an error of the system into one that names the place and says what to do."""
+    try:
+        yield
+    except SdcError:
+        raise
+    except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise _full_disk(error.filename or folders[0]) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(f"cannot write {error.filename}: {error.strerror}", hint="choose another --out") from error
+        raise
+    except RuntimeError as error:
+        for folder in folders:
+            if folder.exists() and shutil.disk_usage(folder).free < FULL_DISK_BYTES:
+                raise _full_disk(folder) from error
+        raise
+
+
+def _full_disk(place: object) -> ExportError:
+    return ExportError(
+        f"no space is left for {place}; nothing was changed",
+        hint=f"make room, or move the cache ({cache_folder()}) by setting SDC_CACHE",
+    )

@@ -1,0 +1,155 @@
+"""What an export consists of, and the keys under which its stages are cached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from sdc.compiler.cache import digest_of, digest_sources, versions_of
+from sdc.compiler.interfaces import component_spec
+from sdc.compiler.stages import Opened, Source
+from sdc.engines.errors import InputError
+from sdc.engines.specs import COMPONENTS, ComponentSpec
+from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
+
+QUANTISED = ("unet",)
+"""Components that "int8" quantises; the others are exported as in "fp16"."""
+
+EXPORT_SOURCES = ("sdc.compiler.export", "sdc.compiler.tidy_export", "sdc.compiler.interfaces", "sdc.compiler.load")
+EXPORT_TOOLS = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir", "onnx", "peft")
+CALIBRATE_SOURCES = ("sdc.compiler.calibrate", "sdc.compiler.calibration_prompts", "sdc.passes", "sdc.engines")
+CALIBRATE_TOOLS = ("onnxruntime-gpu", "onnxruntime", "numpy", "onnx-ir", "onnxscript")
+BUILD_SOURCES = ("sdc.passes", "sdc.compiler.build", "sdc.compiler.stages")
+BUILD_TOOLS = ("onnx-ir", "onnxscript", "onnx")
+BACKEND_TOOLS = {
+    OPENVINO: ("openvino",),
+    ONNXRUNTIME: ("onnxruntime-gpu", "onnxruntime"),
+    TENSORRT_RTX: ("tensorrt-rtx-cu13",),
+}
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What the user asks for.
+
+    Attributes:
+        source: the checkpoint.
+        precision: one of `PRECISIONS`.
+        targets: what engines are built for; at least one.
+        out: the bundle's folder.
+        fuse: whether operators are fused.
+        prompts_file: prompts of the calibration, one a line; None for the model's own.
+    """
+
+    source: Source
+    precision: str
+    targets: tuple[Target, ...]
+    out: Path
+    fuse: bool = True
+    prompts_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """The stages of an export, by the digests of all that they depend on.
+
+    Attributes:
+        specs: interfaces of the components.
+        export_keys: by component.
+        calibration_key: None unless something is quantised.
+        build_keys: by component and name of the target.
+        prompts: of the calibration; None for the model's own.
+    """
+
+    specs: Mapping[str, ComponentSpec]
+    export_keys: Mapping[str, str]
+    calibration_key: str | None
+    build_keys: Mapping[tuple[str, str], str]
+    prompts: tuple[str, ...] | None
+
+
+def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
+    """Work out the keys; nothing is computed yet.
+
+    Raises:
+        InputError: the networks do not fit together, or the file of prompts cannot be used.
+    """
+    specs = {name: component_spec(name, opened.configs) for name in COMPONENTS}
+    exporting = [digest_sources(EXPORT_SOURCES), versions_of(EXPORT_TOOLS)]
+    export_keys = {
+        name: digest_of(["export", *exporting, opened.digests[name], specs[name].to_json()]) for name in COMPONENTS
+    }
+    prompts = None if request.prompts_file is None else read_prompts(request.prompts_file)
+    calibration_key = None
+    if request.precision == "int8":
+        calibration_key = _calibration_key(request, opened, export_keys, prompts)
+    building = [digest_sources(BUILD_SOURCES), versions_of(BUILD_TOOLS), request.fuse]
+    build_keys = {
+        (name, target.name): digest_of(
+            [
+                "build",
+                *building,
+                export_keys[name],
+                component_precision(name, request.precision),
+                remainder(target),
+                calibration_key if name in QUANTISED else None,
+                [target.name, target.backend, *target.compute_capabilities],
+                versions_of(BACKEND_TOOLS[target.backend]),
+            ]
+        )
+        for name in COMPONENTS
+        for target in request.targets
+    }
+    return ExportPlan(specs, export_keys, calibration_key, build_keys, prompts)
+
+
+def component_precision(component: str, precision: str) -> str:
+    """The precision of one component in a bundle."""
+    return "fp16" if precision == "int8" and component not in QUANTISED else precision
+
+
+def remainder(target: Target) -> str:
+    """What "int8" leaves in floating point; ONNX Runtime has no float16 kernels for CPUs and would cast to and fro."""
+    return "fp32" if target.backend == ONNXRUNTIME else "fp16"
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """Prompts of a text file, one a line; empty lines are left out.
+
+    Raises:
+        InputError: the file cannot be read, or holds none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the calibration prompts {path}: {error}") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise InputError(f"{path} holds no calibration prompt", hint="write one prompt a line")
+    return prompts
+
+
+def tool_versions(request: ExportRequest) -> dict[str, str]:
+    """Versions of everything that took part, for the report."""
+    tools = {*EXPORT_TOOLS, *BUILD_TOOLS, "numpy"}.union(*(BACKEND_TOOLS[each.backend] for each in request.targets))
+    installed = {name: found for name, found in versions_of(sorted(tools)).items() if found}
+    return {"sdc": version("sdc"), **installed}
+
+
+def _calibration_key(
+    request: ExportRequest, opened: Opened, export_keys: Mapping[str, str], prompts: tuple[str, ...] | None
+) -> str:
+    return digest_of(
+        [
+            "calibrate",
+            digest_sources(CALIBRATE_SOURCES),
+            versions_of(CALIBRATE_TOOLS),
+            export_keys["unet"],
+            export_keys["text_encoder"],
+            {name: digest_of(content.decode("latin-1")) for name, content in opened.files.items()},
+            request.fuse,
+            opened.entry.name if prompts is None else prompts,
+        ]
+    )

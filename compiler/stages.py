@@ -1,0 +1,246 @@
+"""The stages of an export, as they run in a worker process: each reads folders and fills one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import onnx_ir as ir
+
+from sdc.compiler.bundle_writer import json_bytes
+from sdc.compiler.cache import Entry
+from sdc.compiler.component import Component
+from sdc.engines.manifest import LoraEntry, ModelEntry
+from sdc.engines.specs import COMPONENTS, ComponentSpec
+from sdc.engines.targets import ONNXRUNTIME, Target
+from sdc.passes.base import Pass, PassReport, run_passes
+from sdc.passes.calibration_table import CalibrationTable
+from sdc.passes.insert_qdq import InsertQdq
+from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
+
+MODEL_NAME = "model.onnx"
+"""What the stage `export` leaves in its folder; the weights are beside it."""
+TABLE_NAME = "unet.json"
+"""What the stage `calibrate` leaves in its folder."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user wants exported, as it was said.
+
+    Attributes:
+        model: see `load_checkpoint`.
+        weights: "trained" or "random".
+        seed: of random weights.
+        loras: ``FILE[:SCALE]`` each.
+    """
+
+    model: str
+    weights: str = "trained"
+    seed: int = 0
+    loras: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An opened checkpoint, without its weights.
+
+    Attributes:
+        entry: for the manifest.
+        digests: of each component's weights and configuration.
+        configs: of each network, with the defaults of its class filled in.
+        files: small files of the bundle, by path: tokenizer, schedule, model index.
+    """
+
+    entry: ModelEntry
+    digests: Mapping[str, str]
+    configs: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, bytes]
+
+
+def open_source(source: Source) -> Opened:
+    """Stage `load`: check that the checkpoint is whole, and digest it."""
+    from sdc.compiler.load.networks import NETWORKS, make_empty
+
+    checkpoint = _checkpoint(source)
+    loras = tuple(LoraEntry(lora.path.name, lora.scale) for lora in checkpoint.loras)
+    weights = "trained" if checkpoint.weights == "trained" else f"random, seed {source.seed}"
+    return Opened(
+        entry=ModelEntry(checkpoint.name, checkpoint.source, loras, weights),
+        digests={component: checkpoint.digest(component) for component in COMPONENTS},
+        configs={
+            network: _plain(make_empty(network, checkpoint.config(network), origin=checkpoint.source).config)
+            for network in NETWORKS
+        },
+        files={
+            **{f"tokenizer/{name}": content for name, content in checkpoint.tokenizer_files.items()},
+            "scheduler/scheduler_config.json": json_bytes(checkpoint.scheduler_config),
+            "model_index.json": json_bytes(checkpoint.model_index),
+        },
+    )
+
+
+def export_stage(source: Source, component: str, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> Any:
+    """Stage `export`: one torch module to ``model.onnx``, compared with the module."""
+    from sdc.compiler.export import export_component
+
+    difference = export_component(_checkpoint(source), component, configs, folder / MODEL_NAME)
+    return {"relative_difference": float(f"{difference:.0e}")}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Input of the stage `calibrate`.
+
+    Attributes:
+        model: name of the model; prompts are chosen by it.
+        unet: interface of the UNet; likewise `text_encoder`.
+        unet_folder: where the stage `export` left it; likewise `text_encoder_folder`.
+        configs: full configurations of the networks.
+        files: as in `Opened`.
+        prompts: None for the model's own.
+        fuse: as for the engines.
+    """
+
+    model: str
+    unet: ComponentSpec
+    unet_folder: Path
+    text_encoder: ComponentSpec
+    text_encoder_folder: Path
+    configs: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, bytes]
+    prompts: tuple[str, ...] | None
+    fuse: bool
+
+
+def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, int], None]) -> Any:
+    """Stage `calibrate`: ranges of the fused float32 UNet, over real denoising runs."""
+    from sdc.compiler.calibrate import Surroundings, calibrate, default_settings
+    from sdc.compiler.calibration_prompts import prompts_for
+    from sdc.compiler.interfaces import pipeline_settings
+    from sdc.engines.schedule_config import schedule_from_config
+    from sdc.engines.sessions import EngineSource, open_session
+    from sdc.engines.tokenizer import load_tokenizer
+
+    unet, _ = _fused_component(inputs.unet, inputs.unet_folder, inputs.fuse)
+    settings = pipeline_settings(inputs.configs)
+    with tempfile.TemporaryDirectory(prefix="sdc-tokenizer-") as tokenizer_folder:
+        for name, content in inputs.files.items():
+            if name.startswith("tokenizer/"):
+                Path(tokenizer_folder, Path(name).name).write_bytes(content)
+        tokenizer = load_tokenizer(Path(tokenizer_folder), max_tokens=settings.max_tokens)
+    text_encoder = EngineSource(inputs.text_encoder, ONNXRUNTIME, (inputs.text_encoder_folder / MODEL_NAME,))
+    with open_session(text_encoder) as session:
+        surroundings = Surroundings(
+            tokenizer=tokenizer,
+            text_encoder=session,
+            schedule=schedule_from_config(json.loads(inputs.files["scheduler/scheduler_config.json"])),
+            settings=settings,
+        )
+        chosen = default_settings(unet, settings, inputs.prompts or prompts_for(inputs.model))
+        table = calibrate(unet, surroundings, chosen, on_run=report)
+    (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
+    return {"prompts": len(table.prompts), "timesteps": len(table.timesteps), "tensors": len(table.ranges)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of an exported component before it is lowered for a target.
+
+    Attributes:
+        spec: its interface.
+        graph: result of the stage `export`.
+        fuse: whether operators are fused.
+        precision: one of `PRECISIONS`.
+        remainder: "fp16" or "fp32", for what "int8" leaves alone.
+        table: file of the calibration; None unless the precision is "int8".
+    """
+
+    spec: ComponentSpec
+    graph: Entry
+    fuse: bool
+    precision: str
+    remainder: str
+    table: Path | None
+
+
+def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
+    """Stage `build`: passes, then the engine of one component for one target."""
+    from sdc.compiler.build import build_engine
+
+    component, reports = typed_component(recipe)
+    reports["lowering"] = _run(lowering_passes(target.backend), component)
+    built = build_engine(component, target, folder)
+    if recipe.table is not None:
+        # Kept with the engine: made again on another processor, the table could differ in the last digits.
+        shutil.copyfile(recipe.table, folder / TABLE_NAME)
+    return {
+        "export": recipe.graph.result,
+        "engine": {"files": list(built.files), "options": built.options},
+        "built_with": built.built_with,
+        "details": built.details,
+        "passes": reports,
+    }
+
+
+def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
+    """The component of a recipe, before lowering, and the reports of its passes by phase."""
+    component, reports = _fused_component(recipe.spec, recipe.graph.folder, recipe.fuse)
+    quantise: tuple[Pass, ...] = ()
+    if recipe.table is not None:
+        quantise = (InsertQdq(CalibrationTable.from_json(json.loads(recipe.table.read_text(encoding="utf-8")))),)
+    passes = precision_passes(recipe.precision, quantise=quantise, remainder=recipe.remainder)
+    reports["precision"] = _run(passes, component)
+    return component, reports
+
+
+def _fused_component(
+    spec: ComponentSpec, folder: Path, fuse: bool
+) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
+    component = Component(spec, ir.load(folder / MODEL_NAME))
+    reports = {"canonical": _run(canonical_passes(), component)}
+    if fuse:
+        reports["fusion"] = _run(fusion_passes(spec.name), component)
+    return component, reports
+
+
+def _run(passes: tuple[Pass, ...], component: Component) -> list[dict[str, Any]]:
+    return [_report_json(report) for report in run_passes(passes, component.model)]
+
+
+def _report_json(report: PassReport) -> dict[str, Any]:
+    """A report without its time, which would make equal exports differ."""
+    values = asdict(report)
+    del values["seconds"]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@lru_cache(maxsize=1)
+def _checkpoint(source: Source) -> Any:
+    """The opened checkpoint; it holds no weights, so the worker keeps it between stages."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    from sdc.compiler.load import Weights, load_checkpoint, parse_lora
+
+    # The progress bars of torch's and Hugging Face's libraries share a semaphore of the system by default, which would
+    # stay behind when the worker is killed.
+    tqdm.set_lock(threading.RLock())
+
+    return load_checkpoint(
+        source.model,
+        weights=cast(Weights, source.weights),
+        seed=source.seed,
+        loras=[parse_lora(lora) for lora in source.loras],
+    )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return dict(json.loads(json.dumps(values, default=str)))
