@@ -1,6 +1,6 @@
 """Draws a grid of pictures from a bundle, one row per garment and one column per colour.
 
-    python scripts/picture_grid.py build/tiny-int8 --out build/demo.png
+python scripts/picture_grid.py build/tiny-int8 --out build/demo.png
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
                     sampler=arguments.sampler,
                     steps=arguments.steps,
                     guidance_scale=arguments.guidance,
-                    seed=[arguments.seed + begin + i for i in range(4)],
+                    seed=[arguments.seed + row * len(COLOURS) + begin + i for i in range(4)],
                 )
             ]
         )

@@ -14,13 +14,15 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+from sdc.compiler.evaluate.statistics import make_statistics, save_statistics
 from sdc.compiler.tiny.architecture import make_scheduler
 from sdc.compiler.tiny.data import DEBIAN_FOLDER, GreyPictures, all_captions, load_grey_pictures
 from sdc.compiler.tiny.judge import Judge
+from sdc.compiler.tiny.memory_layout import channels_last
 from sdc.compiler.tiny.train_judge import measure_accuracy, train_judge
 from sdc.compiler.tiny.train_tokenizer import train_tokenizer
 from sdc.compiler.tiny.train_unet import Denoiser, LatentSet, UNetRecipe, encode_pictures, train_unet
-from sdc.compiler.tiny.train_vae import measure_psnr, train_vae
+from sdc.compiler.tiny.train_vae import finetune_decoder, measure_psnr, train_vae
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ class Recipe:
     judge_epochs: int = 6
     feature_network_epochs: int = 2
     vae_steps: int = 2500
-    unet_steps: int = 5200
+    decoder_steps: int = 800
+    unet_steps: int = 4000
     gradient_checkpointing: bool = False
 
 
@@ -68,14 +71,15 @@ def train_tiny(data_folder: Path, out: Path, recipe: Recipe) -> None:
     vae = _vae_stage(train, test, features, out / "vae", recipe)
     tokenizer = train_tokenizer(all_captions(), out / "tokenizer")
     _unet_stage(train, vae, tokenizer, out, recipe)
-    _judge_stage(
-        train, test, out / "judge.safetensors", seed=recipe.seed, epochs=recipe.judge_epochs, width=JUDGE_WIDTH
-    )
+    judge_path = out / "models" / "judge.safetensors"
+    judge = _judge_stage(train, test, judge_path, seed=recipe.seed, epochs=recipe.judge_epochs, width=JUDGE_WIDTH)
+    _package_stage(train, test, features, judge, judge_path, out, recipe)
 
 
 def _judge_stage(train: GreyPictures, test: GreyPictures, path: Path, *, seed: int, epochs: int, width: int) -> Judge:
     if not path.exists():
         judge = train_judge(train, seed=seed, epochs=epochs, width=width)
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, path)
         _record(path.with_suffix(".json"), measure_accuracy(judge, test, seed=seed))
     judge = Judge(width)
@@ -109,6 +113,29 @@ def _unet_stage(train: GreyPictures, vae: AutoencoderKL, tokenizer: CLIPTokenize
         steps=recipe.unet_steps, seed=recipe.seed, gradient_checkpointing=recipe.gradient_checkpointing
     )
     train_unet(_latents(train, vae, out, recipe), tokenizer, settings, folder=out, on_checkpoint=save_pipeline)
+
+
+def _package_stage(
+    train: GreyPictures,
+    test: GreyPictures,
+    features: Judge,
+    judge: Judge,
+    judge_path: Path,
+    out: Path,
+    recipe: Recipe,
+) -> None:
+    """Give the trained pipeline its better decoder, and write `out`/models as it ships: tiny, judge, statistics."""
+    pipeline = StableDiffusionPipeline.from_pretrained(out / "tiny", torch_dtype=torch.float32)
+    folder = out / "vae-finetuned"
+    if not (folder / "config.json").exists():
+        vae = channels_last(AutoencoderKL.from_pretrained(out / "vae"))
+        finetune_decoder(vae, train, features, seed=recipe.seed, steps=recipe.decoder_steps).save_pretrained(folder)
+    pipeline.register_modules(vae=AutoencoderKL.from_pretrained(folder))
+    _save_half(pipeline, judge_path.parent / "tiny")
+    vae = AutoencoderKL.from_pretrained(judge_path.parent / "tiny", subfolder="vae", torch_dtype=torch.float32).eval()
+    statistics = make_statistics(test, judge, vae, judge_path, seed=recipe.seed)
+    save_statistics(statistics, judge_path.with_name("statistics.safetensors"), seed=recipe.seed)
+    _record(out / "statistics.json", statistics.figures)
 
 
 def _latents(train: GreyPictures, vae: AutoencoderKL, out: Path, recipe: Recipe) -> LatentSet:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GreyPictures, render
 from sdc.compiler.tiny.judge import Judge
+from sdc.compiler.tiny.memory_layout import channels_last
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ def train_judge(data: GreyPictures, *, seed: int, epochs: int, width: int, batch
     """Train a judge on randomly coloured, shifted and mirrored pictures; same seed, same weights."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    judge = Judge(width).to(memory_format=torch.channels_last)
+    judge = channels_last(Judge(width))
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=1e-3)
     steps_per_epoch = len(data.pixels) // batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * steps_per_epoch)

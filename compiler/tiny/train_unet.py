@@ -23,6 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdc.compiler.tiny.architecture import make_scheduler, make_text_encoder, make_unet
 from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, HELD_OUT, TEMPLATES, GreyPictures, caption, render
+from sdc.compiler.tiny.memory_layout import channels_last
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class Denoiser(nn.Module):
     def forward(self, latents: Tensor, timesteps: Tensor, tokens: Tensor, caption_of: Tensor) -> Tensor:
         """Predict the noise of `latents` [N, 4, H, W]; `tokens` [M, 77] are the batch's distinct captions."""
         states = self.text_encoder(tokens).last_hidden_state[caption_of]
-        return self.unet(latents, timesteps, states).sample
+        noise: Tensor = self.unet(latents, timesteps, states).sample
+        return noise
 
 
 @torch.no_grad()
@@ -113,7 +115,7 @@ def train_unet(
     A run that is stopped and continued draws the same batches and noise as one that is not.
     """
     torch.manual_seed(recipe.seed)
-    model = Denoiser(make_text_encoder(tokenizer), make_unet()).to(memory_format=torch.channels_last)
+    model = channels_last(Denoiser(make_text_encoder(tokenizer), make_unet()))
     if recipe.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     average = copy.deepcopy(model).requires_grad_(False)
@@ -200,7 +202,8 @@ def _draw_caption(latents: LatentSet, index: int, random: np.random.Generator) -
 
 def _loss(model: Denoiser, batch: _Batch) -> Tensor:
     predicted = model(batch.noisy, batch.timesteps, batch.tokens, batch.caption_of)
-    return ((predicted - batch.noise) ** 2).mean((1, 2, 3)).mul(batch.weights).mean()
+    errors: Tensor = ((predicted - batch.noise) ** 2).mean((1, 2, 3))
+    return (errors * batch.weights).mean()
 
 
 @torch.no_grad()
