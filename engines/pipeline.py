@@ -13,6 +13,7 @@ from PIL import Image
 
 from sdc.engines.bundle import open_bundle
 from sdc.engines.denoise import DENOISERS, Latents, Predict, embed_guidance, guide
+from sdc.engines.errors import BundleError
 from sdc.engines.generation import (
     Generation,
     check_generation,
@@ -33,6 +34,9 @@ from sdc.engines.specs import ComponentSpec
 from sdc.engines.tokenizer import ClipTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
+
+NEEDED = ("text_encoder", "unet", "vae_decoder")
+"""Components that make a picture from text."""
 
 
 class Pipeline:
@@ -207,6 +211,9 @@ def open_pipeline(path: str | os.PathLike[str], target: str | None, *, verify: b
     """See `sdc.engines.load`."""
     bundle = open_bundle(Path(path), verify=verify)
     manifest = bundle.manifest
+    missing = [component for component in NEEDED if component not in manifest.components]
+    if missing:
+        raise BundleError(f"the bundle {bundle.path} has no {', '.join(missing)}", hint="export the whole model")
     chosen = bundle.choose_target(target)
     return Pipeline(
         tokenizer=load_tokenizer(bundle.path / "tokenizer", max_tokens=manifest.pipeline.max_tokens),

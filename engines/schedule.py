@@ -128,9 +128,10 @@ def spaced_timesteps(
     elif spacing == "leading":
         timesteps = np.arange(count, dtype=np.float64)[::-1] * (length // count) + schedule.steps_offset
     else:
-        # For some counts, rounding makes arange yield one element too many.
-        timesteps = np.arange(length, 0, -length / count)[:count].round() - 1
-    timesteps = timesteps.round()[:steps] if whole else timesteps[:steps]
+        timesteps = np.arange(length, 0, -length / count).round() - 1
+    timesteps = timesteps[:steps]  # for some counts, rounding makes arange yield one element too many
+    if whole:
+        timesteps = timesteps.round()
     if timesteps[0] > length - 1 or bool((np.diff(timesteps) >= 0).any()):
         raise InputError(f"{steps} steps have no room in the model's {length} timesteps", hint="use fewer steps")
     return timesteps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,15 @@ def test_a_seed_for_each_picture_equals_diffusers_and_single_pictures(plain: Pai
     assert psnr_db(stack(ours), stack(theirs)) >= 55
     single = plain.ours(PROMPT, "bag", seed=seeds[1], **options)
     assert psnr_db(stack(single), stack(ours[1:2])) >= 55
+
+
+def test_the_decoder_gets_unscaled_and_shifted_latents(plain: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = noise_from_seeds([6])((2, 4, 4, 6))
+    settings = replace(plain.ours.settings, vae_scaling_factor=0.25, vae_shift_factor=0.7)
+    monkeypatch.setattr(plain.ours, "settings", settings)
+    with torch.no_grad():
+        expected = plain.theirs.vae.decode(torch.from_numpy(latents) * 4 + 0.7).sample.numpy()
+    np.testing.assert_allclose(plain.ours.decode(latents), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 0.0])

@@ -14,6 +14,8 @@ from PIL import Image
 from torch_pipeline import ARCHITECTURES, build_diffusers, build_ours
 
 from sdc.compiler.cli import main, run
+from sdc.engines import load
+from sdc.engines.errors import BundleError
 from sdc.engines.pipeline import Pipeline
 
 PROMPT = "a red bag"
@@ -32,12 +34,12 @@ def sdc_run(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Runs the command line in a fresh folder, on a bundle whose engines are torch modules."""
     opened: list[tuple[Any, ...]] = []
 
-    def load(bundle: Path, target: str | None, *, threads: int | None) -> Pipeline:
+    def load_torch(bundle: Path, target: str | None, *, threads: int | None) -> Pipeline:
         opened.append((bundle, target, threads))
         return pipe
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "load", load)
+    monkeypatch.setattr(run, "load", load_torch)
 
     def call(*arguments: str) -> int:
         return main(["run", "some-bundle", "--prompt", PROMPT, "--steps", "2", *arguments])
@@ -97,6 +99,11 @@ def test_bad_input_gives_one_line_and_writes_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bundle_that_cannot_make_pictures_says_what_it_lacks(small_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="has no text_encoder, vae_decoder"):
+        load(small_bundle, "ort-cpu")
 
 
 def test_importing_the_runtime_is_quick() -> None:
