@@ -109,7 +109,10 @@ class StageCache:
             now_seconds: the present time; entries of the last hour stay in any case.
         """
         entries = sorted(self.root.glob(f"*/*/{ENTRY_NAME}"), key=lambda path: path.parent.stat().st_mtime)
-        sizes = {path.parent: sum(file.stat().st_size for file in path.parent.rglob("*")) for path in entries}
+        sizes = {
+            path.parent: sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
+            for path in entries
+        }
         excess = sum(sizes.values()) - limit_bytes
         removed = 0
         for folder, size_bytes in sizes.items():

@@ -17,7 +17,14 @@ from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
 QUANTISED = ("unet",)
 """Components that "int8" quantises; the others are exported as in "fp16"."""
 
-EXPORT_SOURCES = ("sdc.compiler.export", "sdc.compiler.tidy_export", "sdc.compiler.interfaces", "sdc.compiler.load")
+EXPORT_SOURCES = (
+    "sdc.compiler.export",
+    "sdc.compiler.export_check",
+    "sdc.compiler.interfaces",
+    "sdc.compiler.load",
+    "sdc.compiler.tidy_export",
+    "sdc.compiler.traceable",
+)
 EXPORT_TOOLS = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir", "onnx", "peft")
 CALIBRATE_SOURCES = ("sdc.compiler.calibrate", "sdc.compiler.calibration_prompts", "sdc.passes", "sdc.engines")
 CALIBRATE_TOOLS = ("onnxruntime-gpu", "onnxruntime", "numpy", "onnx-ir", "onnxscript")
