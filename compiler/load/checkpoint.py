@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from sdc.compiler.load.lora import Lora
-from sdc.compiler.load.networks import fill, make_empty, network_of
+from sdc.compiler.load.networks import check_agreement, fill, make_empty, network_of
 from sdc.engines.errors import InputError
 
 Weights = Literal["trained", "random"]
@@ -112,6 +112,7 @@ class Checkpoint:
         """
         for name, source in self.networks.items():
             source.weights.check(name, make_empty(name, source.config, origin=self.source))
+        check_agreement({name: source.config for name, source in self.networks.items()}, origin=self.source)
 
     def _network(self, name: str) -> NetworkSource:
         if name not in self.networks:

@@ -15,7 +15,7 @@ from sdc.compiler.load.checkpoint import Checkpoint, NetworkSource, WeightSource
 from sdc.compiler.load.clip_tokenizer import clip_tokenizer_files, with_tokenizer_json
 from sdc.compiler.load.networks import NETWORKS, check_tensors, rename_old_names
 from sdc.compiler.load.random_weights import RandomWeights
-from sdc.compiler.load.tensor_files import PICKLE_SUFFIXES, digest_files, read_tensors, refuse_pickle
+from sdc.compiler.load.tensor_files import digest_files, read_tensors, refuse_pickle
 from sdc.engines.errors import InputError
 
 PIPELINES = (
@@ -146,24 +146,34 @@ def read_model_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def weight_candidates(network: str) -> list[str]:
+    """Names that the weights of a network may have, the preferred one first; ``.json`` lists shards."""
+    stem = _WEIGHT_STEMS[network]
+    return [
+        name
+        for variant in _VARIANTS
+        for name in (f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json")
+    ]
+
+
+def listed_shards(path: Path) -> list[str]:
+    """File names that an index lists; none if ``path`` holds the weights itself."""
+    return sorted(set(read_json(path)["weight_map"].values())) if path.suffix == ".json" else []
+
+
 def find_weights(folder: Path, network: str) -> tuple[Path, ...]:
     """The safetensors files of a network: one, or the shards that an index lists.
 
     Raises:
         InputError: there are none, or only pickles.
     """
-    part, stem = folder / network, _WEIGHT_STEMS[network]
-    for variant in _VARIANTS:
-        single = part / f"{stem}{variant}.safetensors"
-        if single.is_file():
-            return (single,)
-        index = part / f"{stem}.safetensors.index{variant}.json"
-        if index.is_file():
-            return tuple(part / file for file in sorted(set(read_json(index)["weight_map"].values())))
-    for pickle in sorted(part.glob("*")) if part.is_dir() else ():
-        if pickle.suffix in PICKLE_SUFFIXES:
-            refuse_pickle(pickle)
-    raise InputError(f"{folder} has no weights of {network}: {part / stem}.safetensors not found")
+    part, candidates = folder / network, weight_candidates(network)
+    for path in (part / name for name in candidates):
+        if path.is_file():
+            return tuple(part / shard for shard in listed_shards(path)) or (path,)
+    for other in sorted(part.glob("*")) if part.is_dir() else ():
+        refuse_pickle(other)
+    raise InputError(f"{folder} has no weights of {network}: {part / candidates[0]} not found")
 
 
 def trim_model_index(index: Mapping[str, Any]) -> dict[str, Any]:

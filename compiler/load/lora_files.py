@@ -113,6 +113,10 @@ def _make_layer(path: Path, name: str, tensors: Mapping[str, Tensor], settings: 
         if role not in tensors:
             raise InputError(f"LoRA {path}: {name} has no {role} matrix", hint="fetch it again")
     down, up, mid = tensors["down"], tensors["up"], tensors.get("mid")
+    if min(down.ndim, up.ndim) < 2 or (mid is not None and mid.ndim != 4):
+        raise InputError(
+            f"LoRA {path}: {name} is {list(down.shape)} down and {list(up.shape)} up, which are no matrices"
+        )
     rank = down.shape[0]
     if up.flatten(1).shape[1] != rank or (mid is not None and mid.shape[:2] != (rank, rank)):
         raise InputError(f"LoRA {path}: {name} has {list(down.shape)} down and {list(up.shape)} up, of unlike ranks")

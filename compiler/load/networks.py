@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -53,6 +53,24 @@ def check_class(network: str, config: Mapping[str, Any], *, origin: str) -> None
             raise InputError(
                 f"the UNet of {origin} has {option} = {config[option]!r}; only Stable Diffusion 1.x and 2.x, "
                 "which have none, are supported so far"
+            )
+
+
+def check_agreement(configs: Mapping[str, Mapping[str, Any]], *, origin: str) -> None:
+    """Raise unless the UNet takes the text encoder's states and the autoencoder's latents.
+
+    Raises:
+        InputError: with the two widths that differ.
+    """
+    unet, text_encoder, vae = (configs[network] for network in ("unet", "text_encoder", "vae"))
+    for name, expected, of in (
+        ("cross_attention_dim", text_encoder.get("hidden_size"), "the text encoder's states are"),
+        ("in_channels", vae.get("latent_channels"), "the autoencoder's latents are"),
+    ):
+        if unet.get(name) != expected:
+            raise InputError(
+                f"the UNet of {origin} has {name} {unet.get(name)}, but {of} {expected} wide",
+                hint="inpainting and other UNets with additional inputs are not supported so far",
             )
 
 

@@ -174,6 +174,15 @@ def test_a_unet_with_added_conditions_is_refused(own: Path) -> None:
         load_checkpoint(str(own))
 
 
+def test_networks_that_do_not_belong_together_are_refused(own: Path) -> None:
+    edit_json(own / "vae/config.json", latent_channels=5)
+    with pytest.raises(InputError, match="in_channels 4, but the autoencoder's latents are 5 wide"):
+        load_checkpoint(str(own), weights="random")
+    edit_json(own / "text_encoder/config.json", hidden_size=27)
+    with pytest.raises(InputError, match="cross_attention_dim 24, but the text encoder's states are 27 wide"):
+        load_checkpoint(str(own), weights="random")
+
+
 def test_pickled_weights_are_refused_with_a_way_out(own: Path) -> None:
     (own / UNET_FILE).rename(own / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(InputError, match="convert it to safetensors"):
