@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from typing import Any
@@ -48,6 +49,11 @@ class DeviceBuffer:
             address, self.address, self.capacity_bytes = self.address, 0, 0
             cuda(cudart.cudaFree(address))
 
+    def __del__(self) -> None:
+        # At the interpreter's end the driver frees everything, and CUDA may already be gone.
+        if not sys.is_finalizing():
+            self.free()
+
 
 class Scratch:
     """The activations of all engines on one GPU: they run one after another, so the largest need is enough for all."""
@@ -55,7 +61,6 @@ class Scratch:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.buffer = DeviceBuffer()
-        weakref.finalize(self, self.buffer.free)
 
 
 _scratches: weakref.WeakValueDictionary[int, Scratch] = weakref.WeakValueDictionary()

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from sdc.engines.environment import cache_folder
+
+
+def test_the_cache_folder_is_the_chosen_one_then_the_users(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/users/cache")
+    monkeypatch.setenv("SDC_CACHE", "/chosen")
+    assert cache_folder() == Path("/chosen")
+    monkeypatch.setenv("SDC_CACHE", "")
+    assert cache_folder() == Path("/users/cache/sdc")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert cache_folder() == Path("/home/someone/.cache/sdc")
+
+
+@pytest.mark.parametrize("local", ["/users/local", None])
+def test_the_cache_folder_on_windows(monkeypatch, local):
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.delenv("SDC_CACHE", raising=False)
+    monkeypatch.setenv("HOME", "/users/someone")
+    if local is None:
+        monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    else:
+        monkeypatch.setenv("LOCALAPPDATA", local)
+    assert cache_folder() == Path(local or "/users/someone/AppData/Local") / "sdc"
