@@ -104,14 +104,13 @@ class _Rewriter:
 
     def quantise(self, layer: Layer) -> None:
         """Put the layer's two operands behind Q/DQ."""
-        activation, weight, key = layer.activation, layer.weight, (layer.weight, layer.output_axis)
+        activation, key = layer.activation, (layer.weight, layer.output_axis)
         if activation not in self.activations:
-            self.activations[activation] = self._quantised_activation(activation)
+            self.activations[activation] = self._quantised_activation(activation, _dtype(layer))
         if key not in self.weights:
             self.weights[key] = self._quantised_weight(layer)
         layer.node.replace_input_with(0, self.activations[activation])
         layer.node.replace_input_with(1, self.weights[key])
-        assert weight is not layer.weight  # both operands were replaced
 
     def remove_unused_weights(self) -> None:
         """Drop the floating-point weights that nothing reads any more."""
@@ -131,23 +130,22 @@ class _Rewriter:
             "per_channel": self.options.per_channel,
         }
 
-    def _quantised_activation(self, value: ir.Value) -> ir.Value:
+    def _quantised_activation(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         name = value.name or ""
         limit = self.options.table.range_of(name)
         if not np.isfinite(limit) or limit < 0:
             raise PassError(
                 f"the range of tensor {name!r} is {limit}, expected a finite magnitude", hint="calibrate again"
             )
-        scale = self._initializer(f"{name}.qdq_scale", scale_from_range(np.asarray(limit), _ACTIVATION_LEVELS))
+        step = scale_from_range(np.asarray(limit), _ACTIVATION_LEVELS).astype(dtype.numpy())
+        scale = self._initializer(f"{name}.qdq_scale", step)
         if self.zero_point is None:
             self.zero_point = self._initializer("sdc.qdq_zero_point", np.zeros((), np.int8))
         quantise = ir.node("QuantizeLinear", [value, scale, self.zero_point])
         dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], scale, self.zero_point])
-        for node, dtype, suffix in ((quantise, ir.DataType.INT8, "int8"), (dequantise, value.dtype, "dequantised")):
-            node.outputs[0].name = f"{scale.name}.{suffix}"
-            node.outputs[0].shape = value.shape
-            if dtype is not None:
-                node.outputs[0].dtype = dtype
+        quantise.outputs[0].name, dequantise.outputs[0].name = f"{scale.name}.int8", f"{scale.name}.dequantised"
+        quantise.outputs[0].dtype, dequantise.outputs[0].dtype = ir.DataType.INT8, dtype
+        quantise.outputs[0].shape = dequantise.outputs[0].shape = value.shape
         producer = value.producer()
         if producer is not None:
             self.graph.insert_after(producer, [quantise, dequantise])
@@ -165,11 +163,11 @@ class _Rewriter:
             raise PassError(f"the weight of {site(layer.node)} holds NaN or infinity", hint="check the checkpoint")
         integers, scale = quantise_weights(weights, levels=levels, axis=axis if self.options.per_channel else None)
         stored = self._initializer(f"{value.name}.int8", integers)
-        scales = self._initializer(f"{value.name}.qdq_scale", scale)
+        scales = self._initializer(f"{value.name}.qdq_scale", scale.astype(_dtype(layer).numpy()))
         node = ir.node("DequantizeLinear", [stored, scales], {"axis": axis} if self.options.per_channel else {})
         node.outputs[0].name = f"{stored.name}.dequantised"
         node.outputs[0].shape = ir.Shape(weights.shape)
-        node.outputs[0].dtype = tensor.dtype
+        node.outputs[0].dtype = _dtype(layer)
         self.graph.insert_before(layer.node, node)
         self.bytes_before += tensor.nbytes
         self.bytes_after += integers.nbytes + scale.nbytes
@@ -182,6 +180,13 @@ class _Rewriter:
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
+
+
+def _dtype(layer: Layer) -> ir.DataType:
+    """The element type that the layer computes in, and so that of its scales."""
+    tensor = ir.convenience.get_const_tensor(layer.weight)
+    assert tensor is not None  # `find_layers` selects constant weights only
+    return tensor.dtype
 
 
 def quantise_weights(weights: np.ndarray, *, levels: int, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -199,8 +204,7 @@ def quantise_weights(weights: np.ndarray, *, levels: int, axis: int | None) -> t
     limits = np.abs(weights).max(axis=others)
     scale = scale_from_range(limits, levels)
     spread = scale if axis is None else np.expand_dims(scale, others or ())
-    integers = np.clip(np.rint(weights / spread), -levels, levels).astype(np.int8)
-    return integers, scale
+    return np.rint(weights / spread).astype(np.int8), scale
 
 
 def scale_from_range(limit: np.ndarray, levels: int) -> np.ndarray:

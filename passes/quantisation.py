@@ -123,8 +123,8 @@ def _reason_against(node: ir.Node) -> str | None:
         return "a product of two activations"
     if ir.convenience.get_const_tensor(activation) is not None:
         return "both operands are constant"
-    if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
-        return f"the weight is {tensor.dtype.name}, expected a floating-point type"
+    if tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return f"the weight is {tensor.dtype.name}, expected FLOAT or FLOAT16"
     groups = node.attributes.get_int("group") or 1
     if node.op_type == Kind.CONV and groups != 1:
         return f"a grouped convolution ({groups} groups)"

@@ -295,6 +295,23 @@ def test_weights_of_one_scale():
     assert scale.shape == ()
 
 
+def test_float16_graph_gets_float16_scales():
+    text = (
+        """<ir_version: 10, opset_import: ["": 23]> g (float16[5, 7] x) => (float16[5, 11] y) { y = MatMul (x, w) }"""
+    )
+    random = np.random.default_rng(61)
+    weight, x = random.normal(size=(7, 11)).astype(np.float16), random.normal(size=(5, 7)).astype(np.float16)
+    outputs = {}
+    for dtype, name in ((np.float16, "float16"), (np.float32, "float")):
+        model = make_model(text.replace("float16", name), {"w": weight.astype(dtype)})
+        InsertQdq(make_table(model, {"x": 2.0}), EVERYTHING).run(model)
+        scales = [value for key, value in model.graph.initializers.items() if key.endswith("qdq_scale")]
+        assert {scale.const_value.numpy().dtype for scale in scales} == {np.dtype(dtype)}
+        (outputs[name],) = run_model(model, {"x": x.astype(dtype)})
+    # Sums of seven products, rounded to float16.
+    np.testing.assert_allclose(outputs["float16"], outputs["float"], rtol=0, atol=2.0**-9 * np.abs(x @ weight).max())
+
+
 def qdq_constants(model: ir.Model) -> list[np.ndarray]:
     """Integers, scales and zero points of all pairs, in the order of the graph."""
     nodes = [node for node in model.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
