@@ -30,31 +30,42 @@ INTERRUPTED, TERMINATED, CLOSED_PIPE = 128 + 2, 128 + 15, 128 + 13
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code."""
+    """Run a command line; returns the exit code and raises nothing."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbose = "--verbose" in arguments
     try:
-        with _terminating_cleanly():
-            args = _parse(arguments)
-            _start_logging(verbose)
-            code: int = args.run(args)
-            sys.stdout.flush()
-            return code
-    except SdcError as error:
-        return _complain(str(error), error.exit_code, verbose)
-    except KeyboardInterrupt:
-        return _complain("interrupted", INTERRUPTED, False)
-    except _Terminated:
-        return _complain("terminated", TERMINATED, False)
+        code = _run(arguments, verbose="--verbose" in arguments)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:
         # Whoever read our output has enough; the interpreter shall not complain when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
+
+
+def _run(arguments: list[str], *, verbose: bool) -> int:
+    try:
+        with _terminating_cleanly():
+            args = _parse(arguments)
+            _start_logging(verbose)
+            try:
+                code: int = args.run(args)
+            except ModuleNotFoundError as error:
+                _refuse_missing_package(error, args.command)
+            return code
+    except SystemExit as end:  # argparse has said why
+        return end.code if isinstance(end.code, int) else 0
+    except SdcError as error:
+        return _complain(str(error), error.exit_code, with_traceback=verbose)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except _Terminated:
+        return _complain("terminated", TERMINATED)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         what = f"unexpected {type(error).__name__}: {error}"
-        return _complain(
-            what if verbose else f"{what}; run with --verbose for the traceback", UNEXPECTED_ERROR, verbose
-        )
+        advice = "" if verbose else "; run with --verbose for the traceback"
+        return _complain(what + advice, UNEXPECTED_ERROR, with_traceback=verbose)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -69,7 +80,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=module.SUMMARY, description=module.SUMMARY)
         module.add_arguments(command)
         command.add_argument("--verbose", action="store_true", help="show logs, and tracebacks of errors")
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, command=name)
     return parser.parse_args(arguments)
 
 
@@ -97,7 +108,7 @@ def _start_logging(verbose: bool) -> None:
     logging.getLogger("py.warnings").setLevel(logging.ERROR)  # libraries' advice to their developers
 
 
-def _complain(message: str, code: int, with_traceback: bool) -> int:
+def _complain(message: str, code: int, *, with_traceback: bool = False) -> int:
     if with_traceback:
         traceback.print_exc()
     print(f"sdc: {message}", file=sys.stderr)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdc.compiler.cli.progress import show_progress
-from sdc.compiler.compile import ExportSummary, export_bundle
-from sdc.compiler.export_plan import ExportRequest
-from sdc.compiler.stages import Source
 from sdc.engines.errors import InputError
 from sdc.engines.targets import parse_targets
-from sdc.passes.pipeline import PRECISIONS
+
+if TYPE_CHECKING:
+    from sdc.compiler.compile import ExportSummary
+    from sdc.compiler.export_plan import ExportRequest
 
 SUMMARY = "compile a checkpoint into a bundle of engines"
 
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default=DEFAULT_PRECISION,
-        metavar="|".join(PRECISIONS),
+        metavar="fp32|fp16|int8",
         help=f"of weights and arithmetic; int8 quantises the UNet and leaves the rest in fp16 ({DEFAULT_PRECISION})",
     )
     parser.add_argument(
@@ -56,15 +55,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration-prompts", type=Path, metavar="FILE", help="prompts for int8, one a line (the model's own)"
     )
-    parser.add_argument("--json", action="store_true", help="print a summary for machines")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=Path("-"),
+        metavar="FILE",
+        help="write a summary for machines; without FILE, print only that on the standard output",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Export; the summary goes to standard output, progress to standard error."""
+    from sdc.compiler.cli.progress import show_progress
+    from sdc.compiler.compile import export_bundle
+
     request = request_from_arguments(args)
     with show_progress() as progress:
         summary = export_bundle(request, progress=progress, verbose=args.verbose)
-    print(json.dumps(summary_json(summary), indent=2) if args.json else summary_text(summary))
+    report = json.dumps(summary_json(summary), indent=2)
+    if args.json is not None and args.json != Path("-"):
+        args.json.write_text(report + "\n", encoding="utf-8")
+    print(report if args.json == Path("-") else summary_text(summary))
     return 0
 
 
@@ -74,6 +86,9 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
     Raises:
         InputError: an argument makes no sense, alone or with the others.
     """
+    from sdc.compiler.export_plan import ExportRequest
+    from sdc.compiler.stages import Source
+
     if args.seed is not None and args.weights != "random":
         raise InputError("--seed is the seed of random weights", hint="add --weights random, or leave it out")
     return ExportRequest(
