@@ -38,7 +38,7 @@ class Recipe:
     judge_epochs: int = 6
     feature_network_epochs: int = 2
     vae_steps: int = 2500
-    decoder_steps: int = 800
+    decoder_steps: int = 500
     unet_steps: int = 4000
     gradient_checkpointing: bool = False
 
