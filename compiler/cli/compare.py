@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,6 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("second", type=Path, help="likewise")
     parser.add_argument("--target", help="which engines of the bundles (the fastest that run here)")
     parser.add_argument("--pictures", type=int, default=4, metavar="N", help="pictures to compare (4)")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps of each picture (20)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the engines (all)")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="timed calls of each engine (7)")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs and pictures (0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
@@ -25,8 +26,11 @@ def run(args: argparse.Namespace) -> int:
     """Compare, and print the tables."""
     from sdc.compiler.compare.compare import compare
     from sdc.compiler.compare.report import format_comparison
+    from sdc.compiler.evaluate.settings import Settings
+    from sdc.compiler.plain_json import check_writable, write_json
     from sdc.engines.errors import InputError
 
+    check_writable(args.json)
     if args.pictures < 0:
         raise InputError(f"--pictures must be 0 or more, found {args.pictures}")
     if args.rounds < 1:
@@ -34,13 +38,17 @@ def run(args: argparse.Namespace) -> int:
     comparison = compare(
         args.first,
         args.second,
-        target=args.target,
-        pictures=args.pictures,
+        Settings(
+            samples=max(1, args.pictures),
+            seed=args.seed,
+            steps=args.steps,
+            target=args.target,
+            threads=args.threads,
+        ),
         rounds=args.rounds,
-        seed=args.seed,
+        pictures=args.pictures > 0,
         say=lambda text: print(f"comparing {text}", file=sys.stderr),
     )
-    if args.json is not None:
-        args.json.write_text(json.dumps(comparison.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(args.json, comparison.to_json())
     print(format_comparison(comparison))
     return 0

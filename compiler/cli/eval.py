@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", default="ddim", help="ddim, euler, dpmpp-2m or lcm (ddim)")
     parser.add_argument("--target", help="which engines to run (the fastest that run here)")
     parser.add_argument("--batch", type=int, help="pictures at once (as many as the engines take)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the engines (all)")
     parser.add_argument(
         "--noise-seeds", type=int, default=0, metavar="N", help="measure the seed noise with N more runs"
     )
@@ -39,9 +39,11 @@ def run(args: argparse.Namespace) -> int:
     from sdc.compiler.evaluate.grid import save_grid
     from sdc.compiler.evaluate.report import format_evaluation
     from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings
+    from sdc.compiler.plain_json import check_writable, write_json
     from sdc.engines.bundle import open_bundle
     from sdc.engines.errors import InputError
 
+    check_writable(args.json, args.grid)
     if args.noise_seeds < 0:
         raise InputError(f"--noise-seeds must be 0 or more, found {args.noise_seeds}")
     judged = open_bundle(args.bundle).manifest.model.name == JUDGED_MODEL
@@ -53,12 +55,12 @@ def run(args: argparse.Namespace) -> int:
         guidance_scale=args.guidance,
         batch=args.batch,
         target=args.target,
+        threads=args.threads,
     )
     evaluation = evaluate(
         args.bundle, args.reference, settings, noise_seeds=args.noise_seeds, progress=progress_on(sys.stderr)
     )
-    if args.json is not None:
-        args.json.write_text(json.dumps(evaluation.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_json(args.json, evaluation.to_json())
     if args.grid is not None:
         save_grid(args.grid, args.bundle, args.reference, settings)
     print(format_evaluation(evaluation))

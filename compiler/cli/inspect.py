@@ -21,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the description."""
     from sdc.compiler.inspect.inspect import BundleDescription, find_origin, inspect_path
     from sdc.compiler.inspect.report import format_bundle, format_engine, format_origin
+    from sdc.compiler.plain_json import write_json
 
     description = inspect_path(args.path)
     value = description.to_json()
@@ -34,7 +35,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json == Path("-"):
         print(json.dumps(value, indent=2))
         return 0
-    if args.json is not None:
-        args.json.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_json(args.json, value)
     print(text)
     return 0

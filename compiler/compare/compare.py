@@ -16,36 +16,32 @@ from sdc.compiler.evaluate.settings import Settings, prompts_of_model
 from sdc.engines.errors import InputError
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 
-Say = Callable[[str], None]
-
 
 def compare(
     first_path: Path,
     second_path: Path,
+    settings: Settings,
     *,
-    target: str | None = None,
-    pictures: int = 4,
     rounds: int = 7,
-    settings: Settings | None = None,
-    seed: int = 0,
-    say: Say | None = None,
+    pictures: bool = True,
+    say: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Compare graphs, outputs, times and pictures.
 
     Args:
         first_path: a bundle or an .onnx file; differences and ratios are relative to it.
         second_path: likewise.
-        target: of both bundles; None takes the fastest of each that runs here.
-        pictures: pictures to make at equal seeds; 0 makes none.
+        settings: the target, threads and seed of everything, and the number and making of the pictures.
         rounds: timed calls of each engine.
-        settings: how pictures are made; DDIM, 20 steps, guidance 3 when missing.
-        seed: of the inputs.
+        pictures: whether to make any.
         say: told what is being done.
 
     Raises:
+        BundleError: a bundle is damaged.
         InputError: the two have no component in common, or inputs that differ.
+        TargetError: a bundle does not have the target.
     """
-    first, second = open_subject(first_path, target), open_subject(second_path, target)
+    first, second = (open_subject(path, settings.target) for path in (first_path, second_path))
     names = [name for name in (*COMPONENTS, LONE_COMPONENT) if name in first.engines and name in second.engines]
     if not names:
         raise InputError(
@@ -53,35 +49,35 @@ def compare(
             "nothing to compare",
             hint="give two bundles or two .onnx files",
         )
-    say = say or _say_nothing
     components = []
     for name in names:
-        say(name)
-        components.append(_compare_component(name, first, second, rounds=rounds, seed=seed))
+        if say is not None:
+            say(name)
+        components.append(_compare_component(name, first, second, settings, rounds=rounds))
     made, notes = None, []
     if first.bundle is None or second.bundle is None:
         notes.append("pictures need two bundles")
     elif first.unrunnable or second.unrunnable:
         notes.append("pictures need engines that run here")
-    elif pictures > 0:
-        say("pictures")
-        made = _compare_pictures(first_path, second_path, settings or Settings(samples=pictures, target=target))
+    elif pictures:
+        if say is not None:
+            say("pictures")
+        made = _compare_pictures(first_path, second_path, settings)
     return Comparison(first.describe(), second.describe(), tuple(components), made, tuple(notes))
 
 
-def _say_nothing(text: str) -> None:
-    """Ignore what is being done."""
-
-
-def _compare_component(name: str, first: Subject, second: Subject, *, rounds: int, seed: int) -> ComponentComparison:
+def _compare_component(
+    name: str, first: Subject, second: Subject, settings: Settings, *, rounds: int
+) -> ComponentComparison:
     left, right = first.engines[name], second.engines[name]
     reasons = [f"{side.path}: {side.unrunnable}" for side in (first, second) if side.unrunnable]
     outputs: tuple[OutputDifference, ...] = ()
     timing = None
     if not reasons:
         _check_inputs(first.specs[name], second.specs[name])
-        feeds = draw_feeds(first.specs[name], seed=seed)
-        with first.open_session(name) as one, second.open_session(name) as other:
+        feeds = draw_feeds(first.specs[name], seed=settings.seed)
+        threads = settings.threads
+        with first.open_session(name, threads=threads) as one, second.open_session(name, threads=threads) as other:
             outputs = compare_outputs(one.run(feeds), other.run(feeds))
             timing = time_in_turn(one, other, feeds, rounds=rounds)
     return ComponentComparison(

@@ -51,11 +51,12 @@ class Subject:
         fused = "fused" if manifest.fused else "not fused"
         return f"{self.path} ({manifest.model.name}, {manifest.precision}, {fused}, target {self.target.name})"
 
-    def open_session(self, component: str) -> Session:
-        """Load the engine of a component."""
+    def open_session(self, component: str, *, threads: int | None = None) -> Session:
+        """Load the engine of a component; with None, the backend chooses how many CPU threads it takes."""
         if self.bundle is not None and self.target is not None:
-            return self.bundle.load_session(component, self.target)
-        return open_session(EngineSource(self.specs[component], ONNXRUNTIME, (self.path,)))
+            return self.bundle.load_session(component, self.target, threads=threads)
+        source = EngineSource(self.specs[component], ONNXRUNTIME, (self.path,))
+        return open_session(source, threads=threads)
 
 
 def open_subject(path: Path, target: str | None) -> Subject:

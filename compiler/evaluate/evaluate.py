@@ -152,7 +152,8 @@ def _epsilon(made: OpenedBundle, wanted: OpenedBundle | None, statistics: Statis
         latents, prompts = statistics.latents, prompts_of_triples(statistics.triples)
     else:
         prompts = prompts_of_model(source.manifest.model.name, min(LATENTS_OF_OTHER_MODELS, source.largest_batch()))
-        latents = source.pipeline.denoise(source.plan(prompts, source.settings.picture_seeds()[: len(prompts)]))
+        seeds = replace(source.settings, samples=len(prompts)).picture_seeds()
+        latents = source.pipeline.denoise(source.plan(prompts, seeds))
     return epsilon_rows(
         made.predict_noise,
         None if wanted is None else wanted.predict_noise,

@@ -90,5 +90,5 @@ def opened(path: Path, settings: Settings) -> Iterator[OpenedBundle]:
     """
     bundle = open_bundle(path)
     target = bundle.choose_target(settings.target).name
-    with sdc.engines.load(path, target) as pipeline:
+    with sdc.engines.load(path, target, threads=settings.threads) as pipeline:
         yield OpenedBundle(path, bundle.manifest, target, pipeline, settings)

@@ -52,6 +52,7 @@ class Settings:
         sampler: name of the sampler; with it ``steps`` and ``guidance_scale``.
         batch: pictures made at once; None takes as many as the bundles' engines do.
         target: target of the bundles; None takes the fastest that runs here.
+        threads: of the CPU; None leaves it to the backend.
     """
 
     samples: int = 5000
@@ -61,12 +62,15 @@ class Settings:
     guidance_scale: float = 3.0
     batch: int | None = None
     target: str | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.samples <= SEEDS_A_RUN:
             raise InputError(f"samples must be in 1..{SEEDS_A_RUN}, found {self.samples}")
         if self.batch is not None and self.batch < 1:
             raise InputError(f"batch must be 1 or more, found {self.batch}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be 1 or more, found {self.threads}")
 
     def picture_seeds(self) -> list[int]:
         """The seed of every picture."""

@@ -16,6 +16,9 @@ from sdc.engines.targets import Target, runnable
 
 PASS_REPORTS = "reports/passes.json"
 
+TIDYING = ("remove-unused",)
+"""Passes of the phases that are told of which only clean up after the others."""
+
 
 @dataclass(frozen=True)
 class FusionCount:
@@ -167,5 +170,7 @@ def _pass_counts(bundle: Bundle) -> dict[str, dict[str, tuple[FusionCount, ...]]
                 if phase in ("fusion", "precision")
                 for report in reports.elements()
             ]
-            counts.setdefault(target, {})[component] = tuple(each for each in found if each.matched or each.skipped)
+            counts.setdefault(target, {})[component] = tuple(
+                each for each in found if (each.matched or each.skipped) and each.name not in TIDYING
+            )
     return counts

@@ -83,6 +83,7 @@ def _target(bundle: BundleDescription, name: str) -> str:
         format_table(
             ["component", "size", "weights", "nodes", "most frequent"],
             [_engine_row(component, engine) for component, engine in engines.items()],
+            words=["most frequent"],
         ),
     ]
     for component, counts in bundle.passes.get(name, {}).items():
@@ -91,8 +92,10 @@ def _target(bundle: BundleDescription, name: str) -> str:
         ]
         if told:
             parts.append(f"{component}: {', '.join(told)}")
-    options = {component: dict(engine.options) for component, engine in entry.engines.items() if engine.options}
-    parts += [f"{component} runs with {_pairs(values)}" for component, values in options.items()]
+    options: dict[str, list[str]] = {}
+    for component, built in entry.engines.items():
+        options.setdefault(_pairs(built.options), []).append(component)
+    parts += [f"{', '.join(components)}: run with {told}" for told, components in options.items() if told]
     notes = dict.fromkeys(note for engine in engines.values() for note in engine.notes)
     return "\n".join([*parts, *(f"note: {note}" for note in notes)])
 

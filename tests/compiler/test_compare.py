@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from sdc.compiler.compare.outputs import compare_outputs, draw_feeds, time_in_tu
 from sdc.compiler.compare.report import format_comparison
 from sdc.compiler.compare.subject import LONE_COMPONENT, open_subject
 from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
+from sdc.compiler.evaluate.settings import Settings
 from sdc.engines.errors import BundleError, InputError, TargetError
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
+
+SETTINGS = Settings(samples=1, steps=3, target="ort-cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_a_bundle_equals_itself(bundles: dict[str, Path]) -> None:
-    found = compare(bundles["plain"], bundles["plain"], target="ort-cpu", pictures=2, rounds=2)
+    found = compare(bundles["plain"], bundles["plain"], replace(SETTINGS, samples=2), rounds=2)
     assert [each.name for each in found.components] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
     for component in found.components:
         assert all(output.largest == 0 and output.scale > 0 for output in component.outputs)
@@ -44,7 +48,7 @@ def test_a_bundle_equals_itself(bundles: dict[str, Path]) -> None:
 
 
 def test_an_extra_node_shows_in_the_graph_only(bundles: dict[str, Path]) -> None:
-    found = compare(bundles["plain"], bundles["unfused"], target="ort-cpu", pictures=1, rounds=1)
+    found = compare(bundles["plain"], bundles["unfused"], replace(SETTINGS, samples=1), rounds=1)
     unet = found.components[1]
     assert (unet.first_nodes, unet.second_nodes) == (8, 9)
     assert unet.operators["Mul"] == (1, 2)
@@ -56,7 +60,7 @@ def test_an_extra_node_shows_in_the_graph_only(bundles: dict[str, Path]) -> None
 
 
 def test_disturbed_weights_show_in_outputs_and_pictures(bundles: dict[str, Path]) -> None:
-    found = compare(bundles["plain"], bundles["noisy"], target="ort-cpu", pictures=3, rounds=1)
+    found = compare(bundles["plain"], bundles["noisy"], replace(SETTINGS, samples=3), rounds=1)
     by_name = {each.name: each.outputs for each in found.components}
     assert 0.005 < by_name["unet"][0].relative_rms < 0.2
     assert by_name["unet"][0].mean < by_name["unet"][0].largest
@@ -68,7 +72,7 @@ def test_disturbed_weights_show_in_outputs_and_pictures(bundles: dict[str, Path]
 
 def test_two_backends_of_one_bundle_agree(bundles: dict[str, Path], tmp_path: Path) -> None:
     """The fastest target is OpenVINO's for one side; the other side has only ONNX Runtime's."""
-    found = compare(bundles["plain"], bundles["unfused"], pictures=1, rounds=1)
+    found = compare(bundles["plain"], bundles["unfused"], replace(SETTINGS, target=None), rounds=1)
     assert "target cpu" in found.first
     assert "target ort-cpu" in found.second
     for component in found.components:
@@ -79,7 +83,7 @@ def test_two_backends_of_one_bundle_agree(bundles: dict[str, Path], tmp_path: Pa
 
 def test_lone_onnx_files(bundles: dict[str, Path]) -> None:
     first, second = bundles["plain"] / "unet/model.onnx", bundles["noisy"] / "unet/model.onnx"
-    found = compare(first, second, rounds=1)
+    found = compare(first, second, SETTINGS, rounds=1)
     (component,) = found.components
     assert component.name == LONE_COMPONENT
     assert component.outputs[0].shape == (2, CHANNELS, 16, 16)
@@ -90,12 +94,12 @@ def test_lone_onnx_files(bundles: dict[str, Path]) -> None:
 
 def test_a_bundle_cannot_be_compared_with_a_lone_file(bundles: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="nothing to compare"):
-        compare(bundles["plain"], bundles["plain"] / "unet/model.onnx")
+        compare(bundles["plain"], bundles["plain"] / "unet/model.onnx", SETTINGS)
 
 
 def test_components_with_other_inputs_are_refused(bundles: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="the inputs differ"):
-        compare(bundles["plain"] / "unet/model.onnx", bundles["plain"] / "vae_decoder/model.onnx")
+        compare(bundles["plain"] / "unet/model.onnx", bundles["plain"] / "vae_decoder/model.onnx", SETTINGS)
 
 
 def test_bundles_that_do_not_run_here_are_described_only(tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_bundles_that_do_not_run_here_are_described_only(tmp_path: Path) -> None
     bundle = write_whole_bundle(tmp_path / "plan", targets=("rtx",))
     if open_subject(bundle, "rtx").unrunnable is None:
         pytest.skip("this machine runs plans")
-    found = compare(bundle, bundle)
+    found = compare(bundle, bundle, replace(SETTINGS, target=None))
     assert all(each.not_run and not each.outputs and each.timing is None for each in found.components)
     assert found.pictures is None
     assert "was not run" in format_comparison(found)
@@ -172,12 +176,16 @@ def test_command(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.Captur
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     out = tmp_path / "out.json"
-    arguments = [str(bundles["plain"]), str(bundles["noisy"]), "--pictures", "1", "--rounds", "1", "--json", str(out)]
-    assert command.run(parser.parse_args([*arguments, "--target", "ort-cpu"])) == 0
+    sides = [str(bundles["plain"]), str(bundles["noisy"]), "--target", "ort-cpu", "--json", str(out)]
+    cheap = ["--pictures", "1", "--rounds", "1", "--steps", "2", "--threads", "1"]
+    assert command.run(parser.parse_args([*sides, *cheap])) == 0
     text = capsys.readouterr().out
     assert "relative RMS" in text
     assert "PSNR" in text
     value = json.loads(out.read_text())
     assert value["components"][1]["outputs"][0]["name"] == "out_sample"
-    with pytest.raises(InputError, match="--rounds"):
-        command.run(parser.parse_args([*arguments, "--rounds", "0"]))
+    assert command.run(parser.parse_args([*sides, *cheap, "--pictures", "0"])) == 0
+    assert "PSNR" not in capsys.readouterr().out
+    for bad in ("--rounds", "--pictures"):
+        with pytest.raises(InputError, match=bad):
+            command.run(parser.parse_args([*sides, bad, "-1"]))

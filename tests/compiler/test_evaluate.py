@@ -1,19 +1,28 @@
 """Statistics, seed noise and the figures of whole runs, on pictures whose quality is known."""
 
+import argparse
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from safetensors.torch import save_file
+from whole_bundle import write_whole_bundle
 
+from sdc.compiler.cli import eval as command
+from sdc.compiler.evaluate.evaluate import evaluate
 from sdc.compiler.evaluate.evaluation import Evaluation, summarize
 from sdc.compiler.evaluate.figures import run_figures
 from sdc.compiler.evaluate.frechet import Gaussian, frechet_distance
 from sdc.compiler.evaluate.gather import Record, gather
+from sdc.compiler.evaluate.grid import LABEL_WIDTH_PX
 from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
+from sdc.compiler.evaluate.report import format_evaluation
 from sdc.compiler.evaluate.seed_noise import seed_noise
 from sdc.compiler.evaluate.settings import SEEDS_A_RUN, TRIPLES, Settings, prompt_triples, prompts_of_triples
 from sdc.compiler.evaluate.statistics import (
@@ -64,11 +73,11 @@ def judge(judge_path: Path) -> Judge:
 def autoencoder() -> AutoencoderKL:
     torch.manual_seed(2)
     autoencoder = AutoencoderKL(
-        block_out_channels=(8, 12),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(8, 8, 12),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         norm_num_groups=4,
-        latent_channels=3,
+        latent_channels=4,
         sample_size=32,
     )
     return autoencoder.eval()
@@ -76,7 +85,7 @@ def autoencoder() -> AutoencoderKL:
 
 @pytest.fixture(scope="module")
 def statistics(judge_path: Path, judge: Judge, autoencoder: AutoencoderKL) -> Statistics:
-    return make_statistics(draw_collection(3, 803), judge, autoencoder, judge_path, seed=5, latents=7)
+    return make_statistics(draw_collection(3, 402), judge, autoencoder, judge_path, seed=5, latents=7)
 
 
 def make_good_pictures(prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
@@ -150,14 +159,14 @@ def test_statistics_survive_the_file(statistics: Statistics, judge_path: Path, t
     np.testing.assert_array_equal(read.real.covariance, statistics.real.covariance)
     np.testing.assert_array_equal(read.latents, statistics.latents)
     assert read.figures == statistics.figures
-    assert read.real.count == 803
-    assert statistics.latents.shape == (7, 3, 16, 16)
+    assert read.real.count == 402
+    assert statistics.latents.shape == (7, 4, 8, 8)
 
 
 def test_statistics_of_real_pictures(statistics: Statistics, judge: Judge) -> None:
-    assert statistics.figures["real_all"] > 0.6  # by chance 1/160
+    assert statistics.figures["real_all"] > 0.4  # by chance 1/160
     assert statistics.figures["reconstructed_all"] < 0.3  # the autoencoder is untrained
-    assert statistics.figures["reconstruction_frechet"] > 10 * 2 * statistics.figures["sampling_frechet"] / 803
+    assert statistics.figures["reconstruction_frechet"] > 10 * 2 * statistics.figures["sampling_frechet"] / 402
 
 
 def test_real_pictures_get_every_colour_and_background_equally_often() -> None:
@@ -229,7 +238,7 @@ def test_equal_pictures_have_no_distance(records: dict[float, Record], statistic
     assert figures["paired.feature_distance"] == 0
     assert figures["paired.frechet_to_reference"] < 1e-6
     assert {name for name in figures if name.startswith("change.") and figures[name] != 0} == set()
-    assert figures["bundle.all"] > 0.6
+    assert figures["bundle.all"] > 0.4  # by chance 1/160
 
 
 def test_damage_is_seen_by_every_paired_figure(records: dict[float, Record], statistics: Statistics) -> None:
@@ -302,3 +311,98 @@ def test_a_run_can_be_repeated(judge: Judge, statistics: Statistics, records: di
     index, triples = np.arange(323), prompt_triples(323)
     first = run_figures(records[0.02], triples, statistics.real, index)
     assert run_figures(again, triples, statistics.real, index) == first
+
+
+@pytest.fixture(scope="module")
+def models_folder(tmp_path_factory: pytest.TempPathFactory, judge_path: Path, statistics: Statistics) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "judge.safetensors").write_bytes(judge_path.read_bytes())
+    save_statistics(statistics, folder / "statistics.safetensors", seed=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    return {
+        "tiny": write_whole_bundle(folder / "tiny", model="tiny"),
+        "noisy": write_whole_bundle(folder / "noisy", model="tiny", noise=0.05),
+        "noisier": write_whole_bundle(folder / "noisier", model="tiny", noise=0.5),
+        "other": write_whole_bundle(folder / "other"),
+    }
+
+
+SHORT = Settings(samples=21, steps=3, guidance_scale=2.0)
+
+
+def test_evaluation_of_bundles_end_to_end(bundles: dict[str, Path], models_folder: Path) -> None:
+    told: list[tuple[int, int]] = []
+    arguments = {"models_folder": models_folder, "progress": lambda done, total: told.append((done, total))}
+    found = evaluate(bundles["noisy"], bundles["tiny"], SHORT, **arguments)  # type: ignore[arg-type]
+    again = evaluate(bundles["noisy"], bundles["tiny"], SHORT, models_folder=models_folder)
+    assert found == again
+    assert found.settings.batch == 4  # of eight rows, guidance takes two for each picture
+    assert told[-1] == (21, 21)
+    assert found.bundle["target"] == "ort-cpu"
+    assert [row.name for row in found.paired] == ["psnr_db", "ssim", "feature_distance", "frechet_to_reference"]
+    assert 10 < found.paired[0].value.value < 60
+    assert len(found.epsilon) == 10
+    assert all(row.error is not None and 0.005 < row.error < 0.2 for row in found.epsilon)
+    worse = evaluate(bundles["noisier"], bundles["tiny"], SHORT, models_folder=models_folder)
+    assert worse.paired[0].value.value < found.paired[0].value.value - 5
+    for bad, good in zip(worse.epsilon, found.epsilon, strict=True):
+        assert bad.error is not None
+        assert good.error is not None
+        assert bad.error > 3 * good.error
+
+
+def test_a_bundle_against_itself_is_perfect(bundles: dict[str, Path], models_folder: Path) -> None:
+    found = evaluate(bundles["tiny"], bundles["tiny"], SHORT, models_folder=models_folder)
+    assert found.paired[0].value.value == PSNR_CEILING_DB
+    assert all(row.error == 0 and row.bundle_loss == row.reference_loss for row in found.epsilon)
+    assert all(row.change is not None and row.change.value == 0 for row in found.absolute)
+
+
+def test_without_a_judge_there_must_be_a_reference(bundles: dict[str, Path], models_folder: Path) -> None:
+    with pytest.raises(InputError, match="can only be compared"):
+        evaluate(bundles["other"], None, SHORT, models_folder=models_folder)
+    found = evaluate(bundles["other"], bundles["tiny"], replace(SHORT, samples=5), models_folder=models_folder)
+    assert found.absolute == ()
+    assert [row.name for row in found.paired] == ["psnr_db", "ssim"]
+    assert "need a judge" in format_evaluation(found)
+
+
+def test_measured_noise_takes_runs_of_other_seeds(bundles: dict[str, Path], models_folder: Path) -> None:
+    found = evaluate(bundles["tiny"], None, replace(SHORT, samples=8), models_folder=models_folder, noise_seeds=2)
+    assert "3 runs" in found.noise_method
+    assert found.paired == ()
+    assert found.absolute[-1].bundle.noise is not None
+    assert found.absolute[-1].bundle.noise > 0
+    assert all(row.error is None and row.reference_loss is None for row in found.epsilon)
+
+
+def test_command(
+    bundles: dict[str, Path],
+    models_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    out, grid = tmp_path / "out.json", tmp_path / "grid.png"
+    arguments = [str(bundles["other"]), "--steps", "2", "--samples", "3", "--json", str(out), "--grid", str(grid)]
+    assert command.run(parser.parse_args([*arguments, "--reference", str(bundles["other"])])) == 0
+    captured = capsys.readouterr()
+    assert "PSNR, dB" in captured.out
+    assert "3 of 3 pictures" in captured.err
+    value = json.loads(out.read_text())
+    assert value["paired"][0]["value"]["value"] == PSNR_CEILING_DB
+    assert value["settings"]["steps"] == 2
+    with Image.open(grid) as picture:
+        assert picture.size == (LABEL_WIDTH_PX + 2 * (6 * 68 + 12), 10 * 68)
+        left = np.asarray(picture)[:, LABEL_WIDTH_PX : LABEL_WIDTH_PX + 6 * 68]
+        assert left.std() > 20
+    with pytest.raises(InputError, match="cannot be written"):
+        command.run(parser.parse_args([*arguments, "--grid", str(tmp_path / "no/folder.png")]))
+    with pytest.raises(InputError, match="--noise-seeds"):
+        command.run(parser.parse_args([*arguments, "--noise-seeds", "-1"]))

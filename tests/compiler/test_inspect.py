@@ -202,6 +202,12 @@ def test_changed_bundle(bundle: Path, tmp_path: Path) -> None:
         inspect_path(copy)
 
 
+def test_json_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "no/such/folder.json", tmp_path):
+        with pytest.raises(InputError, match="cannot write"):
+            run_command(str(bundle), "--json", str(path))
+
+
 def test_what_cannot_be_described(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not found"):
         inspect_path(tmp_path / "nothing.onnx")
