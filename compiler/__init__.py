@@ -1,1 +1,1 @@
-"""The compiler."""
+"""The compiler: from a checkpoint to a bundle, and everything that looks at bundles."""
