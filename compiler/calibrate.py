@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sdc.compiler.build.built import save_onnx
@@ -93,7 +94,9 @@ class Surroundings:
     settings: PipelineSettings
 
 
-def default_settings(unet: Component, pipeline: PipelineSettings, prompts: tuple[str, ...]) -> CalibrationSettings:
+def default_settings(
+    unet: Component, pipeline: PipelineSettings, prompts: tuple[str, ...], *, all_prompts: bool = False
+) -> CalibrationSettings:
     """Settings that take a minute or two on two cores, whatever the size of the network.
 
     A small network runs all prompts in 20 steps at the model's own size. A large one runs 4 prompts in 10 steps at
@@ -104,6 +107,7 @@ def default_settings(unet: Component, pipeline: PipelineSettings, prompts: tuple
         unet: the network to calibrate.
         pipeline: as in the bundle's manifest.
         prompts: to choose from.
+        all_prompts: a large network runs all of them too.
     """
     height, width = (
         size_px // pipeline.vae_reduction for size_px in (pipeline.default_height_px, pipeline.default_width_px)
@@ -112,7 +116,7 @@ def default_settings(unet: Component, pipeline: PipelineSettings, prompts: tuple
     if count_macs(unet.model, sizes).total < _SMALL_MACS:
         return CalibrationSettings(prompts, latent_size=(height, width), batch=_largest_batch(unet.spec))
     reduced = (_reduced_size(unet.spec, "H", height), _reduced_size(unet.spec, "W", width))
-    return CalibrationSettings(prompts[:4], steps=10, latent_size=reduced)
+    return CalibrationSettings(prompts if all_prompts else prompts[:4], steps=10, latent_size=reduced)
 
 
 def _largest_batch(spec: ComponentSpec) -> int:
@@ -185,8 +189,16 @@ def _observing_session(unet: Component, tensors: tuple[str, ...]) -> Iterator[Se
     with tempfile.TemporaryDirectory(prefix="sdc-calibrate-") as folder:
         path = Path(folder) / "model.onnx"
         save_onnx(observed, path)
+        _release_mapped_weights(observed)
         with open_session(EngineSource(spec, _BACKEND, (path,), {"inference_precision": "f32"})) as session:
             yield session
+
+
+def _release_mapped_weights(model: ir.Model) -> None:
+    """Give back the pages of weights that are mapped from files; they are mapped again when they are next read."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value.release()
 
 
 class _Recorder:

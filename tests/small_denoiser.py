@@ -39,7 +39,8 @@ denoiser (float[B, 3, H, W] sample, float[1] timestep, float[B, 5, 7] encoder_hi
     inner_1 = Conv <pads = [1, 1, 1, 1]> (active_1, w_interior_1, b_interior_1)
     inner_2 = Add (inner_1, time_embedding)
     skip = Conv (first, w_shortcut)
-    block = Add (inner_2, skip)
+    block_1 = Add (inner_2, skip)
+    block = Conv <pads = [1, 1, 1, 1]> (block_1, w_interior_5)
 
     normed_2 = GroupNormalization <num_groups = 3, epsilon = 1e-5> (block, g_2, b_2)
     projected = Conv (normed_2, w_interior_2)
@@ -81,6 +82,7 @@ SHAPES = {
     "w_prompt_2": (7, 32),
     "w_interior_4": (32, 32),
     "b_interior_4": (32,),
+    "w_interior_5": (9, 9, 3, 3),
     "w_projection_out": (9, 32, 1, 1),
     "w_output": (3, 9, 3, 3),
     "g_1": (6,),

@@ -168,6 +168,7 @@ def test_small_networks_run_everything_and_large_ones_a_part(unet: Component):
     large = replace(PIPELINE, default_height_px=4 * 4000, default_width_px=4 * 4400)
     reduced = default_settings(unet, large, GENERAL)
     assert (reduced.steps, reduced.latent_size, len(reduced.prompts), reduced.batch) == (10, (32, 32), 4, 1)
+    assert default_settings(unet, large, GENERAL, all_prompts=True) == replace(reduced, prompts=GENERAL)
 
 
 def test_prompts_speak_the_models_language():

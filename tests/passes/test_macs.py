@@ -20,6 +20,7 @@ MACS_BY_HAND = {
     "time_3": 2 * 4 * 9,
     "inner_1": PIXELS * 9 * 6 * 9,
     "skip": PIXELS * 9 * 6,
+    "block": PIXELS * 9 * 9 * 9,
     "projected": PIXELS * 32 * 9,
     "query": PIXELS * 32 * 32,
     "key": 2 * 5 * 7 * 32,
@@ -52,11 +53,21 @@ def test_quantised_share():
     model = make_denoiser()
     InsertQdq(measure_table(model, make_feeds())).run(model)
     count = count_macs(model, SIZES)
-    quantised = sum(MACS_BY_HAND[site] for site in ("inner_1", "projected", "query", "key", "value", "mixed"))
+    quantised = sum(MACS_BY_HAND[site] for site in ("inner_1", "block", "projected", "query", "key", "value", "mixed"))
     assert count.quantised == quantised
     assert count.weighted == sum(MACS_BY_HAND.values()) - MACS_BY_HAND["attended"]
     assert count.quantised_share == quantised / count.weighted
     assert count.quantised_share_of_total == quantised / count.total
+
+
+def test_weights_alone_do_not_make_a_product_of_integers():
+    model = make_denoiser()
+    InsertQdq(measure_table(model, make_feeds())).run(model)
+    node = next(node for node in model.graph if node.outputs[0].name == "mixed")
+    node.replace_input_with(0, next(each for each in model.graph if each.op_type == "Attention").outputs[0])
+    products = {product.site: product for product in count_macs(model, SIZES).products}
+    assert (products["mixed"].weighted, products["mixed"].quantised) == (True, False)
+    assert products["block"].quantised
 
 
 def test_matmul_of_activations_is_attention_work():

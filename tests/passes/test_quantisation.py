@@ -56,7 +56,7 @@ def test_default_policy_gives_reasons():
 def test_policy_is_the_callers():
     selection = select_layers(make_denoiser(), frozenset({Role.INTERIOR}))
     assert Role.INTERIOR not in {layer.role for layer in selection.quantised}
-    assert len(selection.kept) == 4
+    assert len(selection.kept) == 5
 
 
 SINGLE = (
