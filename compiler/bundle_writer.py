@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdc.compiler.cache import CHUNK_BYTES, Entry
+from sdc.compiler.cache import Entry
 from sdc.compiler.staging import staged_folder
 from sdc.engines.bundle import open_bundle
 from sdc.engines.errors import BundleError, ExportError, InputError
 from sdc.engines.manifest import MANIFEST_NAME, FileEntry, Manifest
 
 log = logging.getLogger(__name__)
+
+
+_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def _copy(file: CachedFile, path: Path) -> None:
     """Copy a file out of the cache, checking it. It is no link: who edits a bundle shall not change other bundles."""
     digest = hashlib.sha256()
     with (file.entry.folder / file.name).open("rb") as source, path.open("wb") as copy:
-        while chunk := source.read(CHUNK_BYTES):
+        while chunk := source.read(_CHUNK_BYTES):
             digest.update(chunk)
             copy.write(chunk)
     if digest.hexdigest() != file.entry.files[file.name].sha256:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from sdc.compiler.staging import exclusive, staged_folder
+from sdc.engines.digests import file_sha256
 from sdc.engines.manifest import FileEntry
 
 log = logging.getLogger(__name__)
 
 ENTRY_NAME = "entry.json"
-CHUNK_BYTES = 1 << 22
 RECENT_SECONDS = 3600.0
 """Entries used so lately are never evicted: another export may be reading them."""
 
@@ -40,12 +40,15 @@ class Entry:
     files: Mapping[str, FileEntry]
 
     def damage(self) -> str | None:
-        """What is wrong with the files; None if every one is as it was written. Reads them all."""
+        """What is wrong with the files; None if every one is as it was written.
+
+        They are read, except those that were read before and have kept their times: see `file_sha256`.
+        """
         for name, expected in self.files.items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != expected.bytes:
                 return f"{name} is missing or was cut"
-            if digest_file(path).sha256 != expected.sha256:
+            if file_sha256(path) != expected.sha256:
                 return f"{name} was changed"
         return None
 
@@ -132,16 +135,6 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def digest_file(path: Path) -> FileEntry:
-    """SHA-256 and size of a file."""
-    digest, size_bytes = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size_bytes += len(chunk)
-    return FileEntry(digest.hexdigest(), size_bytes)
-
-
 def digest_sources(modules: Iterable[str]) -> str:
     """A digest of the source code of modules and packages (with all below them), without importing them."""
     digest = hashlib.sha256()
@@ -173,4 +166,7 @@ def versions_of(distributions: Iterable[str]) -> dict[str, str]:
 
 def _digests(folder: Path) -> dict[str, FileEntry]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): digest_file(path) for path in files}
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(file_sha256(path, remembered=False), path.stat().st_size)
+        for path in files
+    }

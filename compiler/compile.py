@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import importlib.util
 import logging
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sdc.compiler.bundle_contents import bundle_contents, bundle_manifest
 from sdc.compiler.bundle_writer import check_output, is_up_to_date, write_bundle
 from sdc.compiler.cache import Entry, StageCache
+from sdc.compiler.export_guards import check_request, explaining_full_disk
 from sdc.compiler.export_plan import ExportPlan, ExportRequest, component_precision, plan_export, remainder
 from sdc.compiler.progress import Progress, Silent, StageLog, StageRecord
 from sdc.compiler.stages import (
@@ -31,21 +27,15 @@ from sdc.compiler.stages import (
 )
 from sdc.compiler.staging import exclusive
 from sdc.compiler.worker import Worker
+from sdc.compiler.workshop import Workshop
 from sdc.engines.environment import cache_folder
-from sdc.engines.errors import ExportError, InputError, SdcError, TargetError
 from sdc.engines.manifest import Manifest
 from sdc.engines.specs import COMPONENTS
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
-from sdc.passes.pipeline import PRECISIONS
 
 log = logging.getLogger(__name__)
 
 CACHE_LIMIT_BYTES = 32 * 2**30
 """Beyond this, results that were not used for longest are removed. SD 1.5 takes 4 GB, its engines 1 to 4 GB more."""
-FULL_DISK_BYTES = 2**20
-"""A disk with less room is taken for full: a library that failed on it need not have said so."""
-OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-MODULES = {OPENVINO: "openvino", ONNXRUNTIME: "onnxruntime", TENSORRT_RTX: "tensorrt_rtx"}
 
 
 @dataclass(frozen=True)
@@ -88,12 +78,12 @@ def export_bundle(
     cache = cache or StageCache(cache_folder() / "stages")
     check_request(request)
     with (
-        _explaining_full_disk(request.out.parent, cache.root),
+        explaining_full_disk(request.out.parent, cache.root),
         exclusive(request.out, on_wait=lambda: log.warning("waiting for another export to %s", request.out)),
         tempfile.TemporaryDirectory(prefix="sdc-export-") as scratch,
         Worker(log_path=None if verbose else Path(scratch, "worker.log")) as worker,
     ):
-        shop = _Workshop(cache, worker, StageLog(progress or Silent()))
+        shop = Workshop(cache, worker, StageLog(progress or Silent()))
         opened = _load(shop, request)
         plan = plan_export(request, opened)
         missing = _missing_builds(shop, plan)
@@ -106,55 +96,7 @@ def export_bundle(
     return ExportSummary(request.out, manifest, up_to_date, tuple(shop.stages.records))
 
 
-def check_request(request: ExportRequest) -> None:
-    """Check what can be known before any work.
-
-    Raises:
-        InputError: an unknown precision, prompts without calibration, or an output folder that holds something else.
-        TargetError: the library that builds for a target is not installed.
-    """
-    if request.precision not in PRECISIONS:
-        raise InputError(f"unknown precision {request.precision!r}", hint=f"choose one of {', '.join(PRECISIONS)}")
-    if request.prompts_file is not None and request.precision != "int8":
-        raise InputError(
-            f"calibration prompts have no effect on {request.precision}", hint="add --precision int8, or leave them out"
-        )
-    check_output(request.out)
-    for target in request.targets:
-        module = MODULES[target.backend]
-        if importlib.util.find_spec(module) is None:
-            extra = "tensorrt" if target.backend == TENSORRT_RTX else "compile"
-            raise TargetError(
-                f"the target {target.name!r} needs the package {module}, which is not installed",
-                hint=f"pip install 'sdc[{extra}]', or choose other targets with --target",
-            )
-
-
-@dataclass(frozen=True)
-class _Workshop:
-    """What stages are run with."""
-
-    cache: StageCache
-    worker: Worker
-    stages: StageLog
-
-    def produce(
-        self, label: str, stage: str, key: str, function: Callable[..., Any], *arguments: Any, reports: bool = False
-    ) -> Entry:
-        """Result of a stage, from the cache or from the worker: ``function(*arguments, folder[, report])``."""
-        with self.stages.stage(label) as outcome:
-
-            def make(folder: Path) -> Any:
-                on_report = self.stages.progress.advance if reports else None
-                done = self.worker.call(function, *arguments, folder, on_report=on_report)
-                outcome.peak_memory_bytes = done.peak_memory_bytes
-                return done.value
-
-            entry, outcome.cached = self.cache.produce(stage, key, make)
-        return entry
-
-
-def _load(shop: _Workshop, request: ExportRequest) -> Opened:
+def _load(shop: Workshop, request: ExportRequest) -> Opened:
     with shop.stages.stage("load") as outcome:
         done = shop.worker.call(open_source, request.source)
         outcome.peak_memory_bytes = done.peak_memory_bytes
@@ -162,7 +104,7 @@ def _load(shop: _Workshop, request: ExportRequest) -> Opened:
     return opened
 
 
-def _missing_builds(shop: _Workshop, plan: ExportPlan) -> dict[str, list[str]]:
+def _missing_builds(shop: Workshop, plan: ExportPlan) -> dict[str, list[str]]:
     """By component, the targets whose engines are not in the cache."""
     missing: dict[str, list[str]] = {name: [] for name in COMPONENTS}
     for (name, target), key in plan.build_keys.items():
@@ -173,7 +115,7 @@ def _missing_builds(shop: _Workshop, plan: ExportPlan) -> dict[str, list[str]]:
 
 
 def _export_components(
-    shop: _Workshop,
+    shop: Workshop,
     request: ExportRequest,
     opened: Opened,
     plan: ExportPlan,
@@ -192,7 +134,7 @@ def _export_components(
 
 
 def _calibrate(
-    shop: _Workshop, request: ExportRequest, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry]
+    shop: Workshop, request: ExportRequest, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry]
 ) -> Entry:
     assert plan.calibration_key is not None
     inputs = Calibration(
@@ -210,7 +152,7 @@ def _calibrate(
 
 
 def _build_engines(
-    shop: _Workshop,
+    shop: Workshop,
     request: ExportRequest,
     plan: ExportPlan,
     exported: Mapping[str, Entry],
@@ -238,7 +180,7 @@ def _build_engines(
 
 
 def _write(
-    shop: _Workshop,
+    shop: Workshop,
     request: ExportRequest,
     opened: Opened,
     plan: ExportPlan,
@@ -252,30 +194,3 @@ def _write(
             check_output(request.out)
             write_bundle(request.out, manifest, contents)
     return outcome.cached, manifest
-
-
-@contextmanager
-def _explaining_full_disk(*folders: Path) -> Iterator[None]:
-    """Turn an error of the system into one that names the place and says what to do."""
-    try:
-        yield
-    except SdcError:
-        raise
-    except OSError as error:
-        if error.errno in OUT_OF_SPACE:
-            raise _full_disk(error.filename or folders[0]) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise InputError(f"cannot write {error.filename}: {error.strerror}", hint="choose another --out") from error
-        raise
-    except RuntimeError as error:
-        for folder in folders:
-            if folder.exists() and shutil.disk_usage(folder).free < FULL_DISK_BYTES:
-                raise _full_disk(folder) from error
-        raise
-
-
-def _full_disk(place: object) -> ExportError:
-    return ExportError(
-        f"no space is left for {place}; nothing was changed",
-        hint=f"make room, or move the cache ({cache_folder()}) by setting SDC_CACHE",
-    )
