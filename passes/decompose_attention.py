@@ -83,7 +83,7 @@ def _decompose(graph: ir.Graph, attention: ir.Node) -> None:
     assert shape is not None
     assert isinstance(shape[3], int)
     dtype = query.dtype
-    scale = attention.attributes.get_float("scale", float(shape[3] ** -0.5))
+    scale = attention.attributes["scale"].as_float() if "scale" in attention.attributes else shape[3] ** -0.5
     new: list[ir.Node] = []
 
     def apply(op_type: str, inputs: list[ir.Value | None], **attributes: int | list[int]) -> ir.Value:
