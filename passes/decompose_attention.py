@@ -67,7 +67,7 @@ def _reason_against(attention: ir.Node) -> str | None:
         return "numbers of heads differ"
     if shapes[0] is None or not isinstance(shapes[0][3], int):
         return "the head size is not static"
-    if attention.attributes.get_int("is_causal", 0) or attention.attributes.get_float("softcap", 0.0):
+    if attention.attributes.get_int("is_causal", 0) != 0 or attention.attributes.get_float("softcap", 0.0) != 0.0:
         return "causal or with a soft cap"
     if any(value is not None for value in attention.inputs[4:]) or any(v.uses() for v in attention.outputs[1:]):
         return "a key/value cache, padding lengths or a second output"
