@@ -201,11 +201,12 @@ def test_decomposed_convolution_equals_its_three_convolutions(folder: Path, tmp_
 
 
 def test_peft_folder_takes_alpha_from_the_file_beside_it(folder: Path, tmp_path: Path) -> None:
-    down, up = torch.randn(2, 48), torch.randn(48, 2)
+    generator = torch.Generator().manual_seed(15)
+    down, up = torch.randn(2, 48, generator=generator), torch.randn(48, 2, generator=generator)
     name = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 6, "use_rslora": True}))
-    path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"
+    path = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
     plain = load_checkpoint(str(folder)).unet().state_dict()[path]
     lora = LoraSource(tmp_path / "adapter_model.safetensors")
     folded = load_checkpoint(str(folder), loras=[lora]).unet().state_dict()[path]
