@@ -31,8 +31,8 @@ Source: the layers that published INT8 recipes leave alone (NVIDIA TensorRT's an
 time embedding and its projections, conv_in, conv_out, conv_shortcut, proj_out). Together they are 5 % of the
 multiply-adds of `tiny`'s UNet. Measured on it half-trained (8 pictures, DDIM 20, OpenVINO in float32): quantising one
 of these roles as well takes 4 dB of PSNR to fp32 for ``OUTPUT`` and ``SHORTCUT`` and 1.6 dB for ``PROJECTION_OUT``, and
-multiplies the error of epsilon by 3.8 for ``INPUT``. The prompt's keys and values are quantised: leaving them in floating
-point changes nothing that this resolves.
+multiplies the error of epsilon by 3.8 for ``INPUT``. The prompt's keys and values are quantised: leaving them in
+floating point changes nothing that this resolves.
 """
 
 _REASONS = {
