@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,11 +40,14 @@ def half_from_tensor(tensor: ir.TensorProtocol) -> HalfTensor:
     small = values.size < _LAZY_FROM_ELEMENTS
     clamped = _count_beyond(values)
     underflowed = int(np.count_nonzero((values != 0) & (np.abs(values) <= _FLOAT16_UNDERFLOW))) if small else 0
+    shape = ir.Shape(values.shape)
+    del values
+    _release(tensor)
     convert = partial(_convert, tensor, clamp=clamped > 0)
     if small:
         half: ir.TensorProtocol = convert()
     else:
-        half = ir.LazyTensor(convert, dtype=ir.DataType.FLOAT16, shape=ir.Shape(values.shape), name=tensor.name)
+        half = ir.LazyTensor(convert, dtype=ir.DataType.FLOAT16, shape=shape, name=tensor.name)
     return HalfTensor(half, clamped, underflowed)
 
 
@@ -58,4 +62,14 @@ def _convert(tensor: ir.TensorProtocol, *, clamp: bool) -> ir.TensorProtocol:
     values = tensor.numpy()
     if clamp:
         values = np.where(np.isfinite(values), values.clip(-FLOAT16_MAX, FLOAT16_MAX), values)
-    return ir.tensor(values.astype(np.float16), name=tensor.name)
+    half = ir.tensor(values.astype(np.float16), name=tensor.name)
+    del values
+    _release(tensor)
+    return half
+
+
+def _release(tensor: ir.TensorProtocol) -> None:
+    """Give back the pages of a weight that is mapped from a file; they are mapped again when it is next read."""
+    if isinstance(tensor, ir.ExternalTensor):
+        with suppress(BufferError):  # somebody else is reading it
+            tensor.release()
