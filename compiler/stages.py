@@ -40,12 +40,14 @@ class Source:
         weights: "trained" or "random".
         seed: of random weights.
         loras: ``FILE[:SCALE]`` each.
+        config: folder of configurations in diffusers' layout, for a single file that is not SD 1.x or 2.x at full size.
     """
 
     model: str
     weights: str = "trained"
     seed: int = 0
     loras: tuple[str, ...] = ()
+    config: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, in
             schedule=schedule_from_config(json.loads(inputs.files["scheduler/scheduler_config.json"])),
             settings=settings,
         )
-        chosen = default_settings(unet, settings, inputs.prompts or prompts_for(inputs.model))
+        prompts = inputs.prompts or prompts_for(inputs.model)
+        chosen = default_settings(unet, settings, prompts, all_prompts=inputs.prompts is not None)
         table = calibrate(unet, surroundings, chosen, on_run=report)
     (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
     return {"prompts": len(table.prompts), "timesteps": len(table.timesteps), "tensors": len(table.ranges)}
@@ -238,6 +241,7 @@ def _checkpoint(source: Source) -> Any:
         weights=cast(Weights, source.weights),
         seed=source.seed,
         loras=[parse_lora(lora) for lora in source.loras],
+        configs=source.config,
     )
 
 

@@ -142,7 +142,7 @@ class _Conversion:
             dtype = output_dtype(node, index, version)
             self.counts["values"] += dtype == ir.DataType.FLOAT16 != output.dtype
             if dtype is not None:
-                output.dtype = dtype
+                output.type = ir.TensorType(dtype)  # a clone shares its type object with the original
 
     def restore_outputs(self) -> None:
         """Give the graph's outputs back their type and their names."""

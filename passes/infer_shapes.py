@@ -32,7 +32,7 @@ class InferShapes(Pass):
         for value, shape, dtype in stated:
             value.shape = shape if shape is not None else value.shape
             if dtype is not None:
-                value.dtype = dtype
+                value.type = ir.TensorType(dtype)  # a clone shares its type object with the original
         unknown = {value.producer().op_type for value in _values_with_gaps(model.graph)}  # type: ignore[union-attr]
         filled = len(gaps) - len(_values_with_gaps(model.graph))
         skipped = tuple(Skipped(op_type, "type or shape of an output is unknown") for op_type in sorted(unknown))

@@ -21,6 +21,7 @@ from sdc.passes.fold_constants import FoldConstants
 from sdc.passes.fuse_add_group_norm_silu import FuseAddGroupNormSilu
 from sdc.passes.fuse_attention import FuseAttention
 from sdc.passes.fuse_group_norm_silu import FuseGroupNormSilu
+from sdc.passes.guard_quantised_bias import GuardQuantisedBias
 from sdc.passes.infer_shapes import InferShapes
 from sdc.passes.inline_functions import InlineFunctions
 from sdc.passes.lift_constants import LiftConstants
@@ -29,6 +30,7 @@ from sdc.passes.lower_multi_head_attention import ORT_DOMAIN, LowerMultiHeadAtte
 from sdc.passes.merge_duplicates import MergeDuplicates
 from sdc.passes.raise_silu import RaiseSilu
 from sdc.passes.remove_unused import RemoveUnused
+from sdc.passes.shift_qdq_to_uint8 import ShiftQdqToUint8
 
 PRECISIONS = ("fp32", "fp16", "int8")
 BACKENDS = ("openvino", "onnxruntime", "tensorrt_rtx")
@@ -131,7 +133,7 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
     """Passes before and after the fused operators are inlined, and the operator domains that the backend reads."""
     standard = frozenset({""})
     if backend == "onnxruntime":
-        return (LowerMultiHeadAttention(),), (LowerGroupNorm(),), standard | {ORT_DOMAIN}
+        return (LowerMultiHeadAttention(),), (LowerGroupNorm(), ShiftQdqToUint8()), standard | {ORT_DOMAIN}
     if backend == "tensorrt_rtx":
         return (), (DecomposeAttention(_TENSORRT_DTYPES, _TENSORRT_HEAD_SIZES),), standard
-    return (), (), standard
+    return (), (GuardQuantisedBias(),), standard

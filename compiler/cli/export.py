@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=("trained", "random"), default="trained", help="random: the architecture, no download"
     )
     parser.add_argument("--seed", type=int, help="of --weights random (0)")
+    parser.add_argument(
+        "--config", type=Path, metavar="FOLDER", help="configurations of a .safetensors checkpoint of unusual size"
+    )
     parser.add_argument("--no-fuse", action="store_true", help="keep the plain graph, to compare with")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle (build/MODEL-PRECISION)")
     parser.add_argument(
@@ -92,7 +95,13 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
     if args.seed is not None and args.weights != "random":
         raise InputError("--seed is the seed of random weights", hint="add --weights random, or leave it out")
     return ExportRequest(
-        source=Source(model=args.model, weights=args.weights, seed=args.seed or 0, loras=tuple(args.lora)),
+        source=Source(
+            model=args.model,
+            weights=args.weights,
+            seed=args.seed or 0,
+            loras=tuple(args.lora),
+            config=args.config,
+        ),
         precision=args.precision,
         targets=parse_targets(args.target),
         out=args.out or Path("build", f"{short_name(args.model)}-{args.precision}"),
