@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from sdc.passes.pipeline import PRECISIONS
 FULL_DISK_BYTES = 2**20
 """A disk with less room is taken for full: a library that failed on it need not have said so."""
 OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+"""What `numpy.ndarray.tofile` says of a write that was cut; it loses the error number."""
 MODULES = {OPENVINO: "openvino", ONNXRUNTIME: "onnxruntime", TENSORRT_RTX: "tensorrt_rtx"}
 
 
@@ -62,7 +65,7 @@ def explaining_full_disk(*folders: Path) -> Iterator[None]:
     except InputError:
         raise
     except OSError as error:
-        if error.errno in OUT_OF_SPACE:
+        if error.errno in OUT_OF_SPACE or SHORT_WRITE.search(str(error)):
             raise _full_disk(error.filename or folders[0]) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(f"cannot write {error.filename}: {error.strerror}", hint="choose another --out") from error
