@@ -22,7 +22,7 @@ from sdc.passes.base import Pass, PassReport, Skipped
 from sdc.passes.calibration_table import CalibrationTable
 from sdc.passes.layer_roles import Role
 from sdc.passes.matching import site
-from sdc.passes.quantisation import DEFAULT_KEPT, Layer, select_layers
+from sdc.passes.quantisation import DEFAULT_KEPT, DEFAULT_WEIGHTS_ONLY, Layer, select_layers
 
 _MARK = "sdc.quantised_from"
 """Metadata key: digest of the calibrated graph that a quantised one came from."""
@@ -42,6 +42,9 @@ class InsertQdq(Pass):
     2. Its role (`Role`) is not in `kept`.
     3. Neither operand is dequantised already.
 
+    Where the role is in `kept` and in `weights_only`, only the weight is quantised: the layer computes in floating
+    point and reads fewer bytes.
+
     Activations have one static scale per tensor, from the table; weights one per output channel, stored as int8.
     A tensor that several layers read gets one pair; other readers keep the original. Biases stay in floating point.
     Scales are rounded up to float16 values, so that a later cast to float16 changes nothing in the integers. A graph
@@ -49,7 +52,8 @@ class InsertQdq(Pass):
 
     Attributes:
         table: ranges of the graph's activations; another graph is refused.
-        kept: roles that stay in floating point.
+        kept: roles whose arithmetic stays in floating point.
+        weights_only: roles among them whose weights are stored as integers.
         weight_bits: 2 to 8; below 8 the integers are limited to the smaller range, in int8 storage. 4 with
             `per_channel` off is the known-bad control of evaluations.
         per_channel: one weight scale per output channel, or one for the whole weight.
@@ -59,6 +63,7 @@ class InsertQdq(Pass):
 
     table: CalibrationTable
     kept: frozenset[Role] = DEFAULT_KEPT
+    weights_only: frozenset[Role] = DEFAULT_WEIGHTS_ONLY
     weight_bits: int = 8
     per_channel: bool = True
 
@@ -76,7 +81,7 @@ class InsertQdq(Pass):
         if model.metadata_props.get(_MARK) == self.table.graph_digest:
             return PassReport(self.name, 0, (Skipped("graph", "quantised with this table before"),))
         self.table.check_graph(model)
-        selection = select_layers(model, self.kept)
+        selection = select_layers(model, self.kept, self.weights_only)
         if not selection.quantised:
             raise PassError(
                 f"no layer was quantised, {len(selection.kept)} stay as they are: {_most_frequent(selection.kept)}",
@@ -85,9 +90,12 @@ class InsertQdq(Pass):
         rewriter = _Rewriter(model.graph, self)
         for layer in selection.quantised:
             rewriter.quantise(layer)
+        for layer in selection.weights_only:
+            rewriter.quantise_weight(layer)
         rewriter.remove_unused_weights()
         model.metadata_props[_MARK] = self.table.graph_digest
-        return PassReport(self.name, len(selection.quantised), selection.kept, details=rewriter.details())
+        details = {"weights_only": len(selection.weights_only), **rewriter.details()}
+        return PassReport(self.name, len(selection.quantised), selection.kept, details=details)
 
 
 @dataclass
@@ -104,12 +112,17 @@ class _Rewriter:
 
     def quantise(self, layer: Layer) -> None:
         """Put the layer's two operands behind Q/DQ."""
-        activation, key = layer.activation, (layer.weight, layer.output_axis)
+        activation, dtype = layer.activation, _dtype(layer)
         if activation not in self.activations:
-            self.activations[activation] = self._quantised_activation(activation, _dtype(layer))
+            self.activations[activation] = self._quantised_activation(activation, dtype)
+        self.quantise_weight(layer)
+        layer.node.replace_input_with(0, self.activations[activation])
+
+    def quantise_weight(self, layer: Layer) -> None:
+        """Put the layer's weight behind DQ."""
+        key = (layer.weight, layer.output_axis)
         if key not in self.weights:
             self.weights[key] = self._quantised_weight(layer)
-        layer.node.replace_input_with(0, self.activations[activation])
         layer.node.replace_input_with(1, self.weights[key])
 
     def remove_unused_weights(self) -> None:

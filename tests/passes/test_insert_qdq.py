@@ -160,18 +160,41 @@ def test_operators_of_the_denoiser():
     before = Counter(node.op_type for node in model.graph)
     report = InsertQdq(measure_table(model, make_feeds())).run(model)
     after = Counter(node.op_type for node in model.graph)
-    # Seven layers; key and value read one tensor and share its pair.
+    # Seven layers, and the weights of two more; key and value read one tensor and share its pair.
     assert report.matched == 7
-    assert after - before == Counter(QuantizeLinear=6, DequantizeLinear=13)
+    assert after - before == Counter(QuantizeLinear=6, DequantizeLinear=15)
     assert not before - after
     assert report.details is not None
-    assert (report.details["activations"], report.details["weights"]) == (6, 7)
+    assert (report.details["activations"], report.details["weights"], report.details["weights_only"]) == (6, 9, 2)
     assert len(report.skipped) == 6
     assert {value.dtype for name, value in model.graph.initializers.items() if name.startswith("b_")} == {
         ir.DataType.FLOAT
     }
     assert "w_interior_1" not in model.graph.initializers
     assert "w_shortcut" in model.graph.initializers
+
+
+def test_weights_only_layers_keep_their_activations():
+    model, feeds = make_denoiser(), make_feeds()
+    table = measure_table(model, feeds)
+    (exact,) = run_model(model, feeds)
+    other_layers = frozenset(Role) - {Role.INTERIOR}
+    InsertQdq(table, other_layers, frozenset({Role.TIMESTEP, Role.SHORTCUT})).run(model)
+    layers = {node.name or node.outputs[0].name: node for node in model.graph if node.op_type in ("Gemm", "Conv")}
+    producers = {name: [_operator(value) for value in layers[name].inputs[:2]] for name in ("time_1", "time_3", "skip")}
+    assert producers["time_1"] == ["Expand", "DequantizeLinear"]
+    assert producers["time_3"] == ["Sigmoid", "DequantizeLinear"]
+    assert producers["skip"] == ["Conv", "DequantizeLinear"]
+    integers = model.graph.initializers["w_time_1.int8"].const_value.numpy()
+    assert integers.dtype == np.int8
+    assert "w_time_1" not in model.graph.initializers
+    (found,) = run_model(model, feeds)
+    assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def _operator(value: ir.Value | None) -> str:
+    node = None if value is None else value.producer()
+    return "" if node is None else node.op_type
 
 
 def test_other_readers_of_a_quantised_tensor_keep_the_original():
@@ -226,8 +249,8 @@ def test_layers_that_are_quantised_already_are_left():
     InsertQdq(measure_table(model, make_feeds())).run(model)
     del model.metadata_props["sdc.quantised_from"]
     again = InsertQdq(measure_table(model, make_feeds()), EVERYTHING).run(model)
-    assert again.matched == 6
-    assert sum("already quantised" in skipped.reason for skipped in again.skipped) == 7
+    assert again.matched == 4
+    assert sum("already quantised" in skipped.reason for skipped in again.skipped) == 9
 
 
 def test_tables_of_other_graphs_are_refused():
@@ -328,7 +351,7 @@ def test_cast_to_float16_keeps_the_integers():
         models[remainder] = make_fused_denoiser()
         run_passes(precision_passes("int8", quantise=(InsertQdq(table),), remainder=remainder), models[remainder])
     constants = {remainder: qdq_constants(model) for remainder, model in models.items()}
-    assert len(constants["fp32"]) == 6 * 2 * 2 + 7 * 2
+    assert len(constants["fp32"]) == 6 * 2 * 2 + 9 * 2
     for in_half, exact in zip(constants["fp16"], constants["fp32"], strict=True):
         np.testing.assert_array_equal(in_half.astype(np.float32), exact.astype(np.float32))
     dequantised = [n.outputs[0].dtype for n in models["fp16"].graph if n.op_type == "DequantizeLinear"]
