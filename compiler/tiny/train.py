@@ -40,6 +40,7 @@ class Recipe:
     vae_steps: int = 2500
     decoder_steps: int = 500
     unet_steps: int = 4000
+    unet_second_steps: int = 2000
     gradient_checkpointing: bool = False
 
 
@@ -100,7 +101,7 @@ def _vae_stage(train: GreyPictures, test: GreyPictures, features: Judge, folder:
 
 
 def _unet_stage(train: GreyPictures, vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path, recipe: Recipe) -> None:
-    """Train text encoder and UNet; `out`/tiny holds the pipeline of the latest checkpoint, in float16."""
+    """Train text encoder and UNet in two rounds; `out`/tiny holds the pipeline of the latest checkpoint, in float16."""
 
     def save_pipeline(model: Denoiser, step: int) -> None:
         pipeline = StableDiffusionPipeline(
@@ -109,10 +110,28 @@ def _unet_stage(train: GreyPictures, vae: AutoencoderKL, tokenizer: CLIPTokenize
         _save_half(pipeline, out / "tiny")
         log.info("step %d: pipeline saved in %s", step, out / "tiny")
 
-    settings = UNetRecipe(
-        steps=recipe.unet_steps, seed=recipe.seed, gradient_checkpointing=recipe.gradient_checkpointing
+    latents = _latents(train, vae, out, recipe)
+    model = None
+    for index, settings in enumerate(unet_rounds(recipe), start=1):
+        folder = out / f"unet-round-{index}"
+        folder.mkdir(exist_ok=True)
+        model = train_unet(latents, tokenizer, settings, folder=folder, on_checkpoint=save_pipeline, start=model)
+
+
+def unet_rounds(recipe: Recipe) -> tuple[UNetRecipe, UNetRecipe]:
+    """The second round starts from the first one's averaged weights, with a fresh optimiser at a lower rate."""
+    checkpointing = recipe.gradient_checkpointing
+    return (
+        UNetRecipe(steps=recipe.unet_steps, seed=recipe.seed, gradient_checkpointing=checkpointing),
+        UNetRecipe(
+            steps=recipe.unet_second_steps,
+            seed=recipe.seed + 1,
+            learning_rate=5e-4,
+            constant_share=0.25,
+            ema_decay=0.999,
+            gradient_checkpointing=checkpointing,
+        ),
     )
-    train_unet(_latents(train, vae, out, recipe), tokenizer, settings, folder=out, on_checkpoint=save_pipeline)
 
 
 def _package_stage(

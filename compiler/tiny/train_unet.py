@@ -49,12 +49,24 @@ class LatentSet:
 
 @dataclass(frozen=True)
 class UNetRecipe:
-    """Options of the training run; the defaults gave the weights that ship."""
+    """Options of a training run.
+
+    Attributes:
+        steps: optimiser steps.
+        seed: of batches, captions and noise.
+        batch: pictures a step.
+        learning_rate: the largest; it falls to zero along a cosine.
+        constant_share: of the steps, before it falls.
+        ema_decay: of the averaged weights, which are the result.
+        gradient_checkpointing: less memory, more time.
+        checkpoint_every: steps between checkpoints.
+    """
 
     steps: int
     seed: int = 0
     batch: int = 64
     learning_rate: float = 1e-3
+    constant_share: float = 0.5
     ema_decay: float = 0.9995
     gradient_checkpointing: bool = False
     checkpoint_every: int = 500
@@ -109,18 +121,28 @@ def train_unet(
     *,
     folder: Path,
     on_checkpoint: Callable[[Denoiser, int], None],
+    start: Denoiser | None = None,
 ) -> Denoiser:
     """Train, or continue from `folder`'s last checkpoint; returns the averaged weights.
 
     A run that is stopped and continued draws the same batches and noise as one that is not.
+
+    Args:
+        latents: what to learn.
+        tokenizer: of the captions.
+        recipe: how.
+        folder: holds the checkpoint.
+        on_checkpoint: receives the averaged weights so far and the step.
+        start: weights to begin with; fresh ones if None. It is not changed.
     """
     torch.manual_seed(recipe.seed)
-    model = channels_last(Denoiser(make_text_encoder(tokenizer), make_unet()))
+    model = Denoiser(make_text_encoder(tokenizer), make_unet()) if start is None else copy.deepcopy(start)
+    model = channels_last(model.requires_grad_(True).train())
     if recipe.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, recipe.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, recipe))
     state_file = folder / "unet-training.pt"
     first_step = _restore(state_file, model, average, optimizer, schedule) + 1
     batches = _batches(latents, tokenizer, make_scheduler(), recipe, first_step)
@@ -144,9 +166,9 @@ def train_unet(
     return average.eval()
 
 
-def _learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up over 200 steps, constant until half, then a cosine to zero."""
-    progress = max(0.0, step / steps - 0.5) * 2
+def _learning_rate_factor(step: int, recipe: UNetRecipe) -> float:
+    """Linear warm-up over 200 steps, constant for a share of them all, then a cosine to zero."""
+    progress = max(0.0, step / recipe.steps - recipe.constant_share) / (1 - recipe.constant_share)
     return min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
