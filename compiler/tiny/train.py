@@ -40,7 +40,7 @@ class Recipe:
     vae_steps: int = 2500
     decoder_steps: int = 500
     unet_steps: int = 4000
-    unet_second_steps: int = 2000
+    unet_second_steps: int = 1000
     gradient_checkpointing: bool = False
 
 
@@ -127,7 +127,6 @@ def unet_rounds(recipe: Recipe) -> tuple[UNetRecipe, UNetRecipe]:
             steps=recipe.unet_second_steps,
             seed=recipe.seed + 1,
             learning_rate=5e-4,
-            constant_share=0.25,
             ema_decay=0.999,
             gradient_checkpointing=checkpointing,
         ),
