@@ -122,7 +122,8 @@ class DenoisingRecorder:
     def _warm_up(self, generation: Generation, states: np.ndarray) -> None:
         """The first call of an engine is slower than the others; it is not timed."""
         for side in (self._first, self._second):
-            _predictor(side, generation, states)(_noise(side, generation, rows=len(states)), 1.0)
+            sample = np.zeros((len(states), *_shape(side, generation)[1:]), np.float32)
+            _predictor(side, generation, states)(sample, 1.0)
         self._warm = True
 
 
@@ -162,11 +163,10 @@ def _guided(side: OpenedBundle, generation: Generation) -> bool:
     return takes_two_batches(generation.guidance_scale, side.manifest.pipeline)
 
 
-def _noise(side: OpenedBundle, generation: Generation, *, rows: int) -> Latents:
+def _shape(side: OpenedBundle, generation: Generation) -> tuple[int, int, int, int]:
     settings = side.manifest.pipeline
-    size = (generation.height_px // settings.vae_reduction, generation.width_px // settings.vae_reduction)
-    noise = noise_from_seeds(generation.seeds)((len(generation), settings.latent_channels, *size))
-    return np.concatenate([noise] * (rows // len(noise)))
+    height, width = (size // settings.vae_reduction for size in (generation.height_px, generation.width_px))
+    return len(generation), settings.latent_channels, height, width
 
 
 def _sample(
@@ -183,8 +183,9 @@ def _sample(
         on_latents(x)
         return denoise(x, level)
 
-    start = _noise(side, generation, rows=len(generation)) * np.float32(trajectory.start_scale)
-    return sampler.sample(watched, start, trajectory.transitions, noise_from_seeds(generation.seeds))
+    draw_noise = noise_from_seeds(generation.seeds)  # what a sampler adds later comes after the first noise
+    start = draw_noise(_shape(side, generation)) * np.float32(trajectory.start_scale)
+    return sampler.sample(watched, start, trajectory.transitions, draw_noise)
 
 
 def _squares(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from whole_bundle import CHANNELS, TOKENS, WIDTH, write_whole_bundle
 
 from sdc.compiler.cli import compare as command
 from sdc.compiler.compare.compare import compare as compare_wholly
+from sdc.compiler.compare.comparison_page import comparison_page
 from sdc.compiler.compare.outputs import compare_outputs, draw_feeds, seconds_in_turn, timing_from_seconds
 from sdc.compiler.compare.report import format_comparison
 from sdc.compiler.compare.subject import LONE_COMPONENT, open_subject
@@ -105,6 +106,7 @@ def test_lone_onnx_files(bundles: dict[str, Path]) -> None:
     assert component.outputs[0].relative_rms > 0.005
     assert found.pictures is None
     assert found.notes == ("pictures need two bundles",)
+    assert "pictures need two bundles" in comparison_page(found)
 
 
 def test_a_bundle_cannot_be_compared_with_a_lone_file(bundles: dict[str, Path]) -> None:

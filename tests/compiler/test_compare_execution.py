@@ -75,6 +75,25 @@ def test_openvino_counts_neither_data_nor_what_is_computed_once(tmp_path: Path) 
     assert again == found
 
 
+def test_openvino_counts_no_preparation_of_weights(tmp_path: Path) -> None:
+    """A MatMul's weights are transposed when the model is compiled, by nodes that stay in the execution graph."""
+    model = make_model(
+        '<ir_version: 10, opset_import: ["": 23]> g (float[B, 7] x) => (float[B, 9] y) { y = MatMul (x, w) }',
+        {"w": np.ones((7, 9), np.float32)},
+    )
+    spec = ComponentSpec(
+        "unet",
+        (TensorSpec("x", "float32", ("B", 7)),),
+        (TensorSpec("y", "float32", ("B", 9)),),
+        {"B": DimensionRange(1, 2, 4)},
+    )
+    built = build_engine(Component(spec, model), TARGETS["cpu"], tmp_path)
+    source = EngineSource(spec, "openvino", (tmp_path / built.files[0],), built.options)
+    found = execute_watched(source, {"x": np.ones((3, 7), np.float32)}, 1)
+    assert dict(found.kernels) == {"FullyConnected": 1}
+    assert found.written_bytes == 3 * 9 * 4
+
+
 def test_bytes_follow_the_size(tmp_path: Path) -> None:
     source = engine("cpu", tmp_path)
     small = execute_watched(source, FEEDS, 1)
