@@ -131,10 +131,10 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the calibration prompts {path}: {error}") from error
+        raise InputError(f"cannot read the prompts {path}: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise InputError(f"{path} holds no calibration prompt", hint="write one prompt a line")
+        raise InputError(f"{path} holds no prompt", hint="write one prompt a line")
     return prompts
 
 

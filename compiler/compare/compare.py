@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sdc.compiler.compare.comparison import Comparison, ComponentComparison, PictureComparison
-from sdc.compiler.compare.outputs import OutputDifference, compare_outputs, draw_feeds, time_in_turn
+from sdc.compiler.compare.comparison import Comparison, ComponentComparison, ComponentSide
+from sdc.compiler.compare.footprint import Footprint, take_footprint
+from sdc.compiler.compare.outputs import (
+    OutputDifference,
+    Timing,
+    compare_outputs,
+    draw_feeds,
+    seconds_in_turn,
+    timing_from_seconds,
+)
+from sdc.compiler.compare.pictures import compare_pictures
 from sdc.compiler.compare.subject import LONE_COMPONENT, Subject, open_subject
-from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB, psnr
-from sdc.compiler.evaluate.opened import OpenedBundle, opened
-from sdc.compiler.evaluate.settings import Settings, prompts_of_model
+from sdc.compiler.evaluate.settings import Settings
 from sdc.engines.errors import InputError
 from sdc.engines.specs import COMPONENTS, ComponentSpec
+
+Feeds = Mapping[str, np.ndarray]
 
 
 def compare(
@@ -24,16 +33,20 @@ def compare(
     *,
     rounds: int = 7,
     pictures: bool = True,
-    say: Callable[[str], None] | None = None,
+    prompts: Sequence[str] | None = None,
+    footprints: bool = True,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """Compare graphs, outputs, times and pictures.
+    """Compare graphs, kernels, memory, outputs, times, denoising steps and pictures.
 
     Args:
         first_path: a bundle or an .onnx file; differences and ratios are relative to it.
         second_path: likewise.
         settings: the target, threads and seed of everything, and the number and making of the pictures.
         rounds: timed calls of each engine.
-        pictures: whether to make any.
+        pictures: whether to make any; the denoising steps come with them.
+        prompts: of the pictures, used in turn; None takes the model's own.
+        footprints: whether to measure memory and count kernels, in a process for each component of each side.
         say: told what is being done.
 
     Raises:
@@ -42,81 +55,121 @@ def compare(
         TargetError: a bundle does not have the target.
     """
     first, second = (open_subject(path, settings.target) for path in (first_path, second_path))
-    names = [name for name in (*COMPONENTS, LONE_COMPONENT) if name in first.engines and name in second.engines]
-    if not names:
-        raise InputError(
-            f"{first.path} has {', '.join(first.engines)} and {second.path} has {', '.join(second.engines)}: "
-            "nothing to compare",
-            hint="give two bundles or two .onnx files",
-        )
+    names = _common_components(first, second)
     components = []
     for name in names:
-        if say is not None:
-            say(name)
-        components.append(_compare_component(name, first, second, settings, rounds=rounds))
-    made, notes = None, []
+        say(name)
+        components.append(_compare_component(name, first, second, settings, rounds=rounds, footprints=footprints))
+    notes = _lonely_components(first, second)
+    made = None
     if first.bundle is None or second.bundle is None:
         notes.append("pictures need two bundles")
     elif first.unrunnable or second.unrunnable:
         notes.append("pictures need engines that run here")
     elif pictures:
-        if say is not None:
-            say("pictures")
-        made = _compare_pictures(first_path, second_path, settings)
-    return Comparison(first.describe(), second.describe(), tuple(components), made, tuple(notes))
+        made = compare_pictures(first_path, second_path, settings, prompts=prompts, say=say)
+    denoising, picture_comparison, pairs = made or (None, None, None)
+    return Comparison(
+        first=first.describe(),
+        second=second.describe(),
+        components=tuple(components),
+        denoising=denoising,
+        pictures=picture_comparison,
+        pairs=pairs,
+        notes=tuple(notes),
+    )
+
+
+def _common_components(first: Subject, second: Subject) -> list[str]:
+    """In the order of the pipeline; components that only a newer bundle has come after those that all have."""
+    common = [name for name in first.engines if name in second.engines]
+    if not common:
+        raise InputError(
+            f"{first.path} has {', '.join(first.engines)} and {second.path} has {', '.join(second.engines)}: "
+            "nothing to compare",
+            hint="give two bundles or two .onnx files",
+        )
+    order = (*COMPONENTS, LONE_COMPONENT)
+    return sorted(common, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _lonely_components(first: Subject, second: Subject) -> list[str]:
+    return [
+        f"only {side.path} has {name}: it has {side.engines[name].nodes} nodes"
+        for side, other in ((first, second), (second, first))
+        for name in side.engines
+        if name not in other.engines
+    ]
 
 
 def _compare_component(
-    name: str, first: Subject, second: Subject, settings: Settings, *, rounds: int
+    name: str, first: Subject, second: Subject, settings: Settings, *, rounds: int, footprints: bool
 ) -> ComponentComparison:
-    left, right = first.engines[name], second.engines[name]
-    reasons = [f"{side.path}: {side.unrunnable}" for side in (first, second) if side.unrunnable]
+    reasons = "; ".join(f"{side.path}: {side.unrunnable}" for side in (first, second) if side.unrunnable)
     outputs: tuple[OutputDifference, ...] = ()
-    timing = None
+    timing, not_compared = None, None
+    prints: list[Footprint | None] = [None, None]
     if not reasons:
-        _check_inputs(first.specs[name], second.specs[name])
-        feeds = draw_feeds(first.specs[name], seed=settings.seed)
-        threads = settings.threads
-        with first.open_session(name, threads=threads) as one, second.open_session(name, threads=threads) as other:
-            outputs = compare_outputs(one.run(feeds), other.run(feeds))
-            timing = time_in_turn(one, other, feeds, rounds=rounds)
+        not_compared = _difference_of_inputs(first, second, name)
+        sides = (first, second)
+        feeds = [draw_feeds(side.specs[name], seed=settings.seed) for side in sides]
+        if footprints:
+            prints = [
+                take_footprint(side.source(name), each, threads=settings.threads)
+                for side, each in zip(sides, feeds, strict=True)
+            ]
+        outputs, timing = _run_both(
+            name, first, second, feeds, threads=settings.threads, rounds=rounds, same=not_compared is None
+        )
+    left, right = first.engines[name].operators, second.engines[name].operators
     return ComponentComparison(
         name=name,
-        first_nodes=left.nodes,
-        second_nodes=right.nodes,
-        first_bytes=left.bytes,
-        second_bytes=right.bytes,
-        operators={
-            operator: (left.operators.get(operator, 0), right.operators.get(operator, 0))
-            for operator in sorted({*left.operators, *right.operators})
-        },
+        first=_side(first, name, prints[0]),
+        second=_side(second, name, prints[1]),
+        operators={operator: (left.get(operator, 0), right.get(operator, 0)) for operator in sorted({*left, *right})},
         outputs=outputs,
         timing=timing,
-        not_run="; ".join(reasons) or None,
+        not_run=reasons or None,
+        not_compared=not_compared,
     )
 
 
-def _check_inputs(first: ComponentSpec, second: ComponentSpec) -> None:
-    """Both must take the feeds that are drawn for the first."""
-    left, right = ({(each.name, each.dtype) for each in spec.inputs} for spec in (first, second))
-    if left != right:
-        told = " and ".join(", ".join(f"{name} {dtype}" for name, dtype in sorted(side)) for side in (left, right))
-        raise InputError(f"{first.name}: the inputs differ: {told}", hint="compare engines of the same model")
-
-
-def _compare_pictures(first: Path, second: Path, settings: Settings) -> PictureComparison:
-    with opened(first, settings) as one, opened(second, settings) as other:
-        prompts = prompts_of_model(one.manifest.model.name, settings.samples)
-        batch = min(one.largest_batch(), other.largest_batch(), settings.batch or settings.samples)
-        made = [_make(side, prompts, settings, batch) for side in (one, other)]
-    if made[0].shape != made[1].shape:
-        raise InputError(f"the pictures have the shapes {made[0].shape} and {made[1].shape}")
-    values = np.minimum(psnr(made[0], made[1]), PSNR_CEILING_DB)
-    return PictureComparison(tuple(values.tolist()), settings)
-
-
-def _make(side: OpenedBundle, prompts: list[str], settings: Settings, batch: int) -> np.ndarray:
-    seeds = settings.picture_seeds()
-    return np.concatenate(
-        [side.make_pictures(prompts[i : i + batch], seeds[i : i + batch]) for i in range(0, len(prompts), batch)]
+def _side(subject: Subject, name: str, footprint: Footprint | None) -> ComponentSide:
+    engine = subject.engines[name]
+    return ComponentSide(
+        nodes=engine.nodes,
+        file_bytes=engine.bytes,
+        execution=None if footprint is None else footprint.execution,
+        peak_memory_bytes=None if footprint is None else footprint.peak_memory_bytes,
     )
+
+
+def _run_both(
+    name: str, first: Subject, second: Subject, feeds: Sequence[Feeds], *, threads: int | None, rounds: int, same: bool
+) -> tuple[tuple[OutputDifference, ...], Timing]:
+    with first.open_session(name, threads=threads) as one, second.open_session(name, threads=threads) as other:
+        outputs = compare_outputs(one.run(feeds[0]), other.run(feeds[1])) if same else ()
+        seconds = seconds_in_turn([lambda: one.run(feeds[0]), lambda: other.run(feeds[1])], rounds=rounds)
+    return outputs, timing_from_seconds(seconds[:, 0], seconds[:, 1])
+
+
+def _difference_of_inputs(first: Subject, second: Subject, name: str) -> str | None:
+    """Why the two cannot be given the same feeds; None if they can.
+
+    Components of bundles may have other inputs on each side, as a UNet does whose invariant parts are engines of their
+    own: such are timed each with its own feeds, and compared by the denoising steps.
+
+    Raises:
+        InputError: the inputs of lone files differ.
+    """
+    left, right = _inputs(first.specs[name]), _inputs(second.specs[name])
+    if left == right:
+        return None
+    told = " and ".join(", ".join(f"{name} {dtype}" for name, dtype in sorted(side)) for side in (left, right))
+    if first.bundle is None or second.bundle is None:
+        raise InputError(f"{name}: the inputs differ: {told}", hint="compare engines of the same model")
+    return f"the inputs differ: {told}"
+
+
+def _inputs(spec: ComponentSpec) -> set[tuple[str, str]]:
+    return {(each.name, each.dtype) for each in spec.inputs}

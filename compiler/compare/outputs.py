@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sdc.compiler.evaluate.metrics import relative_rms_error
 from sdc.engines.errors import InputError
-from sdc.engines.session import Session
 from sdc.engines.specs import ComponentSpec
 
 WARM_UPS = 2
@@ -109,25 +108,32 @@ def _difference(name: str, first: np.ndarray, second: np.ndarray) -> OutputDiffe
     )
 
 
-def time_in_turn(first: Session, second: Session, feeds: Mapping[str, np.ndarray], *, rounds: int) -> Timing:
-    """Call two engines alternately and take medians."""
-    sessions = (first, second)
-    for session in sessions * WARM_UPS:
-        session.run(feeds)
-    seconds = np.empty((rounds, 2))
+def seconds_in_turn(calls: Sequence[Callable[[], object]], *, rounds: int, warm_ups: int = WARM_UPS) -> np.ndarray:
+    """Times of several calls, one after the other in every round: [rounds, len(calls)], seconds.
+
+    Each is called `warm_ups` times before, untimed. None is always the first of a round.
+    """
+    for call in calls:
+        for _ in range(warm_ups):
+            call()
+    seconds = np.empty((rounds, len(calls)))
     for index in range(rounds):
-        order = (0, 1) if index % 2 == 0 else (1, 0)  # neither is always the one that finds warm caches
-        for which in order:
+        for place in range(len(calls)):
+            which = (index + place) % len(calls)
             begin = time.perf_counter()
-            sessions[which].run(feeds)
+            calls[which]()
             seconds[index, which] = time.perf_counter() - begin
-    ratios = seconds[:, 1] / seconds[:, 0]
-    medians = np.median(seconds, axis=0)
+    return seconds
+
+
+def timing_from_seconds(first: np.ndarray, second: np.ndarray) -> Timing:
+    """Medians and the ratio of times taken in turn: [rounds] each, seconds."""
+    ratios = second / first
     return Timing(
-        first_seconds=float(medians[0]),
-        second_seconds=float(medians[1]),
+        first_seconds=float(np.median(first)),
+        second_seconds=float(np.median(second)),
         ratio=float(np.median(ratios)),
         lowest_ratio=float(np.quantile(ratios, 0.25)),
         highest_ratio=float(np.quantile(ratios, 0.75)),
-        rounds=rounds,
+        rounds=len(ratios),
     )

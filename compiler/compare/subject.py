@@ -51,12 +51,27 @@ class Subject:
         fused = "fused" if manifest.fused else "not fused"
         return f"{self.path} ({manifest.model.name}, {manifest.precision}, {fused}, target {self.target.name})"
 
+    def source(self, component: str) -> EngineSource:
+        """The engine of a component, as another process can load it.
+
+        Raises:
+            BundleError: an engine file has changed.
+        """
+        spec = self.specs[component]
+        if self.bundle is None or self.target is None:
+            return EngineSource(spec, ONNXRUNTIME, (self.path,))
+        engine = self.bundle.manifest.targets[self.target.name].engines[component]
+        return EngineSource(
+            spec=spec,
+            backend=self.target.backend,
+            files=tuple(self.bundle.file(name) for name in engine.files),
+            options=engine.options,
+            compute_capabilities=self.target.compute_capabilities,
+        )
+
     def open_session(self, component: str, *, threads: int | None = None) -> Session:
         """Load the engine of a component; with None, the backend chooses how many CPU threads it takes."""
-        if self.bundle is not None and self.target is not None:
-            return self.bundle.load_session(component, self.target, threads=threads)
-        source = EngineSource(self.specs[component], ONNXRUNTIME, (self.path,))
-        return open_session(source, threads=threads)
+        return open_session(self.source(component), threads=threads)
 
 
 def open_subject(path: Path, target: str | None) -> Subject:
@@ -103,6 +118,11 @@ def _open_onnx(path: Path) -> Subject:
     if not path.is_file():
         raise InputError(f"{path} not found", hint="give a bundle's folder or an .onnx file")
     engine = inspect_onnx(path)
+    return Subject(path, None, None, {LONE_COMPONENT: engine}, {LONE_COMPONENT: lone_spec(engine)}, None)
+
+
+def lone_spec(engine: EngineFile) -> ComponentSpec:
+    """The interface of a lone ONNX file, with sizes to run it at."""
     dimensions: dict[str, DimensionRange] = {}
     inputs = []
     for tensor in engine.inputs:
@@ -115,5 +135,4 @@ def _open_onnx(path: Path) -> Subject:
             shape.append(symbol)
         inputs.append(TensorSpec(tensor.name, tensor.dtype, tuple(shape)))
     outputs = tuple(TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in engine.outputs)
-    spec = ComponentSpec(LONE_COMPONENT, tuple(inputs), outputs, dimensions)
-    return Subject(path, None, None, {LONE_COMPONENT: engine}, {LONE_COMPONENT: spec}, None)
+    return ComponentSpec(LONE_COMPONENT, tuple(inputs), outputs, dimensions)

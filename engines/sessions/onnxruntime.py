@@ -10,7 +10,7 @@ import onnxruntime
 from sdc.engines.sessions.feeds import check_feeds
 from sdc.engines.sessions.source import EngineSource
 
-_PROVIDERS = ["CPUExecutionProvider"]
+PROVIDERS = ["CPUExecutionProvider"]
 _ERRORS_ONLY = 3
 
 
@@ -19,18 +19,13 @@ class OnnxRuntimeSession:
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
         self.spec = source.spec
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        options.inter_op_num_threads = 1
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
-            session = onnxruntime.InferenceSession(source.files[0], options, providers=_PROVIDERS)
+            session = onnxruntime.InferenceSession(source.files[0], session_options(threads), providers=PROVIDERS)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise source.unreadable(error) from error
         # ONNX Runtime falls back to another provider with no more than a warning: make it an error.
-        if session.get_providers() != _PROVIDERS:
-            raise source.unrunnable(f"expected the providers {_PROVIDERS}, found {session.get_providers()}")
+        if session.get_providers() != PROVIDERS:
+            raise source.unrunnable(f"expected the providers {PROVIDERS}, found {session.get_providers()}")
         expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
         found = {node.name for node in (*session.get_inputs(), *session.get_outputs())}
         if expected != found:
@@ -59,3 +54,13 @@ class OnnxRuntimeSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def session_options(threads: int | None) -> onnxruntime.SessionOptions:
+    """How every engine is run; None leaves the number of CPU threads to ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options

@@ -33,12 +33,7 @@ class OpenVinoSession:
         found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
         if not expected <= found:
             raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": inference_precision(core, source.options.get("inference_precision", "f32")),
-        }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
+        settings = compile_settings(core, source.options, threads)
         try:
             self._compiled: openvino.CompiledModel | None = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
@@ -68,6 +63,26 @@ class OpenVinoSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def compile_settings(core: openvino.Core, options: Mapping[str, Any], threads: int | None) -> dict[str, Any]:
+    """How every engine is compiled.
+
+    Args:
+        core: of the process.
+        options: the engine's own.
+        threads: CPU threads; None leaves it to OpenVINO.
+
+    Raises:
+        TargetError: the engine's option ``inference_precision`` is unknown.
+    """
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": inference_precision(core, options.get("inference_precision", "f32")),
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    return settings
 
 
 def inference_precision(core: openvino.Core, wanted: str) -> str:

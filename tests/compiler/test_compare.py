@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from whole_bundle import CHANNELS, TOKENS, WIDTH, write_whole_bundle
 
 from sdc.compiler.cli import compare as command
-from sdc.compiler.compare.compare import compare
-from sdc.compiler.compare.outputs import compare_outputs, draw_feeds, time_in_turn
+from sdc.compiler.compare.compare import compare as compare_wholly
+from sdc.compiler.compare.comparison_page import comparison_page
+from sdc.compiler.compare.outputs import compare_outputs, draw_feeds, seconds_in_turn, timing_from_seconds
 from sdc.compiler.compare.report import format_comparison
 from sdc.compiler.compare.subject import LONE_COMPONENT, open_subject
 from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
@@ -21,6 +23,9 @@ from sdc.engines.errors import BundleError, InputError, TargetError
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
 SETTINGS = Settings(samples=1, steps=3, target="ort-cpu", threads=1)
+
+compare = partial(compare_wholly, footprints=False)
+"""Without a process for each engine, which takes a second."""
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +49,18 @@ def test_a_bundle_equals_itself(bundles: dict[str, Path]) -> None:
         assert component.timing.rounds == 2
     assert found.pictures is not None
     assert found.pictures.psnr_db == (PSNR_CEILING_DB, PSNR_CEILING_DB)
+    assert found.pictures.ssim == (1.0, 1.0)
     assert found.pictures.settings.samples == 2
+    assert found.denoising is not None
+    assert len(found.denoising.steps) == 3
+    assert all(step.epsilon == step.drift == 0 for step in found.denoising.steps)
+    assert found.denoising.timing.rounds == 3
 
 
 def test_an_extra_node_shows_in_the_graph_only(bundles: dict[str, Path]) -> None:
     found = compare(bundles["plain"], bundles["unfused"], replace(SETTINGS, samples=1), rounds=1)
     unet = found.components[1]
-    assert (unet.first_nodes, unet.second_nodes) == (8, 9)
+    assert (unet.first.nodes, unet.second.nodes) == (8, 9)
     assert unet.operators["Mul"] == (1, 2)
     assert unet.outputs[0].largest < 1e-6
     text = format_comparison(found)
@@ -68,6 +78,12 @@ def test_disturbed_weights_show_in_outputs_and_pictures(bundles: dict[str, Path]
     assert len(by_name["text_encoder"]) == 2
     assert found.pictures is not None
     assert all(10 < value < 60 for value in found.pictures.psnr_db)
+    assert found.pictures.ssim is not None
+    assert all(0.1 < value < 0.9999 for value in found.pictures.ssim)
+    assert found.denoising is not None
+    assert all(0.001 < step.epsilon < 0.5 for step in found.denoising.steps)
+    assert [step.drift > 0 for step in found.denoising.steps] == [False, True, True]
+    assert found.denoising.final_drift > 0
 
 
 def test_two_backends_of_one_bundle_agree(bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -90,6 +106,7 @@ def test_lone_onnx_files(bundles: dict[str, Path]) -> None:
     assert component.outputs[0].relative_rms > 0.005
     assert found.pictures is None
     assert found.notes == ("pictures need two bundles",)
+    assert "pictures need two bundles" in comparison_page(found)
 
 
 def test_a_bundle_cannot_be_compared_with_a_lone_file(bundles: dict[str, Path]) -> None:
@@ -166,10 +183,63 @@ def test_a_slower_engine_is_seen_as_slower(tmp_path: Path) -> None:
             tmp_path / f"{name}.onnx",
         )
     once, often = (open_subject(tmp_path / f"{name}.onnx", None) for name in ("once", "often"))
+    feeds = draw_feeds(once.specs[LONE_COMPONENT], seed=1)
     with once.open_session(LONE_COMPONENT) as first, often.open_session(LONE_COMPONENT) as second:
-        timing = time_in_turn(first, second, draw_feeds(once.specs[LONE_COMPONENT], seed=1), rounds=9)
+        seconds = seconds_in_turn([lambda: first.run(feeds), lambda: second.run(feeds)], rounds=9)
+    timing = timing_from_seconds(seconds[:, 0], seconds[:, 1])
     assert timing.ratio > 2
     assert timing.lowest_ratio <= timing.ratio <= timing.highest_ratio
+
+
+def test_calls_take_turns() -> None:
+    called: list[str] = []
+    seconds = seconds_in_turn([partial(called.append, name) for name in "abc"], rounds=3, warm_ups=1)
+    assert "".join(called) == "abc" + "abc" + "bca" + "cab"
+    assert seconds.shape == (3, 3)
+    assert (seconds > 0).all()
+    timing = timing_from_seconds(np.array([1.0, 2.0, 4.0]), np.array([3.0, 4.0, 16.0]))
+    assert (timing.first_seconds, timing.second_seconds, timing.ratio) == (2.0, 4.0, 3.0)
+    assert (timing.lowest_ratio, timing.highest_ratio, timing.rounds) == (2.5, 3.5, 3)
+
+
+def test_every_engine_has_a_footprint(bundles: dict[str, Path]) -> None:
+    found = compare_wholly(bundles["plain"], bundles["unfused"], SETTINGS, rounds=1, pictures=False)
+    for component in found.components:
+        for side in (component.first, component.second):
+            assert side.execution is not None
+            assert side.execution.count >= 1
+            assert side.peak_memory_bytes is not None
+            assert 30e6 < side.peak_memory_bytes < 1e9
+    assert "memory, first" in format_comparison(found)
+
+
+def test_engines_of_other_inputs_are_run_each_with_its_own(bundles: dict[str, Path], tmp_path: Path) -> None:
+    """As a UNet whose invariant parts are engines of their own beside one that has them inside."""
+    other = write_whole_bundle(tmp_path / "other")
+    path = other / "sdc.json"
+    manifest = json.loads(path.read_text())
+    components, engines = manifest["components"], manifest["targets"]["ort-cpu"]["engines"]
+    engines["vae_encoder"] = engines["vae_decoder"]
+    components["vae_encoder"] = {**components["vae_decoder"], "name": "vae_encoder"}
+    path.write_text(json.dumps(manifest))
+    found = compare(bundles["plain"], other, SETTINGS, rounds=1, pictures=False)
+    encoder = found.components[-1]
+    assert encoder.name == "vae_encoder"
+    assert encoder.outputs == ()
+    assert encoder.timing is not None
+    assert "latent_sample" in (encoder.not_compared or "")
+    assert "outputs of vae_encoder are not compared" in format_comparison(found)
+
+
+def test_a_component_of_one_side_only_is_named(bundles: dict[str, Path], tmp_path: Path) -> None:
+    other = write_whole_bundle(tmp_path / "other")
+    path = other / "sdc.json"
+    manifest = json.loads(path.read_text())
+    del manifest["targets"]["ort-cpu"]["engines"]["vae_encoder"]
+    path.write_text(json.dumps(manifest))
+    found = compare(other, bundles["plain"], SETTINGS, rounds=1, pictures=False)
+    assert [each.name for each in found.components] == ["text_encoder", "unet", "vae_decoder"]
+    assert found.notes == (f"only {bundles['plain']} has vae_encoder: it has 1 nodes",)
 
 
 def test_command(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,8 +254,49 @@ def test_command(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.Captur
     assert "PSNR" in text
     value = json.loads(out.read_text())
     assert value["components"][1]["outputs"][0]["name"] == "out_sample"
+    assert value["components"][1]["first"]["kernels"] == sum(
+        value["components"][1]["first"]["kernels_by_kind"].values()
+    )
+    assert len(value["denoising"]["steps"]) == 2
+    assert value["pictures"]["settings"]["sampler"] == "ddim"
     assert command.run(parser.parse_args([*sides, *cheap, "--pictures", "0"])) == 0
     assert "PSNR" not in capsys.readouterr().out
-    for bad in ("--rounds", "--pictures"):
+    for bad in ("--rounds", "--pictures", "--threads"):
         with pytest.raises(InputError, match=bad):
             command.run(parser.parse_args([*sides, bad, "-1"]))
+
+
+def test_prompts_of_a_file(bundles: dict[str, Path], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n\na dog\n")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    out = tmp_path / "out.json"
+    sides = [str(bundles["plain"])] * 2 + ["--target", "ort-cpu", "--json", str(out), "--prompts", str(prompts)]
+    cheap = ["--rounds", "1", "--steps", "2", "--threads", "1", "--sampler", "euler", "--guidance", "1"]
+    assert command.run(parser.parse_args([*sides, *cheap])) == 0
+    pictures = json.loads(out.read_text())["pictures"]
+    assert pictures["prompts"] == ["a cat", "a dog"]
+    assert pictures["settings"]["sampler"] == "euler"
+    assert command.run(parser.parse_args([*sides, *cheap, "--pictures", "3"])) == 0
+    assert json.loads(out.read_text())["pictures"]["prompts"] == ["a cat", "a dog", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "two sides are needed"),
+        (["a"], "two sides are needed"),
+        (["a", "b", "--model", "tiny"], "--model alone"),
+        (["--ablate"], "take a model"),
+        (["a", "b", "--bisect", "--model", "tiny"], "take a model"),
+        (["a", "b", "--tolerance", "1"], "--tolerance is"),
+        (["--bisect", "--model", "tiny", "--report", "x.html"], "no HTML report"),
+        (["--ablate", "--model", "tiny", "--target", "cpu,ort-cpu"], "one target at a time"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: list[str], message: str) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(InputError, match=message):
+        command.run(parser.parse_args(arguments))
