@@ -92,6 +92,11 @@ class _Finder:
         if self._repeats_for_batch(node, part):
             self.batches[node.outputs[0]] = node.inputs[1]  # type: ignore[assignment]
         elif not self._computable(node, part):
+            if any(
+                value is not None and not self.behind.get(value, True) and value not in available
+                for value in node.inputs
+            ):
+                self.skipped.append(Skipped(site(node), "a size that it needs is that of another input"))
             return
         elif batch := next((self.batches[value] for value in node.inputs if value in self.batches), None):
             reason = mixes_rows(node, self.batches.keys())
