@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,24 +73,26 @@ class Networks:
         self,
         conditions: Mapping[str, NDArray[np.float32]],
         *,
-        timesteps: Sequence[float],
+        steps: int,
+        timesteps: Iterable[float] = (),
         on_step: OnStep | None = None,
     ) -> Predict:
         """The UNet for one run of a sampler.
 
-        Where work was hoisted out of the UNet, what depends on the conditions is computed now, and what depends on the
-        timestep once for each distinct one.
+        Where work was hoisted out of the UNet, what depends on the conditions alone is computed now, and what depends
+        on the timestep once for each distinct one.
 
         Args:
             conditions: its inputs other than the sample and the timestep, as a UNet takes them that is whole.
-            timesteps: of the calls, in their order.
+            steps: how often it will be called.
+            timesteps: those that are known to come; they are prepared now, others when they come.
             on_step: called after every call.
 
         Returns:
             A function that raises NumericalError where the UNet gives NaN or infinity.
         """
         unet = PreparedUnet(self.session("unet"), self.specs, self._run_part, conditions, timesteps=timesteps)
-        index, steps = 0, len(timesteps)
+        index = 0
 
         def predict(sample: Latents, timestep: float) -> Latents:
             nonlocal index
@@ -121,7 +123,7 @@ class Networks:
         for begin in range(0, len(sample), most):
             rows = slice(begin, begin + most)
             of_rows = {name: value[rows] for name, value in conditions.items()}
-            parts.append(self.predictor(of_rows, timesteps=[timestep])(sample[rows], timestep))
+            parts.append(self.predictor(of_rows, steps=1)(sample[rows], timestep))
         return np.concatenate(parts)
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +193,7 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _predictor(self, generation: Generation, timesteps: Sequence[float], on_step: OnStep | None) -> Predict:
+    def _predictor(self, generation: Generation, timesteps: Iterable[float], on_step: OnStep | None) -> Predict:
         """The UNet with its conditions, and guidance around it."""
         conditions = {"encoder_hidden_states": self.encode(generation.prompts)}
         width = self.settings.time_cond_proj_dim
@@ -203,7 +203,7 @@ class Pipeline:
         if guided:
             negative = self.encode(generation.negative_prompts)
             conditions["encoder_hidden_states"] = np.concatenate([negative, conditions["encoder_hidden_states"]])
-        predict = self.networks.predictor(conditions, timesteps=timesteps, on_step=on_step)
+        predict = self.networks.predictor(conditions, steps=generation.steps, timesteps=timesteps, on_step=on_step)
         return guide(predict, generation.guidance_scale) if guided else predict
 
 
