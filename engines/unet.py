@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdc.engines.denoise import Latents
+from sdc.engines.errors import InputError
 from sdc.engines.session import Session
 from sdc.engines.specs import ComponentSpec
 from sdc.engines.wiring import SAMPLE, TIMESTEP, changes_with_timestep, hoisted_parts
@@ -90,5 +91,8 @@ class PreparedUnet:
         return self._rows[timestep]
 
     def _run(self, part: ComponentSpec, feeds: Feeds) -> Feeds:
-        wanted = {tensor.name: feeds[tensor.name] for tensor in part.inputs if tensor.name in feeds}
+        missing = [tensor.name for tensor in part.inputs if tensor.name not in feeds]
+        if missing:
+            raise InputError(f"{part.name} takes the input {missing[0]}: {missing[0]} is missing")
+        wanted = {tensor.name: feeds[tensor.name] for tensor in part.inputs}
         return {name: value for name, value in self._run_part(part, wanted).items() if name in self._inputs}
