@@ -8,11 +8,12 @@ from typing import Any
 
 from sdc.compiler.bundle_writer import CachedFile, Contents, file_entries, json_bytes
 from sdc.compiler.cache import Entry
-from sdc.compiler.export_plan import QUANTISED, ExportPlan, ExportRequest, tool_versions
+from sdc.compiler.export_plan import QUANTISED, ExportRequest, tool_versions
+from sdc.compiler.hoisting import common_specs
 from sdc.compiler.interfaces import pipeline_settings
 from sdc.compiler.stages import TABLE_NAME, Opened
 from sdc.engines.manifest import SCHEMA, EngineEntry, Manifest, TargetEntry
-from sdc.engines.specs import COMPONENTS
+from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import Target
 
 Built = Mapping[tuple[str, str], Entry]
@@ -23,8 +24,9 @@ def bundle_contents(request: ExportRequest, opened: Opened, built: Built) -> Con
     """Every file but the manifest."""
     contents: dict[str, bytes | CachedFile] = dict(opened.files)
     for (component, _), entry in built.items():
-        for name in entry.result["engine"]["files"]:
-            contents[f"{component}/{name}"] = CachedFile(entry, name)
+        for engine, result in entry.result["engines"].items():
+            for name in result["files"]:
+                contents[f"{engine}/{name}"] = CachedFile(entry, f"{engine}/{name}")
         if component in QUANTISED and TABLE_NAME in entry.files:
             contents[f"calibration/{component}.json"] = CachedFile(entry, TABLE_NAME)
     contents["reports/passes.json"] = json_bytes(_by_component(built, "passes"))
@@ -38,17 +40,24 @@ def bundle_contents(request: ExportRequest, opened: Opened, built: Built) -> Con
     return contents
 
 
-def bundle_manifest(
-    request: ExportRequest, opened: Opened, plan: ExportPlan, built: Built, contents: Contents
-) -> Manifest:
-    """The manifest; it depends on nothing but its arguments and the version of sdc."""
+def bundle_manifest(request: ExportRequest, opened: Opened, built: Built, contents: Contents) -> Manifest:
+    """The manifest; it depends on nothing but its arguments and the version of sdc.
+
+    Raises:
+        ExportError: the engines of two targets have different interfaces.
+    """
     return Manifest(
         schema=SCHEMA,
         sdc_version=version("sdc"),
         model=opened.entry,
         precision=request.precision,
         fused=request.fuse,
-        components=plan.specs,
+        components=common_specs(
+            {
+                target.name: [ComponentSpec.from_json(result["spec"]) for result in _engines(target, built).values()]
+                for target in request.targets
+            }
+        ),
         pipeline=pipeline_settings(opened.configs),
         targets={target.name: _target_entry(target, built) for target in request.targets},
         files=file_entries(contents),
@@ -56,23 +65,30 @@ def bundle_manifest(
 
 
 def _target_entry(target: Target, built: Built) -> TargetEntry:
-    results = {component: built[component, target.name].result for component in COMPONENTS}
+    results = _engines(target, built)
     return TargetEntry(
         backend=target.backend,
         built_with={tool: found for result in results.values() for tool, found in result["built_with"].items()},
         compute_capabilities=target.compute_capabilities,
         engines={
             component: EngineEntry(
-                files=tuple(f"{component}/{name}" for name in result["engine"]["files"]),
-                options=result["engine"]["options"],
+                files=tuple(f"{component}/{name}" for name in result["files"]),
+                options=result["options"],
             )
             for component, result in results.items()
         },
     )
 
 
+def _engines(target: Target, built: Built) -> dict[str, Any]:
+    """Results by component, those of engines beside another among them."""
+    stages = [built[component, target.name].result["engines"] for component in COMPONENTS]
+    return {component: result for engines in stages for component, result in engines.items()}
+
+
 def _by_component(built: Built, part: str) -> dict[str, dict[str, Any]]:
     values: dict[str, dict[str, Any]] = {}
-    for (component, target), entry in built.items():
-        values.setdefault(component, {})[target] = entry.result[part]
+    for (_, target), entry in built.items():
+        for engine, result in entry.result["engines"].items():
+            values.setdefault(engine, {})[target] = result[part]
     return values

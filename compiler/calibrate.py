@@ -24,7 +24,7 @@ from sdc.engines.generation import Generation
 from sdc.engines.manifest import PipelineSettings
 from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule import Schedule
-from sdc.engines.session import Session
+from sdc.engines.session import Run, Session
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.specs import ComponentSpec, TensorSpec
 from sdc.engines.targets import ONNXRUNTIME
@@ -229,6 +229,10 @@ class _Recorder:
         if self._on_run is not None:
             self._on_run(self._done, self._runs)
         return outputs
+
+    def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
+        """See `Session.hold`; it always hands everything over."""
+        return lambda others: self.run({**feeds, **others})
 
     def rows(self) -> tuple[tuple[float, ...], NDArray[np.float32]]:
         """Timesteps in the order of a run, and the maxima: [timesteps, tensors], float32."""

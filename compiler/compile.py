@@ -13,7 +13,14 @@ from sdc.compiler.bundle_contents import bundle_contents, bundle_manifest
 from sdc.compiler.bundle_writer import check_output, is_up_to_date, write_bundle
 from sdc.compiler.cache import Entry, StageCache
 from sdc.compiler.export_guards import check_request, explaining_full_disk
-from sdc.compiler.export_plan import ExportPlan, ExportRequest, component_precision, plan_export, remainder
+from sdc.compiler.export_plan import (
+    HOISTED_FROM,
+    ExportPlan,
+    ExportRequest,
+    component_precision,
+    plan_export,
+    remainder,
+)
 from sdc.compiler.progress import Progress, Silent, StageLog, StageRecord
 from sdc.compiler.stages import (
     TABLE_NAME,
@@ -91,7 +98,7 @@ def export_bundle(
         worker.close()  # torch and its memory go
         table = _calibrate(shop, request, opened, plan, exported) if plan.calibration_key and missing["unet"] else None
         built = _build_engines(shop, request, plan, exported, table)
-        up_to_date, manifest = _write(shop, request, opened, plan, built)
+        up_to_date, manifest = _write(shop, request, opened, built)
     cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())
     return ExportSummary(request.out, manifest, up_to_date, tuple(shop.stages.records))
 
@@ -172,6 +179,7 @@ def _build_engines(
                 table=table.folder / TABLE_NAME
                 if table and component_precision(name, request.precision) == "int8"
                 else None,
+                hoist=request.hoist and name in HOISTED_FROM,
             )
             key = plan.build_keys[name, target.name]
             label = f"build {name} for {target.name}"
@@ -183,12 +191,11 @@ def _write(
     shop: Workshop,
     request: ExportRequest,
     opened: Opened,
-    plan: ExportPlan,
     built: Mapping[tuple[str, str], Entry],
 ) -> tuple[bool, Manifest]:
     with shop.stages.stage("write bundle") as outcome:
         contents = bundle_contents(request, opened, built)
-        manifest = bundle_manifest(request, opened, plan, built, contents)
+        manifest = bundle_manifest(request, opened, built, contents)
         outcome.cached = is_up_to_date(request.out, manifest)
         if not outcome.cached:
             check_output(request.out)

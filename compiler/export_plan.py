@@ -17,6 +17,9 @@ from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
 QUANTISED = ("unet",)
 """Components that "int8" quantises; the others are exported as in "fp16"."""
 
+HOISTED_FROM = ("unet",)
+"""Components that run in a loop: what does not change in it is taken out."""
+
 EXPORT_SOURCES = (
     "sdc.compiler.export",
     "sdc.compiler.export_check",
@@ -28,7 +31,7 @@ EXPORT_SOURCES = (
 EXPORT_TOOLS = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir", "onnx", "peft")
 CALIBRATE_SOURCES = ("sdc.compiler.calibrate", "sdc.compiler.calibration_prompts", "sdc.passes", "sdc.engines")
 CALIBRATE_TOOLS = ("onnxruntime-gpu", "onnxruntime", "numpy", "onnx-ir", "onnxscript")
-BUILD_SOURCES = ("sdc.passes", "sdc.compiler.build", "sdc.compiler.stages")
+BUILD_SOURCES = ("sdc.passes", "sdc.compiler.build", "sdc.compiler.hoisting", "sdc.compiler.stages")
 BUILD_TOOLS = ("onnx-ir", "onnxscript", "onnx")
 BACKEND_TOOLS = {
     OPENVINO: ("openvino",),
@@ -47,6 +50,7 @@ class ExportRequest:
         targets: what engines are built for; at least one.
         out: the bundle's folder.
         fuse: whether operators are fused.
+        hoist: whether work that is the same at each step leaves the UNet; else it has the interface that others know.
         prompts_file: prompts of the calibration, one a line; None for the model's own.
     """
 
@@ -55,6 +59,7 @@ class ExportRequest:
     targets: tuple[Target, ...]
     out: Path
     fuse: bool = True
+    hoist: bool = True
     prompts_file: Path | None = None
 
 
@@ -63,7 +68,7 @@ class ExportPlan:
     """The stages of an export, by the digests of all that they depend on.
 
     Attributes:
-        specs: interfaces of the components.
+        specs: interfaces of the components, before anything is hoisted out of them.
         export_keys: by component.
         calibration_key: None unless something is quantised.
         build_keys: by component and name of the target.
@@ -102,6 +107,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 component_precision(name, request.precision),
                 remainder(target),
                 calibration_key if name in QUANTISED else None,
+                request.hoist and name in HOISTED_FROM,
                 [target.name, target.backend, *target.compute_capabilities],
                 versions_of(BACKEND_TOOLS[target.backend]),
             ]

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from sdc.compiler.bundle_writer import json_bytes
 from sdc.compiler.cache import Entry
 from sdc.compiler.component import Component
+from sdc.compiler.hoisting import hoist_component
 from sdc.engines.manifest import LoraEntry, ModelEntry
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, Target
@@ -164,6 +165,7 @@ class Recipe:
         precision: one of `PRECISIONS`.
         remainder: "fp16" or "fp32", for what "int8" leaves alone.
         table: file of the calibration; None unless the precision is "int8".
+        hoist: whether loop-invariant work leaves it.
     """
 
     spec: ComponentSpec
@@ -172,25 +174,37 @@ class Recipe:
     precision: str
     remainder: str
     table: Path | None
+    hoist: bool = False
 
 
 def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
-    """Stage `build`: passes, then the engine of one component for one target."""
+    """Stage `build`: passes, then the engine of one component for one target, in a folder of its name.
+
+    What is hoisted out of a component becomes engines of their own beside it.
+    """
     from sdc.compiler.build import build_engine
 
-    component, reports = typed_component(recipe)
-    reports["lowering"] = _run(lowering_passes(target.backend), component)
-    built = build_engine(component, target, folder)
+    typed, reports = typed_component(recipe)
+    components: tuple[Component, ...] = (typed,)
+    if recipe.hoist:
+        components, hoisting = hoist_component(typed)
+        reports["hoisting"] = [_report_json(hoisting)]
+    engines = {}
+    for component in components:
+        lowering = _run(lowering_passes(target.backend), component)
+        built = build_engine(component, target, folder / component.spec.name)
+        engines[component.spec.name] = {
+            "spec": component.spec.to_json(),
+            "files": list(built.files),
+            "options": built.options,
+            "built_with": built.built_with,
+            "details": built.details,
+            "passes": {**(reports if component is components[0] else {}), "lowering": lowering},
+        }
     if recipe.table is not None:
         # Kept with the engine: made again on another processor, the table could differ in the last digits.
         shutil.copyfile(recipe.table, folder / TABLE_NAME)
-    return {
-        "export": recipe.graph.result,
-        "engine": {"files": list(built.files), "options": built.options},
-        "built_with": built.built_with,
-        "details": built.details,
-        "passes": reports,
-    }
+    return {"export": recipe.graph.result, "engines": engines}
 
 
 def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from sdc.engines.checked_json import JsonValue, read_json
 from sdc.engines.errors import BundleError, InputError
-from sdc.engines.specs import COMPONENTS, ComponentSpec, DimensionRange, TensorSpec
+from sdc.engines.specs import COMPONENTS, HOISTED, ComponentSpec, DimensionRange, TensorSpec
+from sdc.engines.wiring import check_wiring
 
 SCHEMA = 1
 """The schema that this version of sdc writes, and the only one that it reads."""
@@ -122,7 +123,8 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         BundleError: the file is missing, no JSON, of another schema, lacks a key, has a value of the wrong type, names
-            a path outside the bundle, or an engine's component or file that it does not describe.
+            a path outside the bundle, or an engine's component or file that it does not describe; or the UNet takes
+            an input that nothing provides.
     """
     root = read_json(path)
     schema = root.member("schema")
@@ -189,8 +191,9 @@ def _read_pipeline(value: JsonValue) -> PipelineSettings:
 
 
 def _read_component(name: str, value: JsonValue) -> ComponentSpec:
-    if name not in COMPONENTS or value.member("name").value != name:
-        raise BundleError(f"{value.place}: expected a component named as one of {', '.join(COMPONENTS)}")
+    known = (*COMPONENTS, *HOISTED)
+    if name not in known or value.member("name").value != name:
+        raise BundleError(f"{value.place}: expected a component named as one of {', '.join(known)}")
     spec = ComponentSpec(
         name=name,
         inputs=tuple(_read_tensor(each) for each in value.member("inputs").elements()),
@@ -249,6 +252,7 @@ def _read_file(value: JsonValue) -> FileEntry:
 
 
 def _check_references(manifest: Manifest, place: str) -> None:
+    check_wiring(manifest.components, place=f"{place}: components")
     for target, entry in manifest.targets.items():
         for component, engine in entry.engines.items():
             where = f"{place}: targets.{target}.engines.{component}"
@@ -257,3 +261,9 @@ def _check_references(manifest: Manifest, place: str) -> None:
             for file in engine.files:
                 if file not in manifest.files:
                     raise BundleError(f"{where}: the file {file!r} has no digest in the manifest")
+        for name in HOISTED if "unet" in entry.engines else ():
+            if name in manifest.components and name not in entry.engines:
+                raise BundleError(
+                    f"{place}: targets.{target} has no engine for {name}, which its unet needs",
+                    hint="export the bundle again",
+                )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from sdc.engines.errors import NumericalError
 from sdc.engines.generation import largest_batch
 from sdc.engines.session import Session
 from sdc.engines.specs import ComponentSpec
+from sdc.engines.unet import Feeds, PreparedUnet
+from sdc.engines.wiring import changes_with_timestep
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class DenoisingStep:
         index: of the step, from 0.
         count: steps in all.
         timestep: in training steps.
-        feeds: what the UNet got, by input name.
+        feeds: what the UNet's engine got, by input name.
         output: what it gave: its raw prediction, before guidance.
         seconds: the time that the engine took.
     """
@@ -32,7 +34,7 @@ class DenoisingStep:
     index: int
     count: int
     timestep: float
-    feeds: Mapping[str, NDArray[np.generic]]
+    feeds: Feeds
     output: Latents
     seconds: float
 
@@ -61,58 +63,102 @@ class Networks:
 
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """[N, 77], int64, to the text encoder's last hidden states, [N, 77, D], float32."""
-        return self._run_in_parts("text_encoder", "input_ids", input_ids, "last_hidden_state")
+        return self._run_in_parts("text_encoder", {"input_ids": input_ids})["last_hidden_state"]
 
     def decode_latents(self, latents: Latents) -> NDArray[np.float32]:
         """Latents divided by the scaling factor, [N, C, H/F, W/F], to pictures, [N, 3, H, W], float32."""
-        return self._run_in_parts("vae_decoder", "latent_sample", latents, "sample")
+        return self._run_in_parts("vae_decoder", {"latent_sample": latents})["sample"]
 
     def predictor(
-        self, conditions: Mapping[str, NDArray[np.float32]], *, steps: int, on_step: OnStep | None = None
+        self,
+        conditions: Mapping[str, NDArray[np.float32]],
+        *,
+        steps: int,
+        timesteps: Iterable[float] = (),
+        on_step: OnStep | None = None,
     ) -> Predict:
         """The UNet for one run of a sampler.
 
+        Where work was hoisted out of the UNet, what depends on the conditions alone is computed now, and what depends
+        on the timestep once for each distinct one.
+
         Args:
-            conditions: its inputs other than the sample and the timestep.
+            conditions: its inputs other than the sample and the timestep, as a UNet takes them that is whole.
             steps: how often it will be called.
+            timesteps: those that are known to come; they are prepared now, others when they come.
             on_step: called after every call.
 
         Returns:
             A function that raises NumericalError where the UNet gives NaN or infinity.
         """
-        session = self.session("unet")
+        unet = PreparedUnet(self.session("unet"), self.specs, self._run_part, conditions, timesteps=timesteps)
         index = 0
 
         def predict(sample: Latents, timestep: float) -> Latents:
             nonlocal index
-            feeds = {"sample": sample, "timestep": np.array([timestep], np.float32), **conditions}
-            begin = time.perf_counter()
-            output = session.run(feeds)["out_sample"]
-            seconds = time.perf_counter() - begin
-            _check_finite(output, f"unet at step {index + 1} of {steps} (timestep {timestep:g})")
+            made = unet.predict(sample, timestep)
+            _check_finite(made.output, f"unet at step {index + 1} of {steps} (timestep {timestep:g})")
             if on_step is not None:
-                on_step(DenoisingStep(index, steps, timestep, feeds, output, seconds))
+                on_step(DenoisingStep(index, steps, timestep, made.feeds, made.output, made.seconds))
             index += 1
-            return output
+            return made.output
 
         return predict
+
+    def predict(
+        self, sample: Latents, timestep: float, conditions: Mapping[str, NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The UNet's raw prediction for any number of rows, whether or not work was hoisted out of it.
+
+        Args:
+            sample: [N, C, H, W], float32, of unit variance.
+            timestep: in training steps.
+            conditions: as for `predictor`, of N rows.
+
+        Raises:
+            NumericalError: the UNet gives NaN or infinity.
+        """
+        most = largest_batch(self.specs["unet"])
+        parts = []
+        for begin in range(0, len(sample), most):
+            rows = slice(begin, begin + most)
+            of_rows = {name: value[rows] for name, value in conditions.items()}
+            parts.append(self.predictor(of_rows, steps=1)(sample[rows], timestep))
+        return np.concatenate(parts)
 
     def close(self) -> None:
         """Release all engines; may be called twice. They are loaded again if they are needed again."""
         while self._sessions:
             self._sessions.popitem()[1].close()
 
-    def _run_in_parts(self, component: str, feed: str, rows: NDArray[np.generic], output: str) -> NDArray[np.float32]:
+    def _run_part(self, part: ComponentSpec, feeds: Feeds) -> Feeds:
+        """Run an engine beside the UNet, with no more rows at a time than it takes; a timestep is no row."""
+        if changes_with_timestep(part):
+            outputs = self.session(part.name).run(feeds)
+            _check_all_finite(outputs, part.name)
+            return outputs
+        return self._run_in_parts(part.name, feeds)
+
+    def _run_in_parts(self, component: str, feeds: Feeds) -> dict[str, NDArray[np.float32]]:
         """Run a component on as many rows at a time as it takes."""
         session = self.session(component)
         most = largest_batch(self.specs[component])
-        parts = [session.run({feed: rows[i : i + most]})[output] for i in range(0, len(rows), most)]
-        result = np.concatenate(parts)
-        _check_finite(result, component)
-        return result
+        count = len(next(iter(feeds.values())))
+        parts = [
+            session.run({name: rows[begin : begin + most] for name, rows in feeds.items()})
+            for begin in range(0, count, most)
+        ]
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        _check_all_finite(outputs, component)
+        return outputs
 
 
-def _check_finite(values: NDArray[np.float32], place: str) -> None:
+def _check_all_finite(outputs: Feeds, component: str) -> None:
+    for values in outputs.values():
+        _check_finite(values, component)
+
+
+def _check_finite(values: NDArray[Any], place: str) -> None:
     if not np.isfinite(values).all():
         raise NumericalError(
             f"{place} gave NaN or infinity in {np.count_nonzero(~np.isfinite(values))} of {values.size} values",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -175,7 +175,7 @@ class Pipeline:
         draw_noise = noise_from_seeds(generation.seeds)
         latent_size = (generation.height_px // settings.vae_reduction, generation.width_px // settings.vae_reduction)
         x = draw_noise((len(generation), settings.latent_channels, *latent_size)) * np.float32(trajectory.start_scale)
-        predict = self._predictor(generation, on_step)
+        predict = self._predictor(generation, [now.timestep for now, _ in trajectory.transitions], on_step)
         return sampler.sample(DENOISERS[self.schedule.prediction_type](predict), x, trajectory.transitions, draw_noise)
 
     def decode(self, latents: Latents) -> NDArray[np.float32]:
@@ -193,7 +193,7 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _predictor(self, generation: Generation, on_step: OnStep | None) -> Predict:
+    def _predictor(self, generation: Generation, timesteps: Iterable[float], on_step: OnStep | None) -> Predict:
         """The UNet with its conditions, and guidance around it."""
         conditions = {"encoder_hidden_states": self.encode(generation.prompts)}
         width = self.settings.time_cond_proj_dim
@@ -203,7 +203,7 @@ class Pipeline:
         if guided:
             negative = self.encode(generation.negative_prompts)
             conditions["encoder_hidden_states"] = np.concatenate([negative, conditions["encoder_hidden_states"]])
-        predict = self.networks.predictor(conditions, steps=generation.steps, on_step=on_step)
+        predict = self.networks.predictor(conditions, steps=generation.steps, timesteps=timesteps, on_step=on_step)
         return guide(predict, generation.guidance_scale) if guided else predict
 
 

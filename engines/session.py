@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 
 from sdc.engines.specs import ComponentSpec
+
+Run = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+"""Feeds to results, by name."""
 
 
 class Session(Protocol):
@@ -20,6 +23,17 @@ class Session(Protocol):
 
         Raises:
             InputError: a feed is missing, or its element type or shape is outside `spec`.
+        """
+        ...
+
+    def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
+        """A function that runs the engine with these feeds and the ones that it is given, which must be all others.
+
+        What is held is checked once and handed to the backend once, as far as it allows that; it must not be changed
+        while the function is in use. Several such functions and `run` may be used in turn.
+
+        Raises:
+            InputError: as `run`; the function raises it too.
         """
         ...
 

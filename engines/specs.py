@@ -11,6 +11,9 @@ from sdc.engines.errors import InputError
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 """Names of the components of a Stable Diffusion pipeline; also their folders in a bundle."""
 
+HOISTED = ("unet_prompt", "unet_timestep")
+"""Engines beside a UNet that work was hoisted out of: one runs once for a picture, one once for each timestep."""
+
 
 @dataclass(frozen=True)
 class DimensionRange:
@@ -53,7 +56,7 @@ class ComponentSpec:
     """The interface of one network.
 
     Attributes:
-        name: one of ``COMPONENTS``.
+        name: one of ``COMPONENTS`` or ``HOISTED``.
         inputs: in the order of the graph; likewise ``outputs``.
         dimensions: the range of every free dimension that occurs in a shape.
     """

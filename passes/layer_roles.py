@@ -13,11 +13,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from sdc.engines.errors import PassError
+from sdc.passes.dependence import inputs_behind_values
 
-_PICTURE_RANK = 4
-_SEQUENCE_RANK = 3
+PICTURE_RANK = 4
+SEQUENCE_RANK = 3
 
-_LAYOUT = frozenset(
+LAYOUT = frozenset(
     {
         "Cast",
         "Identity",
@@ -77,25 +78,21 @@ def roles_from_model(model: ir.Model) -> dict[str, Role]:
 
 def _ranks_behind_values(graph: ir.Graph) -> dict[ir.Value, frozenset[int]]:
     """For every value, the ranks of the graph inputs that its numbers depend on."""
-    ranks: dict[ir.Value, frozenset[int]] = {}
     for value in graph.inputs:
         if value.shape is None:
             raise PassError(f"input {value.name!r} has no known rank", hint="export it with a shape")
-        ranks[value] = frozenset({len(value.shape)})
-    for node in graph:
-        found: frozenset[int] = frozenset()
-        if node.op_type not in ("Shape", "Size"):
-            found = found.union(*(ranks.get(value, found) for value in node.inputs if value is not None))
-        ranks.update(dict.fromkeys(node.outputs, found))
-    return ranks
+    return {
+        value: frozenset(len(each.shape) for each in inputs if each.shape is not None)
+        for value, inputs in inputs_behind_values(graph).items()
+    }
 
 
 def _role_of(node: ir.Node, ranks: dict[ir.Value, frozenset[int]]) -> Role:
     activation = node.inputs[0]
     assert activation is not None  # required by the operators
     behind = ranks.get(activation, frozenset())
-    if _PICTURE_RANK not in behind:
-        return Role.PROMPT if _SEQUENCE_RANK in behind else Role.TIMESTEP
+    if PICTURE_RANK not in behind:
+        return Role.PROMPT if SEQUENCE_RANK in behind else Role.TIMESTEP
     source = _source_of(activation)
     if source.is_graph_input():
         return Role.INPUT
@@ -125,7 +122,7 @@ def _reaches_output(value: ir.Value) -> bool:
 
 def _looked_through(node: ir.Node) -> ir.Value | None:
     """The one input whose numbers the node passes on, or None if it mixes several."""
-    if node.op_type in _LAYOUT:
+    if node.op_type in LAYOUT:
         return node.inputs[0]
     if node.op_type in _ARITHMETIC:
         varying = [value for value in node.inputs if value is not None and not _is_constant(value)]

@@ -106,7 +106,7 @@ def _shapes_from_sizes(flat: ir.Model, sizes: Mapping[str, int]) -> dict[str, tu
     for node in bound.graph:
         for output in node.outputs:
             output.shape = None
-        # ONNX infers no shapes through these; they keep their input's. What is dequantised counts as floating point.
+        # ONNX infers no shapes through these; they keep their input's.
         if node.op_type in ("GroupNormalization", "QuantizeLinear", "DequantizeLinear"):
             _make_cast(node)
     fold_constants(bound, onnx_shape_inference=True, input_size_limit=_FOLDED_BYTES, output_size_limit=_FOLDED_BYTES)
@@ -131,7 +131,7 @@ def _make_cast(node: ir.Node) -> None:
     node.op_type = "Cast"
     node.resize_inputs(1)
     node.attributes.clear()
-    node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+    node.attributes["to"] = ir.AttrInt64("to", node.outputs[0].dtype or ir.DataType.FLOAT)
 
 
 def _macs_of(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:

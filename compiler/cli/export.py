@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, metavar="FOLDER", help="configurations of a .safetensors checkpoint of unusual size"
     )
     parser.add_argument("--no-fuse", action="store_true", help="keep the plain graph, to compare with")
+    parser.add_argument(
+        "--no-hoist", action="store_true", help="leave all work in the UNet: its inputs are those that optimum knows"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle (build/MODEL-PRECISION)")
     parser.add_argument(
         "--calibration-prompts", type=Path, metavar="FILE", help="prompts for int8, one a line (the model's own)"
@@ -106,6 +109,7 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
         targets=parse_targets(args.target),
         out=args.out or Path("build", f"{short_name(args.model)}-{args.precision}"),
         fuse=not args.no_fuse,
+        hoist=not args.no_hoist,
         prompts_file=args.calibration_prompts,
     )
 

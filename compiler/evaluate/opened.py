@@ -67,17 +67,12 @@ class OpenedBundle:
 
     def predict_noise(self, sample: np.ndarray, timestep: float, encoder_hidden_states: np.ndarray) -> np.ndarray:
         """The UNet's raw prediction for a sample [N, C, H, W], in as many calls as its batch needs."""
-        most = largest_batch(self.manifest.components["unet"])
+        conditions = {"encoder_hidden_states": encoder_hidden_states}
         width = self.manifest.pipeline.time_cond_proj_dim
-        parts = []
-        for begin in range(0, len(sample), most):
-            rows = slice(begin, begin + most)
-            conditions = {"encoder_hidden_states": encoder_hidden_states[rows]}
-            if width is not None:
-                scale = self.settings.guidance_scale
-                conditions["timestep_cond"] = embed_guidance(scale, rows=len(sample[rows]), width=width)
-            parts.append(self.pipeline.networks.predictor(conditions, steps=1)(sample[rows], timestep))
-        return np.concatenate(parts)
+        if width is not None:
+            scale = self.settings.guidance_scale
+            conditions["timestep_cond"] = embed_guidance(scale, rows=len(sample), width=width)
+        return self.pipeline.networks.predict(sample, timestep, conditions)
 
 
 @contextmanager

@@ -10,22 +10,48 @@ from sdc.engines.errors import InputError
 from sdc.engines.specs import ComponentSpec, TensorSpec
 
 
-def check_feeds(spec: ComponentSpec, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The feeds in the order of the interface, C-contiguous (copied only if they are not).
+class HeldFeeds:
+    """Some of a component's feeds, or none, checked once for several runs.
+
+    Args:
+        spec: the component's interface.
+        feeds: what stays the same in all runs.
+
+    Attributes:
+        arrays: the feeds in the order of the interface, C-contiguous (copied only if they are not).
 
     Raises:
-        InputError: a feed is missing or unknown, its element type or rank is wrong, a size is outside its range or no
-            multiple of what it must be, or two feeds disagree about a free dimension.
+        InputError: a feed is unknown, its element type or rank is wrong, a size is outside its range or no multiple of
+            what it must be, or two feeds disagree about a free dimension.
     """
-    known = {tensor.name for tensor in spec.inputs}
+
+    def __init__(self, spec: ComponentSpec, feeds: Mapping[str, np.ndarray]) -> None:
+        self._spec = spec
+        self._others = tuple(tensor for tensor in spec.inputs if tensor.name not in feeds)
+        self._sizes: dict[str, int] = {}
+        held = tuple(tensor for tensor in spec.inputs if tensor.name in feeds)
+        self.arrays = _check(spec, held, feeds, self._sizes)
+
+    def complete(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The feeds that are not held, as in `arrays`, checked against those that are.
+
+        Raises:
+            InputError: as for those that are held, or a feed is missing.
+        """
+        return _check(self._spec, self._others, feeds, dict(self._sizes))
+
+
+def _check(
+    spec: ComponentSpec, tensors: tuple[TensorSpec, ...], feeds: Mapping[str, np.ndarray], sizes: dict[str, int]
+) -> dict[str, np.ndarray]:
+    known = {tensor.name for tensor in tensors}
     if feeds.keys() != known:
         missing, extra = sorted(known - feeds.keys()), sorted(feeds.keys() - known)
         found = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in extra]
         raise InputError(f"{spec.name} takes the inputs {', '.join(sorted(known))}: {', '.join(found)}")
-    sizes: dict[str, int] = {}
-    for tensor in spec.inputs:
+    for tensor in tensors:
         _check_feed(spec, tensor, feeds[tensor.name], sizes)
-    return {tensor.name: np.ascontiguousarray(feeds[tensor.name]) for tensor in spec.inputs}
+    return {tensor.name: np.ascontiguousarray(feeds[tensor.name]) for tensor in tensors}
 
 
 def _check_feed(spec: ComponentSpec, tensor: TensorSpec, array: np.ndarray, sizes: dict[str, int]) -> None:

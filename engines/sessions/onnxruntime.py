@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
-from sdc.engines.sessions.feeds import check_feeds
+from sdc.engines.session import Run
+from sdc.engines.sessions.feeds import HeldFeeds
 from sdc.engines.sessions.source import EngineSource
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -35,9 +36,23 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`."""
-        assert self._session is not None, "the session is closed"
+        return self.hold({})(feeds)
+
+    def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
+        """Run several times with the same feeds; see `Session.hold`."""
+        held = HeldFeeds(self.spec, feeds)
         names = [tensor.name for tensor in self.spec.outputs]
-        return dict(zip(names, self._session.run(names, check_feeds(self.spec, feeds)), strict=True))
+        # On the CPU these read an array's memory in place and keep it alive.
+        values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in held.arrays.items()}
+
+        def run(others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            assert self._session is not None, "the session is closed"
+            arrays = held.complete(others)
+            given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+            results = self._session.run_with_ort_values(names, values | given)
+            return {name: result.numpy() for name, result in zip(names, results, strict=True)}
+
+        return run
 
     @property
     def memory_bytes(self) -> int:

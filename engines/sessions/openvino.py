@@ -9,7 +9,8 @@ import numpy as np
 import openvino
 
 from sdc.engines.errors import TargetError
-from sdc.engines.sessions.feeds import check_feeds
+from sdc.engines.session import Run
+from sdc.engines.sessions.feeds import HeldFeeds
 from sdc.engines.sessions.source import EngineSource
 
 PRECISIONS = ("auto", "f32", "bf16")
@@ -40,13 +41,28 @@ class OpenVinoSession:
             raise source.unreadable(error) from error
         self._request: openvino.InferRequest | None = self._compiled.create_infer_request()
         self._weight_bytes = sum(file.stat().st_size for file in source.files[1:])
+        self._set: HeldFeeds | None = None
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`."""
-        assert self._request is not None, "the session is closed"
-        # The feeds' memory is read in place, only during this call; the results are copied out of the request's own.
-        results = self._request.infer(check_feeds(self.spec, feeds), share_inputs=True, share_outputs=False)
-        return {tensor.name: results[tensor.name] for tensor in self.spec.outputs}
+        return self.hold({})(feeds)
+
+    def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
+        """Run several times with the same feeds; see `Session.hold`."""
+        held = HeldFeeds(self.spec, feeds)
+
+        def run(others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            assert self._request is not None, "the session is closed"
+            arrays = held.complete(others)
+            if self._set is not held:  # an infer request keeps the tensors that were set last
+                arrays |= held.arrays
+            self._set = None
+            # The memory of feeds is read in place, only during a call; the results are copied out of the request's own.
+            results = self._request.infer(arrays, share_inputs=True, share_outputs=False)
+            self._set = held
+            return {tensor.name: results[tensor.name] for tensor in self.spec.outputs}
+
+        return run
 
     @property
     def memory_bytes(self) -> int:

@@ -13,8 +13,9 @@ from cuda.bindings import runtime as cudart
 
 from sdc.engines.errors import TargetError
 from sdc.engines.gpu import find_gpus
+from sdc.engines.session import Run
 from sdc.engines.sessions.cuda_memory import DeviceBuffer, cuda, shared_scratch
-from sdc.engines.sessions.feeds import check_feeds
+from sdc.engines.sessions.feeds import HeldFeeds
 from sdc.engines.sessions.source import EngineSource
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class TensorRtSession:
         self._scratch = shared_scratch(self._device)
         self._buffers = {tensor.name: DeviceBuffer() for tensor in (*self.spec.inputs, *self.spec.outputs)}
         self._stream: Any = cuda(cudart.cudaStreamCreate())
+        self._on_device: HeldFeeds | None = None
 
     def _deserialize(self, source: EngineSource) -> tuple[int, Any]:
         """The device that the plan is for, and the engine on it."""
@@ -71,8 +73,26 @@ class TensorRtSession:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`."""
-        assert self._context is not None, "the session is closed"
-        arrays = check_feeds(self.spec, feeds)
+        return self.hold({})(feeds)
+
+    def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
+        """Run several times with the same feeds, which stay on the device; see `Session.hold`."""
+        held = HeldFeeds(self.spec, feeds)
+
+        def run(others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            assert self._context is not None, "the session is closed"
+            arrays = held.complete(others)
+            if self._on_device is not held:  # the buffers and the context keep what was set last
+                arrays |= held.arrays
+            self._on_device = None
+            results = self._execute(arrays)
+            self._on_device = held
+            return results
+
+        return run
+
+    def _execute(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Copy arrays to the device and run; inputs that are not among them are as in the run before."""
         cuda(cudart.cudaSetDevice(self._device))  # CUDA's current device belongs to the thread
         for name, array in arrays.items():
             address = self._buffers[name].reserve(array.nbytes)

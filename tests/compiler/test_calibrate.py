@@ -23,6 +23,7 @@ from sdc.engines.manifest import PipelineSettings
 from sdc.engines.noise import noise_from_seeds
 from sdc.engines.samplers.ddim import ddim, plan_ddim
 from sdc.engines.schedule import Schedule
+from sdc.engines.session import Run
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.tokenizer import ClipTokenizer
 from sdc.passes.graph_digest import digest_from_model
@@ -49,6 +50,9 @@ class Embedding:
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"last_hidden_state": EMBEDDING[feeds["input_ids"]]}
+
+    def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
+        return lambda others: self.run({**feeds, **others})
 
     def close(self) -> None:
         pass

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from sdc.engines.errors import InputError
-from sdc.engines.sessions.feeds import check_feeds
+from sdc.engines.sessions.feeds import HeldFeeds
 
 
 def test_gives_feeds_in_the_order_of_the_interface_without_copying(small_unet):
     feeds = small_unet.feeds()
-    checked = check_feeds(small_unet.component.spec, dict(reversed(feeds.items())))
+    checked = HeldFeeds(small_unet.component.spec, {}).complete(dict(reversed(feeds.items())))
     assert list(checked) == ["sample", "timestep", "encoder_hidden_states"]
     assert all(checked[name] is feeds[name] for name in feeds)
 
@@ -34,4 +34,27 @@ def broken(**changes):
 )
 def test_refuses_what_the_interface_does_not_allow(small_unet, change, message):
     with pytest.raises(InputError, match=message):
-        check_feeds(small_unet.component.spec, change(small_unet.feeds()))
+        HeldFeeds(small_unet.component.spec, {}).complete(change(small_unet.feeds()))
+
+
+def test_feeds_that_are_held_are_checked_once_and_the_others_against_them(small_unet):
+    spec, feeds = small_unet.component.spec, small_unet.feeds()
+    text = feeds.pop("encoder_hidden_states")
+    held = HeldFeeds(spec, {"encoder_hidden_states": text})
+    assert held.arrays["encoder_hidden_states"] is text
+    for _ in range(2):
+        assert list(held.complete(feeds)) == ["sample", "timestep"]
+    with pytest.raises(InputError, match="encoder_hidden_states is unknown"):
+        held.complete({**feeds, "encoder_hidden_states": text})
+    with pytest.raises(InputError, match="timestep is missing"):
+        held.complete({"sample": feeds["sample"]})
+    with pytest.raises(InputError, match="sample: B is 2 here and 3 in an earlier input"):
+        held.complete({**feeds, "sample": feeds["sample"][:2]})
+    assert list(held.complete(feeds)) == ["sample", "timestep"], "a refused feed leaves no trace"
+
+
+def test_refuses_to_hold_what_the_interface_does_not_allow(small_unet):
+    with pytest.raises(InputError, match="B must be from 1 to 4, found 5"):
+        HeldFeeds(small_unet.component.spec, {"encoder_hidden_states": np.zeros((5, 5, 7), np.float32)})
+    with pytest.raises(InputError, match="smaple is unknown"):
+        HeldFeeds(small_unet.component.spec, {"smaple": np.zeros(1)})

@@ -73,6 +73,11 @@ CPU = ("targets", "cpu", "engines", "unet")
         (put(*UNET, "inputs", 0, 2, ["B", 3, "H", "D"]), "the dimension 'D' of sample has no range"),
         (put(*UNET, "dimensions", "B", [1, 2, 3]), r"dimensions.B: expected \[minimum, optimum"),
         (put(*UNET, "dimensions", "B", [3, 2, 4, 1]), "dimensions.B: .*not ordered"),
+        (put(*UNET, "inputs", 0, 0, "prompt.0"), "nothing provides the input 'prompt.0' of unet"),
+        (
+            put("components", "unet_prompt", {"name": "unet_prompt", "inputs": [], "outputs": [], "dimensions": {}}),
+            "has no engine for unet_prompt, which its unet needs",
+        ),
         (put(*CPU, "files", []), "files: expected at least one file"),
         (put(*CPU, "files", ["unet/other.xml"]), "'unet/other.xml' has no digest"),
         (put("targets", "cpu", "engines", "vae_decoder", {"files": ["sdc"], "options": {}}), "does not describe"),

@@ -306,9 +306,10 @@ def test_the_loop_costs_less_than_a_millisecond_a_step(plain: Pair, sampler: Sam
     conditions = {"encoder_hidden_states": np.zeros((2, 77, 24), np.float32)}
     draw_noise = noise_from_seeds([0])
     transitions = sampler.plan(plain.ours.schedule, 25).transitions
+    timesteps = [now.timestep for now, _ in transitions]
 
     def seconds_per_step() -> float:
-        predict = guide(networks.predictor(conditions, steps=25), 5.0)
+        predict = guide(networks.predictor(conditions, steps=25, timesteps=timesteps), 5.0)
         begin = time.process_time()  # a busy neighbour does not count
         sampler.sample(denoise_from_epsilon(predict), draw_noise((1, 4, 64, 64)), transitions, draw_noise)
         return (time.process_time() - begin) / 25

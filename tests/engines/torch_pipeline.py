@@ -17,6 +17,7 @@ from sdc.compiler.tiny.train_tokenizer import train_tokenizer
 from sdc.engines.manifest import PipelineSettings
 from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule_config import schedule_from_config
+from sdc.engines.session import Run
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.tokenizer import load_tokenizer
 
@@ -56,6 +57,9 @@ class TorchSession:
         self.rows.append(len(feeds[self.spec.inputs[0].name]))
         with torch.no_grad():
             return {self.spec.outputs[0].name: self._call(tensors).numpy()}
+
+    def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
+        return lambda others: self.run({**feeds, **others})
 
     def _call(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         match self.spec.name:

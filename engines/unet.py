@@ -1,0 +1,98 @@
+"""The UNet of one run of a sampler: what does not change between steps is computed before the first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdc.engines.denoise import Latents
+from sdc.engines.errors import InputError
+from sdc.engines.session import Session
+from sdc.engines.specs import ComponentSpec
+from sdc.engines.wiring import SAMPLE, TIMESTEP, changes_with_timestep, hoisted_parts
+
+Feeds = Mapping[str, NDArray[np.generic]]
+
+RunPart = Callable[[ComponentSpec, Feeds], Feeds]
+"""(an engine beside the UNet, what it takes) -> what it gives."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One call of the UNet.
+
+    Attributes:
+        feeds: all that it got, by input name.
+        output: what it gave: its raw prediction.
+        seconds: the time that the engine took.
+    """
+
+    feeds: Feeds
+    output: Latents
+    seconds: float
+
+
+class PreparedUnet:
+    """A UNet with its conditions, whether or not work was hoisted out of it.
+
+    Args:
+        session: its engine.
+        specs: interfaces of it and of the engines beside it.
+        run_part: runs one of these.
+        conditions: its inputs other than the sample and the timestep, as a classic UNet takes them.
+        timesteps: those that are known to come; another one is prepared when it comes.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        specs: Mapping[str, ComponentSpec],
+        run_part: RunPart,
+        conditions: Feeds,
+        *,
+        timesteps: Iterable[float],
+    ) -> None:
+        self._inputs = {tensor.name for tensor in specs["unet"].inputs}
+        self._conditions = conditions
+        self._run_part = run_part
+        parts = hoisted_parts(specs)
+        self._timestep_parts = [part for part in parts if changes_with_timestep(part)]
+        taken = {tensor.name for part in (specs["unet"], *parts) for tensor in part.inputs}
+        held = {name: value for name, value in conditions.items() if name in self._inputs or name not in taken}
+        for part in parts:
+            if not changes_with_timestep(part):
+                held |= self._run(part, conditions)
+        self._held = held
+        self._step = session.hold(held)
+        self._rows: dict[float, Feeds] = {}
+        for timestep in timesteps:
+            self._rows_of(timestep)
+
+    def predict(self, sample: Latents, timestep: float) -> Prediction:
+        """Call the UNet."""
+        changing = {SAMPLE: sample, **self._rows_of(timestep)}
+        begin = time.perf_counter()
+        output = self._step(changing)["out_sample"]
+        seconds = time.perf_counter() - begin
+        return Prediction({**changing, **self._held}, output, seconds)
+
+    def _rows_of(self, timestep: float) -> Feeds:
+        """All that the UNet takes and that changes with the timestep only."""
+        if timestep not in self._rows:
+            fed = np.array([timestep], np.float32)
+            rows: dict[str, NDArray[np.generic]] = {TIMESTEP: fed} if TIMESTEP in self._inputs else {}
+            for part in self._timestep_parts:
+                rows |= self._run(part, {TIMESTEP: fed, **self._conditions})
+            self._rows[timestep] = rows
+        return self._rows[timestep]
+
+    def _run(self, part: ComponentSpec, feeds: Feeds) -> Feeds:
+        missing = [tensor.name for tensor in part.inputs if tensor.name not in feeds]
+        if missing:
+            raise InputError(f"{part.name} takes the input {missing[0]}: {missing[0]} is missing")
+        wanted = {tensor.name: feeds[tensor.name] for tensor in part.inputs}
+        return {name: value for name, value in self._run_part(part, wanted).items() if name in self._inputs}

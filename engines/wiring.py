@@ -1,0 +1,64 @@
+"""How a UNet's engines fit together, by the names of their tensors alone.
+
+A classic UNet takes the sample, the timestep and the conditions. Where work was hoisted out of it, engines beside it
+(`HOISTED`) take the timestep and conditions, and some of its inputs are their outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sdc.engines.errors import BundleError
+from sdc.engines.specs import HOISTED, ComponentSpec, TensorSpec
+
+SAMPLE, TIMESTEP = "sample", "timestep"
+CONDITIONS = ("encoder_hidden_states", "timestep_cond")
+"""Inputs that stay the same over all steps of a run."""
+
+_GIVEN = frozenset({SAMPLE, TIMESTEP, *CONDITIONS})
+
+
+def hoisted_parts(specs: Mapping[str, ComponentSpec]) -> tuple[ComponentSpec, ...]:
+    """The engines beside the UNet."""
+    return tuple(specs[name] for name in HOISTED if name in specs)
+
+
+def changes_with_timestep(part: ComponentSpec) -> bool:
+    """Whether a hoisted engine runs for every timestep, or else once for a run."""
+    return any(tensor.name == TIMESTEP for tensor in part.inputs)
+
+
+def classic_inputs(specs: Mapping[str, ComponentSpec]) -> tuple[TensorSpec, ...]:
+    """The inputs that a UNet has as a whole, with the engines beside it: sample, timestep and conditions."""
+    inputs = {tensor.name: tensor for part in (specs["unet"], *hoisted_parts(specs)) for tensor in part.inputs}
+    return tuple(inputs[name] for name in (SAMPLE, TIMESTEP, *CONDITIONS) if name in inputs)
+
+
+def check_wiring(specs: Mapping[str, ComponentSpec], *, place: str) -> None:
+    """Check that all that the UNet and the engines beside it take is provided.
+
+    Raises:
+        BundleError: an input is neither the sample, the timestep, a condition nor an output of an engine beside the
+            UNet, or that output is of another type or shape; or such an engine has no UNet.
+    """
+    parts = hoisted_parts(specs)
+    if "unet" not in specs:
+        if parts:
+            raise BundleError(f"{place}: {parts[0].name} has no unet to serve", hint="export the bundle again")
+        return
+    provided = {tensor.name: (part.name, tensor) for part in parts for tensor in part.outputs}
+    for taker in (specs["unet"], *parts):
+        for tensor in taker.inputs:
+            if taker.name == "unet" and tensor.name in provided:
+                giver, given = provided[tensor.name]
+                if (given.dtype, given.shape) != (tensor.dtype, tensor.shape):
+                    raise BundleError(
+                        f"{place}: unet takes {tensor.name} as {tensor.dtype} {list(tensor.shape)}, {giver} gives "
+                        f"{given.dtype} {list(given.shape)}",
+                        hint="export the bundle again",
+                    )
+            elif tensor.name not in _GIVEN:
+                raise BundleError(
+                    f"{place}: nothing provides the input {tensor.name!r} of {taker.name}",
+                    hint="export the bundle again, or use the version of sdc that wrote it",
+                )
