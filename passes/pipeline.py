@@ -18,9 +18,16 @@ from sdc.passes.check_operators import CheckOperators
 from sdc.passes.decompose_attention import DecomposeAttention
 from sdc.passes.fix_names import FixNames
 from sdc.passes.fold_constants import FoldConstants
+from sdc.passes.fuse_add_group_norm import FuseAddGroupNorm
 from sdc.passes.fuse_add_group_norm_silu import FuseAddGroupNormSilu
+from sdc.passes.fuse_add_layer_norm import FuseAddLayerNorm
 from sdc.passes.fuse_attention import FuseAttention
+from sdc.passes.fuse_bias_add import FuseBiasAdd
+from sdc.passes.fuse_bias_geglu import FuseBiasGeGlu
+from sdc.passes.fuse_concat_group_norm_silu import FuseConcatGroupNormSilu
 from sdc.passes.fuse_group_norm_silu import FuseGroupNormSilu
+from sdc.passes.fuse_group_norm_silu_add import FuseGroupNormSiluAdd
+from sdc.passes.fuse_tokens import FuseTokens
 from sdc.passes.guard_quantised_bias import GuardQuantisedBias
 from sdc.passes.infer_shapes import InferShapes
 from sdc.passes.inline_functions import InlineFunctions
@@ -28,9 +35,11 @@ from sdc.passes.lift_constants import LiftConstants
 from sdc.passes.lower_group_norm import LowerGroupNorm
 from sdc.passes.lower_multi_head_attention import ORT_DOMAIN, LowerMultiHeadAttention
 from sdc.passes.merge_duplicates import MergeDuplicates
+from sdc.passes.merge_shapes import MergeShapes
 from sdc.passes.raise_silu import RaiseSilu
 from sdc.passes.remove_unused import RemoveUnused
 from sdc.passes.shift_qdq_to_uint8 import ShiftQdqToUint8
+from sdc.passes.unflatten_group_norm import UnflattenGroupNorm
 
 PRECISIONS = ("fp32", "fp16", "int8")
 BACKENDS = ("openvino", "onnxruntime", "tensorrt_rtx")
@@ -70,7 +79,15 @@ def fusion_passes(component: str | None = None) -> tuple[Pass, ...]:
     return (
         FuseGroupNormSilu(required=component in _WITH_GROUP_NORM),
         FuseAddGroupNormSilu(),
+        FuseConcatGroupNormSilu(),
+        FuseGroupNormSiluAdd(),
+        UnflattenGroupNorm(),
+        FuseAddGroupNorm(),
         FuseAttention(required=component in _WITH_ATTENTION),
+        FuseAddLayerNorm(),
+        FuseBiasGeGlu(),
+        FuseBiasAdd(),
+        FuseTokens(),
         RemoveUnused(),
         FixNames(),
     )
@@ -121,6 +138,7 @@ def lowering_passes(backend: str) -> tuple[Pass, ...]:
         LiftConstants(),
         InferShapes(),
         *after,
+        MergeShapes(),
         CancelNoOps(),
         MergeDuplicates(),
         RemoveUnused(),
