@@ -32,6 +32,7 @@ from sdc.passes.guard_quantised_bias import GuardQuantisedBias
 from sdc.passes.infer_shapes import InferShapes
 from sdc.passes.inline_functions import InlineFunctions
 from sdc.passes.lift_constants import LiftConstants
+from sdc.passes.lower_bias_sums import LowerBiasSums
 from sdc.passes.lower_group_norm import LowerGroupNorm
 from sdc.passes.lower_multi_head_attention import ORT_DOMAIN, LowerMultiHeadAttention
 from sdc.passes.merge_duplicates import MergeDuplicates
@@ -39,6 +40,7 @@ from sdc.passes.merge_shapes import MergeShapes
 from sdc.passes.raise_silu import RaiseSilu
 from sdc.passes.remove_unused import RemoveUnused
 from sdc.passes.shift_qdq_to_uint8 import ShiftQdqToUint8
+from sdc.passes.split_geglu import SplitGeGlu
 from sdc.passes.unflatten_group_norm import UnflattenGroupNorm
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -151,7 +153,8 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
     """Passes before and after the fused operators are inlined, and the operator domains that the backend reads."""
     standard = frozenset({""})
     if backend == "onnxruntime":
-        return (LowerMultiHeadAttention(),), (LowerGroupNorm(), ShiftQdqToUint8()), standard | {ORT_DOMAIN}
+        before = (LowerMultiHeadAttention(), LowerBiasSums())
+        return before, (LowerGroupNorm(), ShiftQdqToUint8()), standard | {ORT_DOMAIN}
     if backend == "tensorrt_rtx":
         return (), (DecomposeAttention(_TENSORRT_DTYPES, _TENSORRT_HEAD_SIZES),), standard
-    return (), (GuardQuantisedBias(),), standard
+    return (SplitGeGlu(),), (GuardQuantisedBias(),), standard
