@@ -34,9 +34,12 @@ from sdc.passes.inline_functions import InlineFunctions
 from sdc.passes.lift_constants import LiftConstants
 from sdc.passes.lower_bias_sums import LowerBiasSums
 from sdc.passes.lower_group_norm import LowerGroupNorm
+from sdc.passes.lower_images_to_nhwc import LowerImagesToNhwc
 from sdc.passes.lower_multi_head_attention import ORT_DOMAIN, LowerMultiHeadAttention
+from sdc.passes.lower_to_contrib import LowerToContrib
 from sdc.passes.merge_duplicates import MergeDuplicates
 from sdc.passes.merge_shapes import MergeShapes
+from sdc.passes.omit_outputs import OmitOutputs
 from sdc.passes.raise_silu import RaiseSilu
 from sdc.passes.remove_unused import RemoveUnused
 from sdc.passes.shift_qdq_to_uint8 import ShiftQdqToUint8
@@ -45,9 +48,13 @@ from sdc.passes.unflatten_group_norm import UnflattenGroupNorm
 
 PRECISIONS = ("fp32", "fp16", "int8")
 BACKENDS = ("openvino", "onnxruntime", "tensorrt_rtx")
+ORT_CUDA = "onnxruntime_cuda"
+"""ONNX Runtime with its CUDA provider: a graph for it can be made, no target is built from it yet."""
 
 _TENSORRT_HEAD_SIZES = frozenset({16, 32, 40, 64, 80, 128, 160, 256, 512})
 """Source: plans built with TensorRT-RTX 1.7 for every capability; other sizes and float32 have no fused kernel."""
+
+_CUDA_DTYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 
 _TENSORRT_DTYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -124,12 +131,12 @@ def lowering_passes(backend: str) -> tuple[Pass, ...]:
     """A graph of any precision, fused or not → operators that `backend` reads.
 
     Args:
-        backend: one of `BACKENDS`.
+        backend: one of `BACKENDS`, or `ORT_CUDA`.
 
     Raises:
         InputError: an unknown backend.
     """
-    if backend not in BACKENDS:
+    if backend not in (*BACKENDS, ORT_CUDA):
         raise InputError(f"unknown backend {backend!r}", hint=f"choose one of {', '.join(BACKENDS)}")
     before, after, domains = _arrangement(backend)
     return (
@@ -145,6 +152,7 @@ def lowering_passes(backend: str) -> tuple[Pass, ...]:
         MergeDuplicates(),
         RemoveUnused(),
         FixNames(),
+        OmitOutputs(domains - {""}),
         CheckOperators(domains),
     )
 
@@ -155,6 +163,9 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
     if backend == "onnxruntime":
         before = (LowerMultiHeadAttention(), LowerBiasSums())
         return before, (LowerGroupNorm(), ShiftQdqToUint8()), standard | {ORT_DOMAIN}
+    if backend == ORT_CUDA:
+        attention = LowerMultiHeadAttention(_CUDA_DTYPES, causal=True)
+        return (attention, LowerToContrib(), LowerImagesToNhwc()), (), standard | {ORT_DOMAIN}
     if backend == "tensorrt_rtx":
         return (), (DecomposeAttention(_TENSORRT_DTYPES, _TENSORRT_HEAD_SIZES),), standard
     return (SplitGeGlu(),), (GuardQuantisedBias(),), standard
