@@ -92,7 +92,7 @@ def _reason_against(node: ir.Node) -> str | None:
 
 def _reason_against_conv(conv: ir.Node) -> str | None:
     weight = conv.inputs[1]
-    if weight is None or constant(weight) is None or weight.dtype != conv.outputs[0].dtype:
+    if weight is None or weight.const_value is None or weight.dtype != conv.outputs[0].dtype:
         return "the weight is computed or dequantised"
     groups = conv.attributes.get_int("group", 1)
     return None if groups == 1 else f"{groups} groups"

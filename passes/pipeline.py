@@ -38,6 +38,7 @@ from sdc.passes.lower_images_to_nhwc import LowerImagesToNhwc
 from sdc.passes.lower_multi_head_attention import ORT_DOMAIN, LowerMultiHeadAttention
 from sdc.passes.lower_to_contrib import LowerToContrib
 from sdc.passes.merge_duplicates import MergeDuplicates
+from sdc.passes.merge_projections import MergeProjections
 from sdc.passes.merge_shapes import MergeShapes
 from sdc.passes.omit_outputs import OmitOutputs
 from sdc.passes.raise_silu import RaiseSilu
@@ -161,7 +162,7 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
     """Passes before and after the fused operators are inlined, and the operator domains that the backend reads."""
     standard = frozenset({""})
     if backend == "onnxruntime":
-        before = (LowerMultiHeadAttention(), LowerBiasSums())
+        before = (MergeProjections(), LowerMultiHeadAttention(), LowerBiasSums())
         return before, (LowerGroupNorm(), ShiftQdqToUint8()), standard | {ORT_DOMAIN}
     if backend == ORT_CUDA:
         attention = LowerMultiHeadAttention(_CUDA_DTYPES, causal=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from sdc.passes.mapped_tensors import release
 from sdc.passes.matching import producer
 
 
@@ -67,9 +67,7 @@ def add_columns(graph: ir.Graph, value: ir.Value, begin: int, end: int, name: st
 
     def cut() -> ir.TensorProtocol:
         columns = ir.tensor(np.ascontiguousarray(tensor.numpy()[..., begin:end]), dtype=tensor.dtype, name=name)
-        if isinstance(tensor, ir.ExternalTensor):
-            with suppress(BufferError):  # somebody else is reading it
-                tensor.release()
+        release(tensor)
         return columns
 
     cut_tensor = cut() if len(shape) < 2 else ir.LazyTensor(cut, dtype=tensor.dtype, shape=shape, name=name)

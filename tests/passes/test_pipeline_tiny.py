@@ -14,6 +14,8 @@ from exported_graphs import INPUTS, feed, load_graph
 
 from sdc.engines.errors import InputError, PassError
 from sdc.passes.base import PassReport, run_passes
+from sdc.passes.layer_roles import Role
+from sdc.passes.macs import count_macs
 from sdc.passes.pipeline import (
     BACKENDS,
     canonical_passes,
@@ -21,6 +23,7 @@ from sdc.passes.pipeline import (
     lowering_passes,
     precision_passes,
 )
+from sdc.passes.quantisation import find_layers
 from sdc.passes.raise_silu import RaiseSilu
 
 FP16 = 5e-3
@@ -100,6 +103,22 @@ def test_every_site_is_fused_and_the_graph_computes_the_same(component: str) -> 
     details = by_name["fuse-add-group-norm-silu"].details
     assert details is not None
     assert details["forms"] == FORMS[component]
+
+
+def test_quantisation_sees_the_same_layers_after_fusion() -> None:
+    model = load_graph("unet")
+    run_passes(canonical_passes(), model)
+
+    def layers() -> dict[str | None, tuple[Role, str | None]]:
+        found, skipped = find_layers(model)
+        assert not skipped
+        return {layer.node.outputs[0].name: (layer.role, layer.activation.name) for layer in found}
+
+    before, macs = layers(), count_macs(model, {"B": 2, "H": 8, "W": 12})
+    run_passes(fusion_passes("unet"), model)
+    assert len(before) == 202
+    assert layers() == before
+    assert count_macs(model, {"B": 2, "H": 8, "W": 12}).total == macs.total
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
