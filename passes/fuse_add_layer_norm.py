@@ -36,7 +36,7 @@ class FuseAddLayerNorm(Pass):
     3. Both terms of the sum are known to have its shape.
     4. With bias: it is an initialiser [C] added to a MatMul's output, and nothing else reads that sum.
 
-    Not matched: norms of something else than a sum. Where 4 fails, the bias stays outside.
+    Not matched: norms of something else than a sum of two computed tensors. Where 4 fails, the bias stays outside.
     """
 
     name: ClassVar[str] = "fuse-add-layer-norm"
@@ -47,8 +47,8 @@ class FuseAddLayerNorm(Pass):
         skipped: list[Skipped] = []
         for norm in [node for node in model.graph if is_operator(node, "LayerNormalization")]:
             add = producer(norm.inputs[0], "Add")
-            if add is None:
-                continue
+            if add is None or any(constant(term) is not None for term in add.inputs):
+                continue  # a bias alone or a table of positions is no residual
             if reason := _reason_against(add, norm):
                 skipped.append(Skipped(site(norm), reason))
                 continue
