@@ -40,7 +40,8 @@ class LowerImagesToNhwc(Pass):
 
     1. Images have rank 4 and a known element type, float32 or float16.
     2. Conv: a constant weight, quantised or not at all, one group, two spatial axes.
-    3. Norms: gamma and beta are initialisers, the addend has the image's rank and its batch.
+    3. Norms: gamma and beta are initialisers, the addend has the image's rank and its batch or a single row, which is
+       then repeated.
 
     Not matched: what fails these; it stays as it is or is inlined. Quantised convolutions stay Conv.
 
@@ -78,8 +79,8 @@ def _reason_against(node: ir.Node) -> str | None:
         return _reason_against_conv(node)
     if node.op_type in ("Add", domain.ADD_GROUP_NORM, domain.ADD_GROUP_NORM_SILU, domain.GROUP_NORM_SILU_ADD):
         addend = dimensions(node.inputs[1])
-        if addend is None or len(addend) != 4 or (addend[0] != shape[0]):
-            return f"{addend} is added to {shape}, expected the same rank and batch"
+        if addend is None or len(addend) != 4 or addend[0] not in (1, shape[0]):
+            return f"{addend} is added to {shape}, expected the same rank and batch, or a single row"
         if node.op_type == "Add" and any(constant(value) is not None for value in node.inputs):
             return "a constant is added"
     if node.op_type == "Resize":
@@ -114,13 +115,29 @@ def _lower_norm(layout: NhwcLayout, node: ir.Node) -> None:
 
 
 def _lower_add_norm(layout: NhwcLayout, node: ir.Node) -> None:
-    unsqueeze = producer(node.inputs[1], "Unsqueeze")
-    embedding = None if unsqueeze is None else unsqueeze.inputs[0]
+    image, addend = node.inputs[:2]
+    unsqueeze = producer(addend, "Unsqueeze")
+    skip = None if unsqueeze is None else unsqueeze.inputs[0]
     # A time embedding's projection is taken as it comes, [B, C].
-    if len(dimensions(embedding) or ()) != 2 or (dimensions(node.inputs[1]) or ())[2:] != (1, 1):
-        embedding = layout.last(node.inputs[1], before=node)
-    new = layout.norm(node, layout.last(node.inputs[0], before=node), skip=embedding)
-    layout.replace(node, [new], list(new.outputs))
+    if skip is None or len(dimensions(skip) or ()) != 2 or (dimensions(addend) or ())[2:] != (1, 1):
+        skip = layout.last(addend, before=node)
+    x = layout.last(image, before=node)
+    spread: list[ir.Node] = []
+    if (dimensions(addend) or (0,))[0] != (dimensions(image) or (1,))[0]:
+        spread = _repeat_for_every_row(layout, skip, x, f"{node.outputs[0].name}.rows")
+        skip = spread[-1].outputs[0]
+    new = layout.norm(node, x, skip=skip)
+    layout.replace(node, [*spread, new], list(new.outputs))
+
+
+def _repeat_for_every_row(layout: NhwcLayout, row: ir.Value, x: ir.Value, name: str) -> list[ir.Node]:
+    """[1, ...] → [B, ...]: the kernel does not broadcast over the batch. The last node gives it."""
+    batch = ir.node("Shape", [x], {"start": 0, "end": 1})
+    ones = layout.constant(f"{name}.ones", np.ones(len(dimensions(row) or ()) - 1, np.int64))
+    shape = ir.node("Concat", [batch.outputs[0], ones], {"axis": 0})
+    repeated = ir.node("Expand", [row, shape.outputs[0]])
+    repeated.outputs[0].name, repeated.outputs[0].type = name, row.type
+    return [batch, shape, repeated]
 
 
 def _lower_concat_norm(layout: NhwcLayout, node: ir.Node) -> None:

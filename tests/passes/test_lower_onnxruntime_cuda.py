@@ -9,7 +9,7 @@ import pytest
 from contrib_reference import check_schemas, is_valid_standard, run_reference
 from equality import FP32, operators, run_model
 from exported_graphs import INPUTS, feed, load_graph
-from small_graphs import feed_attention, feed_resnet, make_attention, make_resnet
+from small_graphs import RESNET, feed_attention, feed_resnet, make_attention, make_resnet
 from test_fuse_attention import SELF, masked
 from test_fuse_group_norm_neighbours import JOIN_FEEDS, LITERAL_FEEDS, make_join, make_literal
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
@@ -69,6 +69,21 @@ def test_contributed_operators_are_valid_and_compute_the_same(name: str, half: b
     for each, outputs in zip(feeds, expected, strict=True):
         # Small inputs leave little of float16's precision behind a norm.
         assert largest_error(model, outputs, each) <= (2e-2 if half else FP32)
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["row of channels", "image of one pixel"])
+def test_time_embedding_of_one_row_is_repeated(flat: bool) -> None:
+    text = RESNET.replace("float[B, 6] time", "float[1, 6] time" if flat else "float[1, 6, 1, 1] time")
+    model = make_resnet(text if flat else text.replace("shift = Unsqueeze (time, planes)", "shift = Identity (time)"))
+    feeds = feed_resnet()
+    feeds["time"] = feeds["time"][:1] if flat else feeds["time"][:1, :, None, None]
+    expected = run_model(model, feeds)
+    fused(model)
+    run_passes(WIDE, model)
+    assert operators(model).count("com.microsoft.SkipGroupNorm") == 2
+    assert operators(model).count("Expand") == 1
+    check_schemas(model)
+    assert largest_error(model, expected, feeds) <= FP32
 
 
 @pytest.mark.parametrize("component", INPUTS)
@@ -160,7 +175,7 @@ def test_image_operator_that_stays_says_why(kind: str, reason: str) -> None:
     if kind == "groups":
         conv.attributes["group"] = ir.AttrInt64("group", 2)
     if kind == "batch":
-        addend.shape = ir.Shape([1, 6, "H", "W"])
+        addend.shape = ir.Shape([2, 6, "H", "W"])
     report = LowerImagesToNhwc().run(model)
     assert [each.reason for each in report.skipped if reason in each.reason] != []
     left = {"Conv", "AddGroupNorm"} & {node.op_type for node in model.graph}
