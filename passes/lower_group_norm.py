@@ -76,28 +76,19 @@ def _lower(graph: ir.Graph, norm: ir.Node) -> None:
         graph.register_initializer(value)
         return value
 
+    ones, zeros = np.ones(groups, np.float32), np.zeros(groups, np.float32)
     grouped = ir.node("Reshape", [x, initializer("grouped", np.array([0, groups, -1], np.int64))])
     normed = ir.node(
         "InstanceNormalization",
-        [
-            grouped.outputs[0],
-            initializer("ones", np.ones(groups, np.float32)),
-            initializer("zeros", np.zeros(groups, np.float32)),
-        ],
+        [grouped.outputs[0], initializer("ones", ones), initializer("zeros", zeros)],
         {"epsilon": norm.attributes.get_float("epsilon", 1e-5)},
     )
     size = ir.node("Shape", [x])
     restored = ir.node("Reshape", [normed.outputs[0], size.outputs[0]])
-    channels = gamma_values.shape[0]
+    mean, variance = np.zeros(gamma_values.shape, np.float32), np.ones(gamma_values.shape, np.float32)
     mapped = ir.node(
         "BatchNormalization",
-        [
-            restored.outputs[0],
-            gamma,
-            beta,
-            initializer("mean", np.zeros(channels, np.float32)),
-            initializer("variance", np.ones(channels, np.float32)),
-        ],
+        [restored.outputs[0], gamma, beta, initializer("mean", mean), initializer("variance", variance)],
         {"epsilon": 0.0},
     )
     new = [grouped, normed, size, restored, mapped]
