@@ -10,10 +10,8 @@ import onnx_ir as ir
 
 from sdc.passes import domain
 from sdc.passes.base import Pass, PassReport, Skipped
-from sdc.passes.matching import constant, consumers, dimensions, producer, replace_nodes, same_size, site
-
-TIME_EMBEDDING_ADD = "conv_time_embedding_add"
-SKIP_ADD = "skip_add"
+from sdc.passes.matching import consumers, producer, replace_nodes, site
+from sdc.passes.sum_before_norm import Terms, match_sum
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class FuseAddGroupNormSilu(Pass):
             if add is None:
                 forms[_plain_form(norm.inputs[0])] += 1
                 continue
-            found = _match(add, norm)
+            found = match_sum(add, norm)
             if isinstance(found, str):
                 skipped.append(Skipped(site(norm), found))
                 forms["other"] += 1
@@ -71,56 +69,13 @@ class FuseAddGroupNormSilu(Pass):
         return PassReport(name=self.name, matched=matched, skipped=tuple(skipped), details=details)
 
 
-@dataclass(frozen=True)
-class _Terms:
-    x: ir.Value
-    addend: ir.Value
-    form: str
-
-
 def _plain_form(x: ir.Value | None) -> str:
     forms = {"Conv": "conv", "Concat": "concat"}
     node = None if x is None else x.producer()
     return "other" if node is None else forms.get(node.op_type, "other")
 
 
-def _match(add: ir.Node, norm: ir.Node) -> _Terms | str:
-    """The sum's terms in the fused operator's order, or why the site is left alone."""
-    if any(constant(parameter) is None for parameter in norm.inputs[1:]):
-        return "gamma or beta is computed, expected initialisers"
-    first, second = add.inputs
-    assert first is not None
-    assert second is not None
-    total = dimensions(add.outputs[0])
-    if total is None or dimensions(first) is None or dimensions(second) is None:
-        return "the shape of the sum or of a term is unknown"
-    # The branch comes first: a Conv's output where only one term is one.
-    if producer(first, "Conv") is None and producer(second, "Conv") is not None:
-        first, second = second, first
-    for x, addend in ((first, second), (second, first)):
-        if _equal(dimensions(x), total):
-            if _equal(dimensions(addend), total):
-                return _Terms(x, addend, SKIP_ADD)
-            if _is_per_channel(dimensions(addend), total):
-                return _Terms(x, addend, TIME_EMBEDDING_ADD if producer(x, "Conv") else "other")
-    return f"terms {dimensions(first)} and {dimensions(second)} are neither equal nor one value per channel"
-
-
-def _equal(a: tuple[int | str | None, ...] | None, b: tuple[int | str | None, ...]) -> bool:
-    return a is not None and len(a) == len(b) and all(map(same_size, a, b))
-
-
-def _is_per_channel(addend: tuple[int | str | None, ...] | None, total: tuple[int | str | None, ...]) -> bool:
-    return (
-        addend is not None
-        and len(addend) == len(total)
-        and (addend[0] == 1 or same_size(addend[0], total[0]))
-        and same_size(addend[1], total[1])
-        and all(size == 1 for size in addend[2:])
-    )
-
-
-def _fuse(add: ir.Node, norm: ir.Node, terms: _Terms) -> None:
+def _fuse(add: ir.Node, norm: ir.Node, terms: Terms) -> None:
     fused = ir.node(
         domain.ADD_GROUP_NORM_SILU,
         [terms.x, terms.addend, *norm.inputs[1:]],

@@ -55,7 +55,7 @@ class FuseGroupNormSilu(Pass):
                 matched += 1
         if matched:
             domain.import_operator(model, domain.GROUP_NORM_SILU)
-        sites = count_fused(model, domain.GROUP_NORM_SILU, domain.ADD_GROUP_NORM_SILU)
+        sites = count_fused(model, *domain.GROUP_NORM_SILU_OPERATORS)
         check_fused(self.name, sites, skipped, required=self.required)
         return PassReport(
             name=self.name, matched=matched, skipped=tuple(skipped), details={"without_silu": without_silu}

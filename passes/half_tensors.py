@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
+
+from sdc.passes.mapped_tensors import release
 
 FLOAT16_MAX = 65504.0
 """Largest finite float16. Source: IEEE 754-2019, binary16."""
@@ -42,7 +43,7 @@ def half_from_tensor(tensor: ir.TensorProtocol) -> HalfTensor:
     underflowed = int(np.count_nonzero((values != 0) & (np.abs(values) <= _FLOAT16_UNDERFLOW))) if small else 0
     shape = ir.Shape(values.shape)
     del values
-    _release(tensor)
+    release(tensor)
     convert = partial(_convert, tensor, clamp=clamped > 0)
     if small:
         half: ir.TensorProtocol = convert()
@@ -64,12 +65,5 @@ def _convert(tensor: ir.TensorProtocol, *, clamp: bool) -> ir.TensorProtocol:
         values = np.where(np.isfinite(values), values.clip(-FLOAT16_MAX, FLOAT16_MAX), values)
     half = ir.tensor(values.astype(np.float16), name=tensor.name)
     del values
-    _release(tensor)
+    release(tensor)
     return half
-
-
-def _release(tensor: ir.TensorProtocol) -> None:
-    """Give back the pages of a weight that is mapped from a file; they are mapped again when it is next read."""
-    if isinstance(tensor, ir.ExternalTensor):
-        with suppress(BufferError):  # somebody else is reading it
-            tensor.release()

@@ -27,14 +27,20 @@ class LowerMultiHeadAttention(Pass):
 
     Preconditions:
 
-    1. No mask, not causal.
-    2. float32: the operator has no other kernel on the CPU.
+    1. No mask, and not causal unless `causal` is set: the CPU's kernel has no such attribute.
+    2. The element type is one of `dtypes`: on the CPU the operator has a kernel for float32 alone.
 
     Not matched: what fails these; it is inlined to standard Attention later.
 
     Source: ONNX Runtime, docs/ContribOperators.md, com.microsoft.MultiHeadAttention.
+
+    Attributes:
+        dtypes: element types that the provider has a kernel for.
+        causal: whether the provider's kernel takes ``unidirectional``.
     """
 
+    dtypes: frozenset[ir.DataType] = frozenset({ir.DataType.FLOAT})
+    causal: bool = False
     name: ClassVar[str] = "lower-multi-head-attention"
 
     def rewrite(self, model: ir.Model) -> PassReport:
@@ -42,12 +48,13 @@ class LowerMultiHeadAttention(Pass):
         matched = 0
         skipped: list[Skipped] = []
         for node in [node for node in model.graph if domain.is_fused(node, domain.MULTI_HEAD_ATTENTION)]:
-            if reason := _reason_against(node):
+            if reason := self._reason_against(node):
                 skipped.append(Skipped(site(node), reason))
                 continue
             attributes = {
                 "num_heads": node.attributes["num_heads"].as_int(),
                 "scale": node.attributes["scale"].as_float(),
+                **({"unidirectional": 1} if node.attributes["is_causal"].as_int() else {}),
             }
             lowered = ir.node(domain.MULTI_HEAD_ATTENTION, node.inputs[:3], attributes, domain=ORT_DOMAIN)
             replace_nodes([node], lowered, node.outputs, at=node)
@@ -56,11 +63,11 @@ class LowerMultiHeadAttention(Pass):
             model.graph.opset_imports[ORT_DOMAIN] = 1
         return PassReport(name=self.name, matched=matched, skipped=tuple(skipped))
 
-
-def _reason_against(node: ir.Node) -> str | None:
-    if any(value is not None for value in node.inputs[3:]):
-        return "masked"
-    if node.attributes["is_causal"].as_int():
-        return "causal"
-    dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
-    return None if dtype == ir.DataType.FLOAT else f"query is {dtype and dtype.name}, expected FLOAT"
+    def _reason_against(self, node: ir.Node) -> str | None:
+        if any(value is not None for value in node.inputs[3:]):
+            return "masked"
+        if node.attributes["is_causal"].as_int() and not self.causal:
+            return "causal"
+        dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
+        expected = " or ".join(sorted(each.name for each in self.dtypes))
+        return None if dtype in self.dtypes else f"query is {dtype and dtype.name}, expected {expected}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -50,8 +51,18 @@ def dimensions(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
 
 
 def same_size(a: int | str | None, b: int | str | None) -> bool:
-    """Whether two sizes are known to be equal."""
-    return a is not None and a == b
+    """Whether two sizes are known to be equal, as texts or as expressions: ``2*H`` and ``H + H``."""
+    if a is None or b is None or isinstance(a, int) or isinstance(b, int):
+        return a is not None and a == b
+    return a == b or _same_expression(a, b)
+
+
+@cache
+def _same_expression(a: str, b: str) -> bool:
+    try:
+        return (ir.SymbolicDim(a) - ir.SymbolicDim(b)).simplify().value == "0"
+    except ValueError:  # a name that is no expression, such as "batch size"
+        return False
 
 
 def replace_nodes(old: Sequence[ir.Node], new: ir.Node, outputs: Sequence[ir.Value], *, at: ir.Node) -> None:

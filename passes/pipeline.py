@@ -18,25 +18,44 @@ from sdc.passes.check_operators import CheckOperators
 from sdc.passes.decompose_attention import DecomposeAttention
 from sdc.passes.fix_names import FixNames
 from sdc.passes.fold_constants import FoldConstants
+from sdc.passes.fuse_add_group_norm import FuseAddGroupNorm
 from sdc.passes.fuse_add_group_norm_silu import FuseAddGroupNormSilu
+from sdc.passes.fuse_add_layer_norm import FuseAddLayerNorm
 from sdc.passes.fuse_attention import FuseAttention
+from sdc.passes.fuse_bias_add import FuseBiasAdd
+from sdc.passes.fuse_bias_geglu import FuseBiasGeGlu
+from sdc.passes.fuse_concat_group_norm_silu import FuseConcatGroupNormSilu
 from sdc.passes.fuse_group_norm_silu import FuseGroupNormSilu
+from sdc.passes.fuse_group_norm_silu_add import FuseGroupNormSiluAdd
+from sdc.passes.fuse_tokens import FuseTokens
 from sdc.passes.guard_quantised_bias import GuardQuantisedBias
 from sdc.passes.infer_shapes import InferShapes
 from sdc.passes.inline_functions import InlineFunctions
 from sdc.passes.lift_constants import LiftConstants
+from sdc.passes.lower_bias_sums import LowerBiasSums
 from sdc.passes.lower_group_norm import LowerGroupNorm
+from sdc.passes.lower_images_to_nhwc import LowerImagesToNhwc
 from sdc.passes.lower_multi_head_attention import ORT_DOMAIN, LowerMultiHeadAttention
+from sdc.passes.lower_to_contrib import LowerToContrib
 from sdc.passes.merge_duplicates import MergeDuplicates
+from sdc.passes.merge_projections import MergeProjections
+from sdc.passes.merge_shapes import MergeShapes
+from sdc.passes.omit_outputs import OmitOutputs
 from sdc.passes.raise_silu import RaiseSilu
 from sdc.passes.remove_unused import RemoveUnused
 from sdc.passes.shift_qdq_to_uint8 import ShiftQdqToUint8
+from sdc.passes.split_geglu import SplitGeGlu
+from sdc.passes.unflatten_group_norm import UnflattenGroupNorm
 
 PRECISIONS = ("fp32", "fp16", "int8")
 BACKENDS = ("openvino", "onnxruntime", "tensorrt_rtx")
+ORT_CUDA = "onnxruntime_cuda"
+"""ONNX Runtime with its CUDA provider: a graph for it can be made, no target is built from it yet."""
 
 _TENSORRT_HEAD_SIZES = frozenset({16, 32, 40, 64, 80, 128, 160, 256, 512})
 """Source: plans built with TensorRT-RTX 1.7 for every capability; other sizes and float32 have no fused kernel."""
+
+_CUDA_DTYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 
 _TENSORRT_DTYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
@@ -70,7 +89,15 @@ def fusion_passes(component: str | None = None) -> tuple[Pass, ...]:
     return (
         FuseGroupNormSilu(required=component in _WITH_GROUP_NORM),
         FuseAddGroupNormSilu(),
+        FuseConcatGroupNormSilu(),
+        FuseGroupNormSiluAdd(),
+        UnflattenGroupNorm(),
+        FuseAddGroupNorm(),
         FuseAttention(required=component in _WITH_ATTENTION),
+        FuseAddLayerNorm(),
+        FuseBiasGeGlu(),
+        FuseBiasAdd(),
+        FuseTokens(),
         RemoveUnused(),
         FixNames(),
     )
@@ -105,12 +132,12 @@ def lowering_passes(backend: str) -> tuple[Pass, ...]:
     """A graph of any precision, fused or not → operators that `backend` reads.
 
     Args:
-        backend: one of `BACKENDS`.
+        backend: one of `BACKENDS`, or `ORT_CUDA`.
 
     Raises:
         InputError: an unknown backend.
     """
-    if backend not in BACKENDS:
+    if backend not in (*BACKENDS, ORT_CUDA):
         raise InputError(f"unknown backend {backend!r}", hint=f"choose one of {', '.join(BACKENDS)}")
     before, after, domains = _arrangement(backend)
     return (
@@ -121,10 +148,12 @@ def lowering_passes(backend: str) -> tuple[Pass, ...]:
         LiftConstants(),
         InferShapes(),
         *after,
+        MergeShapes(),
         CancelNoOps(),
         MergeDuplicates(),
         RemoveUnused(),
         FixNames(),
+        OmitOutputs(domains - {""}),
         CheckOperators(domains),
     )
 
@@ -133,7 +162,11 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
     """Passes before and after the fused operators are inlined, and the operator domains that the backend reads."""
     standard = frozenset({""})
     if backend == "onnxruntime":
-        return (LowerMultiHeadAttention(),), (LowerGroupNorm(), ShiftQdqToUint8()), standard | {ORT_DOMAIN}
+        before = (MergeProjections(), LowerMultiHeadAttention(), LowerBiasSums())
+        return before, (LowerGroupNorm(), ShiftQdqToUint8()), standard | {ORT_DOMAIN}
+    if backend == ORT_CUDA:
+        attention = LowerMultiHeadAttention(_CUDA_DTYPES, causal=True)
+        return (attention, LowerToContrib(), LowerImagesToNhwc()), (), standard | {ORT_DOMAIN}
     if backend == "tensorrt_rtx":
         return (), (DecomposeAttention(_TENSORRT_DTYPES, _TENSORRT_HEAD_SIZES),), standard
-    return (), (GuardQuantisedBias(),), standard
+    return (SplitGeGlu(),), (GuardQuantisedBias(),), standard

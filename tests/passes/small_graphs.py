@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -73,9 +74,10 @@ def feed_resnet(*, batch: int = 3, height: int = 5, width: int = 7, scale: float
     return {"x": scale * normal(40, batch, 6, height, width), "time": scale * normal(41, batch, 6)}
 
 
-def make_attention(text: str = ATTENTION) -> ir.Model:
-    """`ATTENTION`, or a variation of it."""
+def make_attention(text: str = ATTENTION, more: Mapping[str, np.ndarray] | None = None) -> ir.Model:
+    """`ATTENTION`, or a variation of it with `more` initialisers."""
     weights = {"wq": normal(1, 10, 15), "wk": normal(2, 9, 15), "wv": normal(3, 9, 15), "wo": normal(4, 15, 10)}
+    weights |= more or {}
     return make_model(text, {name: value for name, value in weights.items() if re.search(rf"\b{name}\b", text)})
 
 
