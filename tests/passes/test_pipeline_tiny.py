@@ -32,13 +32,13 @@ FUSED = {
     "unet": {"AddGroupNormSilu": 23, "GroupNormSilu": 12, "MultiHeadAttention": 22, "Silu": 2},
     "vae_decoder": {"AddGroupNormSilu": 9, "GroupNormSilu": 14, "MultiHeadAttention": 1},
     "vae_encoder": {"AddGroupNormSilu": 6, "GroupNormSilu": 11, "MultiHeadAttention": 1},
-    "text_encoder": {"MultiHeadAttention": 2},
+    "text_encoder": {"MultiHeadAttention": 2, "QuickGelu": 2},
 }
 STANDARD = {
     "unet": {"Conv": 73, "MatMul": 110, "Gemm": 19, "GroupNormalization": 11, "LayerNormalization": 33, "Gelu": 11},
     "vae_decoder": {"Conv": 29, "MatMul": 4, "GroupNormalization": 1},
     "vae_encoder": {"Conv": 23, "MatMul": 4, "GroupNormalization": 1},
-    "text_encoder": {"MatMul": 12, "LayerNormalization": 5, "Sigmoid": 2},
+    "text_encoder": {"MatMul": 12, "LayerNormalization": 5, "Sigmoid": 0},
 }
 FORMS = {
     "unet": {"concat": 9, "conv": 3, "conv_time_embedding_add": 17, "skip_add": 6},
@@ -46,7 +46,8 @@ FORMS = {
     "vae_encoder": {"conv": 11, "skip_add": 6},
     "text_encoder": {},
 }
-NODES = {"unet": 569, "vae_decoder": 80, "vae_encoder": 70, "text_encoder": 57}
+NODES = {"unet": 528, "vae_decoder": 73, "vae_encoder": 59, "text_encoder": 50}
+SIZE_ARITHMETIC = {"Shape", "Concat", "Reshape", "Expand", "Split", "Slice", "Squeeze", "Unsqueeze", "Mul", "Add", "Div"}
 
 
 @cache
@@ -90,7 +91,11 @@ def test_unfused_graph_is_the_exporters(component: str) -> None:
     model = load_graph(component)
     before = Counter(node.op_type for node in model.graph)
     run_passes((*canonical_passes(), *precision_passes("fp32"), *lowering_passes("openvino")), model)
-    assert Counter(node.op_type for node in model.graph) == before
+    after = Counter(node.op_type for node in model.graph)
+    assert {name: after[name] for name in before.keys() | after.keys() if name not in SIZE_ARITHMETIC} == {
+        name: number for name, number in before.items() if name not in SIZE_ARITHMETIC
+    }
+    assert len(model.graph) <= sum(before.values())
 
 
 @pytest.mark.parametrize("component", INPUTS)

@@ -1,0 +1,85 @@
+"""Graphs as other tools export them: the test material of the passes that raise any exporter's graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+TEXT_TOKENS = 77
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A way to make a graph.
+
+    Attributes:
+        kind: "torchscript" traces the module and writes its operators one by one, with sizes computed in the graph;
+            "dynamo" is torch's present exporter.
+        opset: ONNX's version.
+        dtype: element type of the weights and of the floating-point inputs.
+    """
+
+    kind: Literal["torchscript", "dynamo"]
+    opset: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def label(self) -> str:
+        """As tables print it, ``torchscript-17`` or ``dynamo-18-fp16``."""
+        return f"{self.kind}-{self.opset}" + ("-fp16" if self.dtype == torch.float16 else "")
+
+
+def export_with(
+    exporter: Exporter,
+    module: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: list[str],
+    path: Path,
+    *,
+    free: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Write the graph of `module` to `path`; large weights go beside it.
+
+    Args:
+        exporter: the way.
+        module: takes the inputs in order; it is converted to the exporter's element type.
+        inputs: example inputs by name, floating-point ones in any type.
+        outputs: names of the graph's outputs.
+        path: of the graph.
+        free: per input, the axes whose sizes stay free and their symbols.
+    """
+    module.to(exporter.dtype)
+    arguments = tuple(value.to(exporter.dtype) if value.is_floating_point() else value for value in inputs.values())
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the TorchScript exporter is deprecated, and says so at every size it traces
+        if exporter.kind == "torchscript":
+            torch.onnx.export(
+                module,
+                arguments,
+                str(path),  # of another type, large weights would not be put beside it
+                dynamo=False,
+                opset_version=exporter.opset,
+                input_names=list(inputs),
+                output_names=outputs,
+                dynamic_axes={name: dict(axes) for name, axes in free.items()},
+            )
+            return
+        torch.onnx.export(
+            module,
+            arguments,
+            path,
+            dynamo=True,
+            opset_version=exporter.opset,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_shapes=tuple(dict.fromkeys(free.get(name, {}), Dim.DYNAMIC) for name in inputs),
+            external_data=True,
+            verbose=False,
+        )
