@@ -45,6 +45,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Sub": operator.sub,
     "Mul": operator.mul,
     "Equal": operator.eq,
+    "Less": operator.lt,
+    "LessOrEqual": operator.le,
+    "Greater": operator.gt,
+    "GreaterOrEqual": operator.ge,
     "And": lambda a, b: bool(a) and bool(b),
     "Or": lambda a, b: bool(a) or bool(b),
     "Not": operator.not_,
@@ -87,7 +91,7 @@ def _pattern(value: ir.Value | None) -> _Pattern | None:
         return _triangle(node, _pattern(node.inputs[0]))
     if node.op_type in ("Reshape", "Unsqueeze", "Expand", "Slice"):
         return _moved(node, _pattern(node.inputs[0]))
-    if node.op_type not in _COMPARISONS | _FUNCTIONS.keys():
+    if node.op_type not in _FUNCTIONS:
         return None
     operands = [_pattern(each) for each in node.inputs]
     return None if None in operands else _computed(node.op_type, operands)
@@ -139,9 +143,7 @@ def _from_the_start(node: ir.Node) -> bool:
 
 def _computed(op_type: str, operands: list[_Pattern | None]) -> _Pattern | None:
     if all(isinstance(operand, _Levels) for operand in operands):
-        function = _FUNCTIONS.get(op_type)
-        if function is None:
-            return None
+        function = _FUNCTIONS[op_type]
         inside = function(*(operand.inside for operand in operands))  # type: ignore[union-attr]
         return _Levels(inside, function(*(operand.outside for operand in operands)))  # type: ignore[union-attr]
     indices = [_as_index(operand) for operand in operands]

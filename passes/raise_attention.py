@@ -42,7 +42,8 @@ class RaiseAttention(Pass):
 
     1. Softmax is over the last dimension of rank 3 or 4, and only one MatMul reads it, as its left operand.
     2. Between MatMul and Softmax stand only numbers, conversions and one mask that is not scaled with the scores.
-    3. The sizes of q, k and v are known; head size and number of heads are numbers.
+    3. The sizes of q, k and v are known and fit, none is repeated along batch or heads; head size and number of heads
+       are numbers.
     4. With folded heads, q, k and v are folded from the same number of heads, a mask has no axis of batch or heads, and
        the only reader of the result unfolds it.
 
@@ -113,13 +114,10 @@ def _reason_against(found: AttentionSite) -> str | None:
     rank = len(query)
     if not len(query) == len(key) == len(value) or rank not in (3, 4) or None in (*query, *key, *value):
         return f"query, key and value have shapes {query}, {key} and {value}"
-    if not isinstance(query[-1], int) or query[-1] != key[-1] or key[-2] != value[-2]:
+    if not isinstance(query[-1], int) or query[-1] != key[-1] or key[-2] != value[-2] or query[0] != key[0]:
         return f"shapes {query}, {key} and {value} do not fit"
-    if rank == 4 and (not isinstance(query[1], int) or not query[1] == key[1] == value[1]):
-        return f"query, key and value have {query[1]}, {key[1]} and {value[1]} heads"
-    result = dimensions(found.output)
-    if result != (*query[:-1], value[-1]):
-        return f"the result has shape {result}, expected {(*query[:-1], value[-1])}"
+    if key[0] != value[0] or (rank == 4 and (not isinstance(query[1], int) or not query[1] == key[1] == value[1])):
+        return f"batch or heads of {query}, {key} and {value} differ"
     mask = dimensions(found.scores.mask or found.scores.allowed)
     folded = len(dimensions(found.total.outputs[0]) or ()) == 3
     if (found.scores.mask or found.scores.allowed) is not None:
@@ -127,4 +125,7 @@ def _reason_against(found: AttentionSite) -> str | None:
             return f"the mask has shape {mask}"
         if folded and any(size != 1 for size in mask[:-2]):
             return f"the mask's shape {mask} has an axis for batch or heads, which are folded together"
+    result = dimensions(found.output)
+    if result != (*query[:-1], value[-1]):
+        return f"the result has shape {result}, expected {(*query[:-1], value[-1])}"
     return None

@@ -70,7 +70,7 @@ def sd2_unet(*, seed: int = 5) -> Network:
 
 
 def sdxl_unet(*, seed: int = 6) -> Network:
-    """Stable Diffusion XL at a fifth of its width: several transformer layers a block, added conditions, heads of 64."""
+    """Stable Diffusion XL at a fifth of its width: several layers a block, added conditions, heads of 64."""
     torch.manual_seed(seed)
     network = UNet2DConditionModel(
         sample_size=16,

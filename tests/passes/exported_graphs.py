@@ -37,7 +37,11 @@ REDUCED_INPUTS: dict[str, dict[str, tuple[int | str, ...]]] = {
 }
 DYNAMO = "dynamo-23"
 FOREIGN = (
-    *((exporter, component) for exporter in ("torchscript-17", "dynamo-18") for component in (*INPUTS, *REDUCED_INPUTS)),
+    *(
+        (exporter, component)
+        for exporter in ("torchscript-17", "dynamo-18")
+        for component in (*INPUTS, *REDUCED_INPUTS)
+    ),
     ("torchscript-14", "text_encoder"),
 )
 """Exporters beside `DYNAMO`, and what is stored of them."""

@@ -47,7 +47,19 @@ FORMS = {
     "text_encoder": {},
 }
 NODES = {"unet": 528, "vae_decoder": 73, "vae_encoder": 59, "text_encoder": 50}
-SIZE_ARITHMETIC = {"Shape", "Concat", "Reshape", "Expand", "Split", "Slice", "Squeeze", "Unsqueeze", "Mul", "Add", "Div"}
+SIZE_ARITHMETIC = {
+    "Shape",
+    "Concat",
+    "Reshape",
+    "Expand",
+    "Split",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Mul",
+    "Add",
+    "Div",
+}
 
 
 @cache
