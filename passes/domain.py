@@ -3,8 +3,8 @@
 Every fused operator is a model-local function, so a fused graph runs wherever standard operators run, and a kernel that
 implements one has the body to be tested against. The contract for kernels:
 
-- All floating-point inputs and outputs of a node have one element type; bodies hold no floating-point constant and no
-  cast, so the same function serves float32 and float16.
+- All floating-point inputs and outputs of a node have one element type; bodies hold no floating-point constant but
+  through CastLike, and no other cast, so the same function serves float32 and float16.
 - ``x``, ``sum`` and ``y`` of the normalisations are [B, C, spatial...]; nothing in them depends on the order of
   dimensions in memory, so a kernel may keep them channels-last.
 - ``x``, ``residual`` and ``y`` of what works on tokens are [B, S, C]; a ``bias`` is [C] and is added to what a MatMul
@@ -27,6 +27,7 @@ DOMAIN = "sdc"
 VERSION = 1
 
 SILU = "Silu"
+QUICK_GELU = "QuickGelu"
 GROUP_NORM_SILU = "GroupNormSilu"
 ADD_GROUP_NORM_SILU = "AddGroupNormSilu"
 ADD_GROUP_NORM = "AddGroupNorm"
@@ -48,6 +49,15 @@ _BODIES = {
         <domain: "sdc", opset_import: ["": 23]>
         Silu (x) => (y) {
             gate = Sigmoid (x)
+            y = Mul (x, gate)
+        }""",
+    QUICK_GELU: """
+        <domain: "sdc", opset_import: ["": 23]>
+        QuickGelu (x) => (y) {
+            factor = Constant <value_float: float = 1.702> ()
+            factor_like_x = CastLike (factor, x)
+            scaled = Mul (x, factor_like_x)
+            gate = Sigmoid (scaled)
             y = Mul (x, gate)
         }""",
     GROUP_NORM_SILU: """

@@ -25,6 +25,7 @@ class LowerToContrib(Pass):
         (y, s) = sdc.AddLayerNorm(x, r, g, b)             →  (y, , , s) = SkipLayerNormalization(x, r, g, b)
         (y, s) = sdc.BiasAddLayerNorm(x, bias, r, g, b)   →  (y, , , s) = SkipLayerNormalization(x, r, g, b, bias)
         y = sdc.Silu(x)                                   →  y = QuickGelu(x), alpha = 1
+        y = sdc.QuickGelu(x)                              →  y = QuickGelu(x), alpha = 1.702
 
     Preconditions:
 
@@ -83,6 +84,8 @@ def _lowered(node: ir.Node) -> ir.Node | None:
         return _node("BiasAdd", node.inputs, node)
     if node.op_type == domain.SILU:
         return _node("QuickGelu", node.inputs, node, alpha=1.0)
+    if node.op_type == domain.QUICK_GELU:
+        return _node("QuickGelu", node.inputs, node, alpha=1.702)
     if node.op_type not in (domain.ADD_LAYER_NORM, domain.BIAS_ADD_LAYER_NORM):
         return None
     bias = [node.inputs[1]] if node.op_type == domain.BIAS_ADD_LAYER_NORM else []

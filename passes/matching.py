@@ -8,6 +8,9 @@ from functools import cache
 import numpy as np
 import onnx_ir as ir
 
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+"""Element types that hold activations."""
+
 
 def is_operator(node: ir.Node | None, op_type: str) -> bool:
     """Whether `node` is the standard ONNX operator `op_type`."""
@@ -31,11 +34,15 @@ def sole_consumer(value: ir.Value) -> ir.Node | None:
     return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
 
 
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of an initialiser, not read from its file; None for everything that is computed or fed."""
+    return None if value is None or value.is_graph_input() else value.const_value
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The contents of an initialiser; None for everything that is computed or fed."""
-    if value is None or value.const_value is None or value.is_graph_input():
-        return None
-    return value.const_value.numpy()
+    tensor = constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
 
 
 def site(node: ir.Node) -> str:
@@ -74,7 +81,78 @@ def replace_nodes(old: Sequence[ir.Node], new: ir.Node, outputs: Sequence[ir.Val
         outputs: the values that the outputs of `new` replace, in order.
         at: the node whose place `new` takes.
     """
+    replace_by_several(old, [new], outputs, new.outputs, at=at)
+
+
+def replace_by_several(
+    old: Sequence[ir.Node],
+    new: Sequence[ir.Node],
+    outputs: Sequence[ir.Value],
+    new_outputs: Sequence[ir.Value],
+    *,
+    at: ir.Node,
+) -> None:
+    """Put `new` where `at` stands; `new_outputs` take over from `outputs`, and the last node has the name of `at`.
+
+    Nodes of `old` that something else reads stay.
+    """
     graph = at.graph
     assert graph is not None
-    new.name = at.name
-    ir.convenience.replace_nodes_and_values(graph, at, list(old), [new], list(outputs), list(new.outputs))
+    new[-1].name = at.name
+    removed = _unread_without(old, outputs)
+    ir.convenience.replace_nodes_and_values(graph, at, removed, list(new), list(outputs), list(new_outputs))
+
+
+def _unread_without(old: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> list[ir.Node]:
+    """Those of `old` that nothing reads once `outputs` are replaced, readers first."""
+    gone: dict[ir.Node, None] = {}
+    taken_over = set(outputs)
+    candidates = list(dict.fromkeys(old))
+    while True:
+        found = [
+            node
+            for node in candidates
+            if node not in gone
+            and all(
+                value in taken_over or (not value.is_graph_output() and all(user in gone for user in value.consumers()))
+                for value in node.outputs
+            )
+        ]
+        if not found:
+            return list(gone)
+        gone |= dict.fromkeys(found)
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The number in an initialiser of one element; None for everything else."""
+    tensor = constant_tensor(value)
+    return None if tensor is None or tensor.size != 1 else float(tensor.numpy().item())
+
+
+def is_close(number: float | None, expected: float, dtype: ir.DataType | None) -> bool:
+    """Whether a constant of the graph is `expected`, as well as its element type can say it."""
+    # Four roundings: of the constant itself, and of those it was computed from.
+    epsilon = 2.0**-10 if dtype == ir.DataType.FLOAT16 else 2.0**-23
+    return number is not None and abs(number - expected) <= 4 * epsilon * abs(expected)
+
+
+def add_initializer(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
+    """A new initialiser; its name begins with `name`."""
+    unique = name
+    while unique in graph.initializers:
+        unique += "_"
+    tensor = ir.tensor(array, name=unique)
+    value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    value.const_value = tensor
+    graph.register_initializer(value)
+    return value
+
+
+def through_casts(value: ir.Value | None) -> ir.Value | None:
+    """`value` before conversions from one floating-point type to another."""
+    while (cast := producer(value, "Cast")) is not None:
+        source = cast.inputs[0]
+        if source is None or source.dtype not in FLOATS or value is None or value.dtype not in FLOATS:
+            break
+        value = source
+    return value

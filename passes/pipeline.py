@@ -15,7 +15,9 @@ from sdc.passes.base import Pass
 from sdc.passes.cancel_no_ops import CancelNoOps
 from sdc.passes.cast_fp16 import CastFp16
 from sdc.passes.check_operators import CheckOperators
+from sdc.passes.convert_opset import ConvertOpset
 from sdc.passes.decompose_attention import DecomposeAttention
+from sdc.passes.drop_neutral import DropNeutral
 from sdc.passes.fix_names import FixNames
 from sdc.passes.fold_constants import FoldConstants
 from sdc.passes.fuse_add_group_norm import FuseAddGroupNorm
@@ -41,8 +43,16 @@ from sdc.passes.merge_duplicates import MergeDuplicates
 from sdc.passes.merge_projections import MergeProjections
 from sdc.passes.merge_shapes import MergeShapes
 from sdc.passes.omit_outputs import OmitOutputs
+from sdc.passes.order_operands import OrderOperands
+from sdc.passes.raise_attention import RaiseAttention
+from sdc.passes.raise_gelu import RaiseGelu
+from sdc.passes.raise_group_norm import RaiseGroupNorm
+from sdc.passes.raise_layer_norm import RaiseLayerNorm
+from sdc.passes.raise_quick_gelu import RaiseQuickGelu
 from sdc.passes.raise_silu import RaiseSilu
+from sdc.passes.raise_split import RaiseSplit
 from sdc.passes.remove_unused import RemoveUnused
+from sdc.passes.resolve_shapes import ResolveShapes
 from sdc.passes.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.split_geglu import SplitGeGlu
 from sdc.passes.unflatten_group_norm import UnflattenGroupNorm
@@ -68,12 +78,27 @@ def canonical_passes() -> tuple[Pass, ...]:
     return (
         InlineFunctions(),
         LiftConstants(),
+        ConvertOpset(),
+        FoldConstants(),
+        LiftConstants(),
+        ResolveShapes(),
         FoldConstants(),
         LiftConstants(),
         CancelNoOps(),
-        MergeDuplicates(),
-        InferShapes(),
+        DropNeutral(),
+        OrderOperands(),
+        RaiseSplit(),
+        RaiseGroupNorm(),
+        RaiseLayerNorm(),
+        RaiseGelu(),
+        RaiseQuickGelu(),
         RaiseSilu(),
+        RaiseAttention(),
+        RemoveUnused(),
+        CancelNoOps(),
+        LiftConstants(),
+        ResolveShapes(),
+        MergeDuplicates(),
         RemoveUnused(),
         FixNames(),
     )

@@ -1,4 +1,4 @@
-"""Recognise SiLU in its spellings."""
+"""Recognise SiLU."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ class RaiseSilu(Pass):
     Before → after::
 
         Mul(x, Sigmoid(x)), factors in either order     →  sdc.Silu(x)
-        Swish(x), alpha = 1 (opset 24)                  →  sdc.Silu(x)
 
     Preconditions:
 
     1. The argument of Sigmoid is the very value that the other factor is.
     2. Nothing but the product reads the Sigmoid.
-    3. Swish has alpha = 1.
 
     Not matched: QuickGELU (``x * Sigmoid(1.702 * x)``) and gates (``x * Sigmoid(y)``), which fail precondition 1;
     HardSwish, which is another function.
@@ -38,7 +36,7 @@ class RaiseSilu(Pass):
         matched = 0
         skipped: list[Skipped] = []
         for node in list(model.graph):
-            if not (is_operator(node, "Mul") or is_operator(node, "Swish")):
+            if not is_operator(node, "Mul"):
                 continue
             found = _match(node)
             if isinstance(found, str):
@@ -54,11 +52,6 @@ class RaiseSilu(Pass):
 
 def _match(node: ir.Node) -> tuple[ir.Value, list[ir.Node]] | str | None:
     """SiLU's argument and the nodes that spell it, or why `node` is none, or None if it does not look like one."""
-    if is_operator(node, "Swish"):
-        argument = node.inputs[0]
-        assert argument is not None
-        alpha = node.attributes.get_float("alpha", 1.0)
-        return (argument, [node]) if alpha == 1.0 else f"Swish with alpha {alpha}, expected 1"
     gates = [producer(factor, "Sigmoid") for factor in node.inputs]
     if gates == [None, None]:
         return None

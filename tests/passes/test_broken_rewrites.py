@@ -13,14 +13,16 @@ import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from equality import FP32, relative_error, run_model
-from small_graphs import RESNET, feed_attention, feed_resnet, make_attention, make_resnet
+from equality import FP32, make_model, relative_error, run_model
+from small_graphs import RESNET, feed_attention, feed_resnet, make_attention, make_resnet, normal
 from test_fuse_group_norm_neighbours import JOIN_FEEDS, LITERAL_FEEDS, make_join, make_literal
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
 
 from sdc.passes import domain
 from sdc.passes.base import run_passes
+from sdc.passes.lift_constants import LiftConstants
 from sdc.passes.pipeline import fusion_passes, lowering_passes
+from sdc.passes.raise_quick_gelu import RaiseQuickGelu
 from sdc.passes.raise_silu import RaiseSilu
 
 Break = Callable[[ir.Model, list[ir.Node]], None]
@@ -31,8 +33,12 @@ PLAIN_RESIDUAL = LAYER_NORM.replace("biased1 = Add (product1, b1)", "biased1 = N
 PLAIN_SILU = RESNET.replace("gate2 = Sigmoid (normed2)", "n = Neg (normed2)  gate2 = Sigmoid (n)")
 PLAIN_SILU = PLAIN_SILU.replace("Mul (gate2, normed2)", "Mul (gate2, n)")
 
+QUICK_GELU = """<ir_version: 10, opset_import: ["": 23]> g (float[3, 7] x) => (float[3, 7] y)
+    <float factor = {1.702}> { scaled = Mul (x, factor)  gate = Sigmoid (scaled)  y = Mul (x, gate) }"""
+
 GRAPHS: dict[str, tuple[Callable[[], ir.Model], list[dict[str, np.ndarray]]]] = {
     domain.SILU: (lambda: make_resnet(PLAIN_SILU), [feed_resnet()]),
+    domain.QUICK_GELU: (lambda: make_model(QUICK_GELU, {}), [{"x": normal(61, 3, 7)}]),
     domain.GROUP_NORM_SILU: (
         lambda: make_resnet(RESNET.replace("Add (first, shift)", "Mul (first, shift)")),
         [feed_resnet(), feed_resnet(scale=0.05)],
@@ -124,6 +130,10 @@ BROKEN: dict[str, dict[str, Break]] = {
         "gate of the wrong sign": body("gate = Sigmoid (x)", "minus = Neg (x)\ngate = Sigmoid (minus)"),
         "no product": body("y = Mul (x, gate)", "y = Identity (gate)"),
     },
+    domain.QUICK_GELU: {
+        "Silu": body("scaled = Mul (x, factor_like_x)", "scaled = Identity (x)"),
+        "no product": body("y = Mul (x, gate)", "y = Identity (gate)"),
+    },
     domain.GROUP_NORM_SILU: GROUP_NORM | NO_SILU,
     domain.ADD_GROUP_NORM_SILU: GROUP_NORM
     | NO_SILU
@@ -187,7 +197,7 @@ def fuse(operator: str) -> tuple[ir.Model, list[dict[str, np.ndarray]], list[ir.
     make, feeds = GRAPHS[operator]
     model = make()
     expected = [run_model(model, each) for each in feeds]
-    run_passes([RaiseSilu(), *fusion_passes()], model)
+    run_passes([LiftConstants(), RaiseQuickGelu(), RaiseSilu(), *fusion_passes()], model)
     return model, expected, [node for node in model.graph if domain.is_fused(node, operator)]
 
 

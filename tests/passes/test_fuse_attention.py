@@ -17,8 +17,9 @@ SELF = ATTENTION.replace("MatMul (context, wk)", "MatMul (x, wq)").replace("MatM
 
 
 def masked(kind: str) -> str:
-    """Attention with a mask that hides the last tokens from the first queries."""
+    """Attention with a mask that hides the last tokens from the first queries, and one more from one of them."""
     visible = np.tril(np.ones((11, 7), bool))
+    visible[8, 2] = False
     if kind == "bool":
         values = ", ".join(str(int(value)) for value in visible.flat)
         return MASKED.replace("int64[1] heads", f"bool[1, 1, 11, 7] mask = {{{values}}}, int64[1] heads")

@@ -61,13 +61,13 @@ FUSED = {
         "MultiHeadAttention": 1,
         "TokensFromImage": 1,
     },
-    "text_encoder": {"BiasAddLayerNorm": 4, "MultiHeadAttention": 2},
+    "text_encoder": {"BiasAddLayerNorm": 4, "MultiHeadAttention": 2, "QuickGelu": 2},
 }
 STANDARD = {
     "unet": {"Conv": 73, "MatMul": 110, "Gemm": 19, "GroupNormalization": 0, "LayerNormalization": 11, "Gelu": 0},
     "vae_decoder": {"Conv": 29, "MatMul": 4, "GroupNormalization": 0},
     "vae_encoder": {"Conv": 23, "MatMul": 4, "GroupNormalization": 0},
-    "text_encoder": {"MatMul": 12, "LayerNormalization": 1, "Sigmoid": 2},
+    "text_encoder": {"MatMul": 12, "LayerNormalization": 1, "Sigmoid": 0},
 }
 FORMS = {
     "unet": {"concat": 9, "conv": 3, "conv_time_embedding_add": 17, "skip_add": 6},
@@ -75,7 +75,20 @@ FORMS = {
     "vae_encoder": {"conv": 11, "skip_add": 6},
     "text_encoder": {},
 }
-NODES = {"unet": 389, "vae_decoder": 68, "vae_encoder": 54, "text_encoder": 49}
+NODES = {"unet": 388, "vae_decoder": 68, "vae_encoder": 54, "text_encoder": 42}
+SIZE_ARITHMETIC = {
+    "Shape",
+    "Concat",
+    "Reshape",
+    "Expand",
+    "Split",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Mul",
+    "Add",
+    "Div",
+}
 
 
 @cache
@@ -135,7 +148,11 @@ def test_unfused_graph_is_the_exporters(component: str) -> None:
     model = load_graph(component)
     before = Counter(node.op_type for node in model.graph)
     run_passes((*canonical_passes(), *precision_passes("fp32"), *lowering_passes("openvino")), model)
-    assert Counter(node.op_type for node in model.graph) == before
+    after = Counter(node.op_type for node in model.graph)
+    assert {name: after[name] for name in before.keys() | after.keys() if name not in SIZE_ARITHMETIC} == {
+        name: number for name, number in before.items() if name not in SIZE_ARITHMETIC
+    }
+    assert len(model.graph) <= sum(before.values())
 
 
 @pytest.mark.parametrize("component", INPUTS)
