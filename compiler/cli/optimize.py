@@ -1,0 +1,44 @@
+"""`sdc optimize`: fuse the graph of any ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "fuse the graph of an .onnx file from any exporter"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("source", type=Path, help="an .onnx file of opset 13 or later")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the optimised .onnx file")
+    parser.add_argument("--target", metavar="T", help="lower for it: cpu, ort-cpu, rtx ... (keep the fused operators)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write what every pass did as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Optimise, and print what was fused."""
+    from sdc.compiler.optimize import optimize_file
+    from sdc.compiler.plain_json import check_writable, write_json
+    from sdc.compiler.text_table import format_table
+    from sdc.engines.errors import InputError
+    from sdc.engines.targets import parse_targets
+
+    check_writable(args.report)
+    targets = parse_targets(args.target) if args.target else (None,)
+    if len(targets) > 1:
+        raise InputError(f"{len(targets)} targets were given, an .onnx file can be for one", hint="run it for each")
+    done = optimize_file(args.source, args.out, targets[0])
+    write_json(args.report, done.to_json())
+    rows = [
+        [phase, report.name, str(report.matched), str(report.nodes_before), str(report.nodes_after)]
+        for phase, reports in done.phases.items()
+        for report in reports
+        if report.matched
+    ]
+    print(format_table(["phase", "pass", "matched", "nodes before", "after"], rows))
+    skipped = {(each.name, skip) for reports in done.phases.values() for each in reports for skip in each.skipped}
+    for name, skip in sorted(skipped, key=str):
+        print(f"{name} left {skip.site}: {skip.reason}")
+    print(f"{args.out} is written: {done.nodes_before} nodes before, {done.nodes_after} after")
+    return 0

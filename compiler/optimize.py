@@ -1,0 +1,70 @@
+"""`sdc optimize`: the passes of an export on anybody's ONNX file."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from sdc.compiler.build.built import save_onnx
+from sdc.compiler.inspect.onnx_file import inspect_onnx
+from sdc.engines.errors import InputError
+from sdc.engines.targets import Target
+from sdc.passes.base import PassReport, run_passes
+from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What became of a file.
+
+    Attributes:
+        nodes_before: of the graph; likewise ``nodes_after``.
+        phases: reports of the passes, by phase in order.
+    """
+
+    nodes_before: int
+    nodes_after: int
+    phases: dict[str, tuple[PassReport, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def optimize_file(source: Path, out: Path, target: Target | None) -> Optimized:
+    """Write the fused graph of `source` to `out`, its weights beside it in ``<out>_data``.
+
+    Weights stay on disk until they are copied, so memory does not grow with them.
+
+    Args:
+        source: an ONNX file of opset 13 or later, with or without external weights.
+        out: takes its place when it is complete; not the source.
+        target: lower for its backend; None keeps the fused operators as model-local functions, which any ONNX runtime
+            can run.
+
+    Raises:
+        InputError: `source` is no ONNX model, or `out` cannot be written.
+        PassError: a pass met a graph that it cannot handle.
+    """
+    inspect_onnx(source)  # all weights are there
+    if out.resolve() == source.resolve():
+        raise InputError(f"{out} is the file to optimise", hint="choose another -o")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out} cannot be written: there is no such folder", hint="make the folder first")
+    model = ir.load(source)
+    nodes_before = len(model.graph)
+    phases = {
+        "canonical": tuple(run_passes(canonical_passes(), model)),
+        "fusion": tuple(run_passes(fusion_passes(), model)),
+    }
+    if target is not None:
+        phases["lowering"] = tuple(run_passes(lowering_passes(target.backend), model))
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.partial-") as folder:
+        save_onnx(model, Path(folder, out.name))
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights first: no graph without its weights
+            file.replace(out.absolute().parent / file.name)
+    return Optimized(nodes_before, len(model.graph), phases)

@@ -1,0 +1,66 @@
+"""`sdc optimize` on graphs of other exporters: fused, equal, and never half written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sdc.compiler.cli import main
+
+sys.path.append(str(Path(__file__).parents[1] / "passes"))
+from equality import FP32, relative_error, run_model
+from exported_graphs import feed, load_graph
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small autoencoder's decoder, with its weights in a file beside it."""
+    path = tmp_path_factory.mktemp("source") / "decoder.onnx"
+    ir.save(load_graph("vae_decoder"), path, external_data="decoder.onnx_data")
+    return path
+
+
+def whole(path: Path) -> ir.Model:
+    return ir.external_data.load_to_model(ir.load(path))
+
+
+@pytest.mark.parametrize("target", [None, "ort-cpu", "cpu", "rtx"])
+def test_optimised_file_computes_the_same_with_fewer_nodes(source: Path, tmp_path: Path, target: str | None) -> None:
+    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
+    options = [] if target is None else ["--target", target]
+    assert main(["optimize", str(source), "-o", str(out), "--report", str(report), *options]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "out.onnx_data", "report.json"]
+    feeds = feed("vae_decoder")
+    expected = run_model(whole(source), feeds)
+    optimised = whole(out)
+    assert relative_error(optimised, expected, feeds) <= FP32
+    fused = {node.op_type for node in optimised.graph if node.domain == "sdc"}
+    assert ("AddGroupNormSilu" in fused) == (target is None)
+    value = json.loads(report.read_text())
+    assert value["nodes_after"] == len(optimised.graph)
+    passes = {each["name"]: each["matched"] for each in value["phases"]["fusion"]}
+    assert passes["fuse-add-group-norm-silu"] == 9
+    assert ("lowering" in value["phases"]) == (target is not None)
+    if target is None:
+        assert value["nodes_after"] < 0.6 * value["nodes_before"]
+
+
+def test_unusable_requests_write_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.onnx").write_bytes(b"no model at all")
+    out = str(tmp_path / "out.onnx")
+    for arguments, message in (
+        (["optimize", str(tmp_path / "no.onnx"), "-o", out], "is no ONNX model"),
+        (["optimize", str(source), "-o", str(source)], "is the file to optimise"),
+        (["optimize", str(source), "-o", str(tmp_path / "missing" / "out.onnx")], "no such folder"),
+        (["optimize", str(source), "-o", out, "--target", "cpu,rtx"], "2 targets were given"),
+        (["optimize", str(source), "-o", out, "--target", "toaster"], "unknown target"),
+    ):
+        assert main(arguments) != 0
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["no.onnx"]
+    assert np.isfinite(run_model(whole(source), feed("vae_decoder"))["sample"]).all()
