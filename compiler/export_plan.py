@@ -29,7 +29,13 @@ EXPORT_SOURCES = (
     "sdc.compiler.traceable",
 )
 EXPORT_TOOLS = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir", "onnx", "peft")
-CALIBRATE_SOURCES = ("sdc.compiler.calibrate", "sdc.compiler.calibration_prompts", "sdc.passes", "sdc.engines")
+CALIBRATE_SOURCES = (
+    "sdc.compiler.calibrate",
+    "sdc.compiler.calibration_prompts",
+    "sdc.compiler.stages",
+    "sdc.passes",
+    "sdc.engines",
+)
 CALIBRATE_TOOLS = ("onnxruntime-gpu", "onnxruntime", "numpy", "onnx-ir", "onnxscript")
 BUILD_SOURCES = ("sdc.passes", "sdc.compiler.build", "sdc.compiler.hoisting", "sdc.compiler.stages")
 BUILD_TOOLS = ("onnx-ir", "onnxscript", "onnx")

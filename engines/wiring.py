@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sdc.engines.errors import BundleError
-from sdc.engines.specs import HOISTED, ComponentSpec, TensorSpec
+from sdc.engines.specs import HOISTED, ComponentSpec
 
 SAMPLE, TIMESTEP = "sample", "timestep"
 CONDITIONS = ("encoder_hidden_states", "timestep_cond")
 """Inputs that stay the same over all steps of a run."""
 
 _GIVEN = frozenset({SAMPLE, TIMESTEP, *CONDITIONS})
+"""Inputs that a UNet is given at every step; engines beside it are given all but the sample."""
 
 
 def hoisted_parts(specs: Mapping[str, ComponentSpec]) -> tuple[ComponentSpec, ...]:
@@ -26,12 +27,6 @@ def hoisted_parts(specs: Mapping[str, ComponentSpec]) -> tuple[ComponentSpec, ..
 def changes_with_timestep(part: ComponentSpec) -> bool:
     """Whether a hoisted engine runs for every timestep, or else once for a run."""
     return any(tensor.name == TIMESTEP for tensor in part.inputs)
-
-
-def classic_inputs(specs: Mapping[str, ComponentSpec]) -> tuple[TensorSpec, ...]:
-    """The inputs that a UNet has as a whole, with the engines beside it: sample, timestep and conditions."""
-    inputs = {tensor.name: tensor for part in (specs["unet"], *hoisted_parts(specs)) for tensor in part.inputs}
-    return tuple(inputs[name] for name in (SAMPLE, TIMESTEP, *CONDITIONS) if name in inputs)
 
 
 def check_wiring(specs: Mapping[str, ComponentSpec], *, place: str) -> None:
@@ -47,6 +42,8 @@ def check_wiring(specs: Mapping[str, ComponentSpec], *, place: str) -> None:
             raise BundleError(f"{place}: {parts[0].name} has no unet to serve", hint="export the bundle again")
         return
     provided = {tensor.name: (part.name, tensor) for part in parts for tensor in part.outputs}
+    if len(provided) < sum(len(part.outputs) for part in parts):
+        raise BundleError(f"{place}: two engines beside the UNet give one name", hint="export the bundle again")
     for taker in (specs["unet"], *parts):
         for tensor in taker.inputs:
             if taker.name == "unet" and tensor.name in provided:
@@ -57,7 +54,7 @@ def check_wiring(specs: Mapping[str, ComponentSpec], *, place: str) -> None:
                         f"{given.dtype} {list(given.shape)}",
                         hint="export the bundle again",
                     )
-            elif tensor.name not in _GIVEN:
+            elif tensor.name not in (_GIVEN if taker.name == "unet" else _GIVEN - {SAMPLE}):
                 raise BundleError(
                     f"{place}: nothing provides the input {tensor.name!r} of {taker.name}",
                     hint="export the bundle again, or use the version of sdc that wrote it",

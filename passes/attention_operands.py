@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from sdc.passes.attention_scores import step_over_number
-from sdc.passes.matching import consumers, dimensions, is_operator, producer, same_size
+from sdc.passes.matching import dimensions, is_operator, producer, same_size
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,25 @@ def unfold_heads(operand: Operand) -> Operand | None:
     return Operand(inner.value, operand.scale * inner.scale)
 
 
-def unscale_projection(operand: Operand) -> Operand:
+def unscale_projection(operand: Operand, new: list[ir.Node]) -> Operand:
     """Move a number from in front of the head split into the operand: ``Transpose(Reshape(x * c))``.
 
-    The Reshape then reads ``x`` itself, which is done here, so nothing else may read it.
+    A Transpose and a Reshape of ``x`` itself are added to `new`; the old ones may have other readers.
     """
     transpose = producer(operand.value, "Transpose")
     reshape = producer(transpose.inputs[0], "Reshape") if transpose is not None else None
     if transpose is None or reshape is None or operand.order is not None:
         return operand
     step = step_over_number(reshape.inputs[0].producer() if reshape.inputs[0] is not None else None)
-    alone = all(len(consumers(node.outputs[0])) == 1 for node in (transpose, reshape))
-    if step is None or step[1] == 1.0 or not alone or is_operator(step[0].producer(), "Cast"):
+    if step is None or step[1] == 1.0 or is_operator(step[0].producer(), "Cast"):
         return operand
     source, factor = step
     if source.dtype != reshape.outputs[0].dtype:
         return operand
-    reshape.replace_input_with(0, source)
-    return replace(operand, scale=operand.scale * factor)
+    value = source
+    for node in (reshape, transpose):
+        copy = ir.node(node.op_type, [value, *node.inputs[1:]], node.attributes)
+        copy.outputs[0].type, copy.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        new.append(copy)
+        value = copy.outputs[0]
+    return replace(operand, value=value, scale=operand.scale * factor)

@@ -44,7 +44,7 @@ def replace_by_attention(graph: ir.Graph, softmax: ir.Node, found: AttentionSite
     assert dtype is not None
     assert isinstance(size, int)
     new: list[ir.Node] = []
-    query, key = unscale_projection(found.query), unscale_projection(found.key)
+    query, key = unscale_projection(found.query, new), unscale_projection(found.key, new)
     operands: list[ir.Value | None] = [
         _attention_operand(graph, operand, dtype, new) for operand in (query, key, found.value)
     ]

@@ -98,8 +98,8 @@ def _pattern(value: ir.Value | None) -> _Pattern | None:
 
 
 def _constant_pattern(array: np.ndarray) -> _Levels | None:
-    if array.ndim < 2 or any(size != 1 for size in array.shape[:-2]):
-        return None
+    if array.ndim < 2 or any(size != 1 for size in array.shape[:-2]) or 1 in array.shape[-2:]:
+        return None  # a single row or column is repeated over the scores, and then has no diagonal
     matrix = array.reshape(array.shape[-2], array.shape[-1])
     inside = np.unique(matrix[np.tril_indices_from(matrix)])
     outside = np.unique(matrix[np.triu_indices_from(matrix, 1)])
@@ -125,7 +125,8 @@ def _moved(node: ir.Node, pattern: _Pattern | None) -> _Pattern | None:
     if isinstance(pattern, _Levels) and pattern.inside == pattern.outside:
         return pattern
     if node.op_type == "Slice":
-        return pattern if _from_the_start(node) else None
+        narrowed = isinstance(pattern, _Levels) and 1 in new[-2:]
+        return pattern if _from_the_start(node) and not narrowed else None
     if len(old) > 1 and old[-2:] == new[-2:]:
         return pattern
     if isinstance(pattern, _Levels) or pattern.row:

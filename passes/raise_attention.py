@@ -123,6 +123,8 @@ def _reason_against(found: AttentionSite) -> str | None:
     if (found.scores.mask or found.scores.allowed) is not None:
         if mask is None or len(mask) < 2:
             return f"the mask has shape {mask}"
+        if mask[-2] == 1 and found.query.sizes[-2] != 1:
+            return f"the mask's shape {mask} is one row for all queries, which runtimes refuse"
         if folded and any(size != 1 for size in mask[:-2]):
             return f"the mask's shape {mask} has an axis for batch or heads, which are folded together"
     result = dimensions(found.output)

@@ -154,6 +154,8 @@ def _affine(x: ir.Value, normalised: ir.Node, epsilon: float) -> _Site | str:
             return "gamma or beta is not an initialiser of the last dimension's size"
         parameters.append(other)
         nodes.append(node)
+    if any(parameter.dtype != x.dtype for parameter in parameters):
+        return f"gamma and beta are {[str(each.dtype) for each in parameters]}, x is {x.dtype}"
     if nodes[-1].outputs[0].dtype != x.dtype:
         return f"takes {x.dtype} and gives {nodes[-1].outputs[0].dtype}"
     return _Site(x, parameters[0], parameters[1], epsilon, nodes)

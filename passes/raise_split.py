@@ -38,7 +38,7 @@ class RaiseSplit(Pass):
             if is_operator(node, "Slice") and (found := _half(node)) is not None:
                 axis, half = found
                 assert node.inputs[0] is not None
-                halves.setdefault((node.inputs[0], axis), {})[half] = node
+                halves.setdefault((node.inputs[0], axis), {}).setdefault(half, node)
         matched = 0
         skipped: list[Skipped] = []
         for (value, axis), pair in halves.items():

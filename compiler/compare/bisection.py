@@ -161,6 +161,12 @@ class _Judge:
             raise InputError(
                 f"ONNX Runtime cannot run {graph.origin}: {error}", hint="check the file, or choose another component"
             ) from error
+        broken = [name for name, value in self._reference.items() if not np.isfinite(value).all()]
+        if broken:
+            raise InputError(
+                f"{graph.origin} gives NaN or infinity in {', '.join(broken)} before any pass",
+                hint="bisect a graph whose outputs are finite",
+            )
         self._last = self._digests.digest(model)
 
     def step(self, name: str, model: ir.Model) -> BisectionStep:
@@ -214,7 +220,7 @@ def relative_error(wanted: Outputs, found: Outputs) -> float:
     errors = [0.0]
     for name, value in wanted.items():
         other = found.get(name)
-        if other is None or other.shape != value.shape or not np.isfinite(other).all():
+        if other is None or other.shape != value.shape or not (np.isfinite(value).all() and np.isfinite(other).all()):
             return float("inf")
         largest = float(np.abs(value).max()) or 1.0
         errors.append(float(np.abs(other.astype(np.float64) - value).max()) / largest)

@@ -71,7 +71,7 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Release the model; may be called twice."""
-        self._request = self._compiled = None
+        self._request = self._compiled = self._set = None
         self._weight_bytes = 0
 
     def __enter__(self) -> OpenVinoSession:

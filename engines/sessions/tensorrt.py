@@ -137,6 +137,7 @@ class TensorRtSession:
         if self._context is None:
             return
         cuda(cudart.cudaSetDevice(self._device))
+        self._on_device = None
         self._context = self._engine = self._runtime = None  # in this order: each belongs to the next
         del self._scratch
         for buffer in self._buffers.values():

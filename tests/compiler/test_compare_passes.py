@@ -207,6 +207,7 @@ def test_relative_errors_have_closed_forms() -> None:
     assert relative_error(wanted, {"x": wanted["x"]}) == float("inf")
     assert relative_error(wanted, {"x": np.array([2.0]), "y": wanted["y"]}) == float("inf")
     assert relative_error(wanted, {"x": np.array([2.0, np.nan]), "y": wanted["y"]}) == float("inf")
+    assert relative_error({"x": np.array([np.nan, 1.0])}, {"x": np.array([5.0, 9.0])}) == float("inf")
 
 
 def test_only_passes_that_change_the_lowered_graph_get_a_row(graph: ExportedGraph, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -16,7 +18,8 @@ from sdc.passes.remove_unused import RemoveUnused
 HEAD = """<ir_version: 10, opset_import: ["": 23]>
 g (float[B, 3, 10] x, float[B, 3, 10] z) => (float[B, 3, 10] y)
 <float root = {1.41421356}, float inverse = {0.70710678}, float one = {1}, float half = {0.5}, float two = {2},
- float k = {0.7978845608}, float c = {0.044715}, float three = {3}, float factor = {1.702}, float wrong = {1.6}>
+ float k = {0.7978845608}, float c = {0.044715}, float three = {3},
+ float near_three = {3.7}, float factor = {1.702}, float wrong = {1.6}>
 """
 FEEDS = [{"x": 2 * normal(1, batch, 3, 10), "z": normal(2, batch, 3, 10)} for batch in (2, 7)]
 ERF = "{ a = Div (x, root)  e = Erf (a)  s = Add (e, one)  p = Mul (x, s)  y = Mul (p, half) }"
@@ -24,6 +27,7 @@ TANH = (
     "{ cube = Pow (x, three)  small = Mul (cube, c)  inner = Add (x, small)  a = Mul (inner, k)  t = Tanh (a) "
     "s = Add (t, one)  p = Mul (x, half)  y = Mul (p, s) }"
 )
+NEARLY_CUBIC = re.sub(r"\bx\b", "m", TANH.replace("three", "near_three")).replace("{", "{ m = Abs (x) ", 1)
 QUICK = "{ a = Mul (x, factor)  gate = Sigmoid (a)  y = Mul (x, gate) }"
 
 
@@ -83,6 +87,7 @@ def test_gate_is_no_part_of_gelu() -> None:
         (ERF.replace("y = Mul (p, half)", "q = Mul (p, z)  y = Mul (q, half)"), "product"),
         (TANH.replace("Mul (cube, c)", "Mul (cube, half)"), "argument"),
         (TANH.replace("Pow (x, three)", "Pow (x, two)"), "argument"),
+        (NEARLY_CUBIC, "argument"),
         (TANH.replace("Mul (inner, k)", "Mul (inner, half)"), "argument"),
         (TANH.replace("Add (x, small)", "Add (z, small)"), "argument"),
         ("{ y = Tanh (x) }", "argument"),
@@ -161,6 +166,17 @@ def test_two_halves_are_a_split(first: str, second: str, axis: int) -> None:
     (report,) = apply_proven(RaiseSplit(), model, [{"x": normal(1, batch, 3, 10)} for batch in (2, 7)])
     assert (report.matched, report.skipped) == (1, ())
     assert operators(model) == ["Split", "Neg", "Mul"]
+
+
+def test_half_that_is_sliced_twice_leaves_the_graph_in_order() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]>
+        g (float[B, 3, 10] x) => (float[B, 3, 5] y)
+        <int64[1] zero = {0}, int64[1] five = {5}, int64[1] ten = {10}, int64[1] axis = {2}>
+        { left = Slice (x, zero, five, axis)  right = Slice (x, five, ten, axis)  a = Neg (right)
+          again = Slice (x, zero, five, axis)  b = Mul (left, a)  y = Add (b, again) }"""
+    model = make_model(text, {})
+    apply_proven(RaiseSplit(), model, [{"x": normal(1, 2, 3, 10)}])
+    assert operators(model) == ["Split", "Neg", "Slice", "Mul", "Add"]
 
 
 def test_halves_in_the_other_order_keep_their_sides() -> None:

@@ -202,6 +202,14 @@ def test_masks_stay(scores: str, mask: np.ndarray) -> None:
     assert len(raised(model).inputs) == 4
 
 
+def test_mask_of_one_row_is_not_causal() -> None:
+    first_key_only = np.where(np.arange(7) > 0, -1e9, 0).astype(np.float32)[None]
+    model = attention(masked("scores = Add (scaled, mask)"), masks={"mask": first_key_only})
+    (report, *_) = apply_proven(PASSES, model, FEEDS)
+    assert report.matched == 0
+    assert "one row for all queries" in report.skipped[0].reason
+
+
 @pytest.mark.parametrize(
     ("scores", "mask"),
     [
@@ -366,7 +374,24 @@ def test_scaled_projection_that_something_else_reads_keeps_its_number() -> None:
     )
     model = attention(body)
     apply_proven(PASSES, model, FEEDS)
-    assert raised(model).attributes["scale"].as_float() == 1.0
+    assert raised(model).attributes.get_float("scale", 5**-0.5) == pytest.approx(0.4472136)
+
+
+def test_query_that_is_the_key_as_well_keeps_both_numbers() -> None:
+    body = replaced(
+        (SCORES, "scores = MatMul (q, k)"),
+        ("Reshape (query, split)", "Reshape (scaled, split)"),
+        ("query4 =", "scaled = Mul (query, other)\n query4 ="),
+        ("q = Transpose <perm = [0, 2, 1, 3]> (query4)", "q0 = Transpose <perm = [0, 2, 1, 3]> (query4)"),
+        ("k = Transpose <perm = [0, 2, 3, 1]> (key4)", "q = Mul (q0, root)\n k = Transpose <perm = [0, 1, 3, 2]> (q)"),
+        ("key = MatMul (context, wk)", ""),
+        ("key4 = Reshape (key, split)", ""),
+        ("MatMul (context, wv)", "MatMul (x, wk2)"),
+        ("y = MatMul (merged, wo)", "m = MatMul (merged, wo)\n s = ReduceSum <keepdims = 0> (q)\n y = Add (m, s)"),
+    )
+    model = attention(body, masks={"wk2": normal(8, 10, 15)})
+    apply_proven(PASSES, model, FEEDS)
+    assert raised(model).attributes["scale"].as_float() == pytest.approx((0.3 * 0.66874030) ** 2)
 
 
 def test_swapping_keys_and_values_would_show() -> None:

@@ -244,6 +244,17 @@ def test_what_is_no_layer_norm_stays(old: str, new: str, reason: str) -> None:
     assert operators(model) == before
 
 
+def test_parameters_of_other_types_than_x_stay() -> None:
+    text = LAYER_NORM.replace("float[B", "float16[B").replace("centred = Sub (x, mean)", "centred = Sub (wide, mean)")
+    text = text.replace("mean = ReduceMean (x, last)", "wide = Cast <to = 1> (x)  mean = ReduceMean (wide, last)")
+    text = text.replace("y = Add (scaled, beta)", "half = Cast <to = 10> (scaled)  y = Add (half, beta)")
+    model = make_model(text, {"gamma": normal(1, 7), "beta": normal(2, 7).astype(np.float16)})
+    feeds = [{name: value.astype(np.float16) for name, value in each.items()} for each in LAYER_FEEDS]
+    (report,) = apply_proven(RaiseLayerNorm(), model, feeds)
+    assert report.matched == 0
+    assert "gamma and beta are" in report.skipped[0].reason
+
+
 def test_root_of_no_variance_is_not_reported() -> None:
     model = make_model(
         '<ir_version: 10, opset_import: ["": 23]> g (float[B, 3] x) => (float[B, 3] y) { z = Abs (x)  y = Sqrt (z) }',
