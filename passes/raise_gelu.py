@@ -67,9 +67,9 @@ def _factors(value: ir.Value | None, opaque: frozenset[ir.Value | None]) -> tupl
     if is_operator(node, "Div") and (divisor := scalar(node.inputs[1])):  # type: ignore[union-attr]
         number, rest = _factors(node.inputs[0], opaque)  # type: ignore[union-attr]
         return number / divisor, rest
-    if is_operator(node, "Pow") and scalar(node.inputs[1]) in (2.0, 3.0):  # type: ignore[union-attr]
-        exponent = int(scalar(node.inputs[1]) or 0)  # type: ignore[union-attr]
-        number, rest = _factors(node.inputs[0], opaque)  # type: ignore[union-attr]
+    if (power := producer(value, "Pow")) is not None and value not in opaque and scalar(power.inputs[1]) in (2.0, 3.0):
+        exponent = int(scalar(power.inputs[1]) or 0)
+        number, rest = _factors(power.inputs[0], opaque)
         return number**exponent, Counter({each: count * exponent for each, count in rest.items()})
     return 1.0, Counter([value])
 

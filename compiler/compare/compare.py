@@ -21,7 +21,7 @@ from sdc.compiler.compare.pictures import compare_pictures
 from sdc.compiler.compare.subject import LONE_COMPONENT, Subject, open_subject
 from sdc.compiler.evaluate.settings import Settings
 from sdc.engines.errors import InputError
-from sdc.engines.specs import COMPONENTS, ComponentSpec
+from sdc.engines.specs import COMPONENTS, TensorSpec
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -110,7 +110,7 @@ def _compare_component(
     timing, not_compared = None, None
     prints: list[Footprint | None] = [None, None]
     if not reasons:
-        not_compared = _difference_of_inputs(first, second, name)
+        not_compared = _difference_of_interfaces(first, second, name)
         sides = (first, second)
         feeds = [draw_feeds(side.specs[name], seed=settings.seed) for side in sides]
         if footprints:
@@ -153,23 +153,35 @@ def _run_both(
     return outputs, timing_from_seconds(seconds[:, 0], seconds[:, 1])
 
 
-def _difference_of_inputs(first: Subject, second: Subject, name: str) -> str | None:
-    """Why the two cannot be given the same feeds; None if they can.
+def _difference_of_interfaces(first: Subject, second: Subject, name: str) -> str | None:
+    """Why the two cannot be given the same feeds, or give other things; None if they can be compared.
 
-    Components of bundles may have other inputs on each side, as a UNet does whose invariant parts are engines of their
-    own: such are timed each with its own feeds, and compared by the denoising steps.
+    Components of bundles may differ, as a UNet does whose invariant parts are engines of their own, or which takes keys
+    with their heads split: such are timed each with its own feeds, and compared by the denoising steps.
 
     Raises:
         InputError: the inputs of lone files differ.
     """
-    left, right = _inputs(first.specs[name]), _inputs(second.specs[name])
-    if left == right:
-        return None
-    told = " and ".join(", ".join(f"{name} {dtype}" for name, dtype in sorted(side)) for side in (left, right))
+    left, right = first.specs[name], second.specs[name]
     if first.bundle is None or second.bundle is None:
-        raise InputError(f"{name}: the inputs differ: {told}", hint="compare engines of the same model")
-    return f"the inputs differ: {told}"
+        if {(each.name, each.dtype) for each in left.inputs} == {(each.name, each.dtype) for each in right.inputs}:
+            return None
+        raise InputError(f"{name}: {_told('inputs', left.inputs, right.inputs)}", hint="compare engines of one model")
+    for what, one, other in (("inputs", left.inputs, right.inputs), ("outputs", left.outputs, right.outputs)):
+        if set(one) != set(other):
+            return _told(what, one, other)
+    return None
 
 
-def _inputs(spec: ComponentSpec) -> set[tuple[str, str]]:
-    return {(each.name, each.dtype) for each in spec.inputs}
+def _told(what: str, first: Sequence[TensorSpec], second: Sequence[TensorSpec]) -> str:
+    """Tensors that only one side has; of many, the first."""
+
+    def only(side: Sequence[TensorSpec], other: Sequence[TensorSpec]) -> str:
+        lone = [each for each in side if each not in other]
+        if not lone:
+            return "nothing"
+        shape = ", ".join(map(str, lone[0].shape))
+        more = f" and {len(lone) - 1} more" if len(lone) > 1 else ""
+        return f"{lone[0].name} {lone[0].dtype} [{shape}]{more}"
+
+    return f"the {what} differ: only the first has {only(first, second)}, only the second {only(second, first)}"

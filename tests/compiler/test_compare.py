@@ -12,6 +12,7 @@ import pytest
 from whole_bundle import CHANNELS, TOKENS, WIDTH, write_whole_bundle
 
 from sdc.compiler.cli import compare as command
+from sdc.compiler.compare.compare import _told
 from sdc.compiler.compare.compare import compare as compare_wholly
 from sdc.compiler.compare.comparison_page import comparison_page
 from sdc.compiler.compare.outputs import compare_outputs, draw_feeds, seconds_in_turn, timing_from_seconds
@@ -37,6 +38,21 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "noisy": write_whole_bundle(folder / "noisy", noise=0.05),
         "empty": write_whole_bundle(folder / "empty", targets=()),
     }
+
+
+def test_components_of_other_shapes_are_not_compared() -> None:
+    def told(first: tuple[TensorSpec, ...], second: tuple[TensorSpec, ...]) -> str:
+        return _told("inputs", first, second)
+
+    keys, heads = (TensorSpec("prompt.0", "float32", shape) for shape in (("B", 77, 64), ("B", 4, 77, 16)))
+    sample = TensorSpec("sample", "float32", ("B", 4, "H", "W"))
+    assert told((sample, keys), (sample, heads)) == (
+        "the inputs differ: only the first has prompt.0 float32 [B, 77, 64], "
+        "only the second prompt.0 float32 [B, 4, 77, 16]"
+    )
+    assert told((sample,), (sample, keys, heads)).endswith(
+        "nothing, only the second prompt.0 float32 [B, 77, 64] and 1 more"
+    )
 
 
 def test_a_bundle_equals_itself(bundles: dict[str, Path]) -> None:
