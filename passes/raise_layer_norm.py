@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -101,13 +102,17 @@ def _match(root: ir.Node) -> _Site | str | None:
     return _affine(x, scaled, epsilon)
 
 
-def _either(node: ir.Node, first, second):  # type: ignore[no-untyped-def]
+def _either(
+    node: ir.Node,
+    first: Callable[[ir.Value | None], ir.Node | None],
+    second: Callable[[ir.Value | None], float | None],
+) -> tuple[ir.Node | None, float | None]:
     """What two questions find in the operands of a commutative node, one in each."""
     a, b = node.inputs
     for left, right in ((a, b), (b, a)):
-        found = first(left), second(right)
-        if None not in found:
-            return found
+        node_found, number = first(left), second(right)
+        if node_found is not None and number is not None:
+            return node_found, number
     return None, None
 
 
