@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdc.compiler.bundle_contents import bundle_contents, bundle_manifest
-from sdc.compiler.bundle_writer import check_output, is_up_to_date, write_bundle
-from sdc.compiler.cache import Entry, StageCache
-from sdc.compiler.export_guards import check_request, explaining_full_disk
+from sdc.compiler.bundle.contents import bundle_contents, bundle_manifest
+from sdc.compiler.bundle.writer import check_output, is_up_to_date, write_bundle
 from sdc.compiler.export_plan import (
     HOISTED_FROM,
     ExportPlan,
@@ -21,7 +19,6 @@ from sdc.compiler.export_plan import (
     plan_export,
     remainder,
 )
-from sdc.compiler.progress import Progress, Silent, StageLog, StageRecord
 from sdc.compiler.stages import (
     TABLE_NAME,
     Calibration,
@@ -32,9 +29,12 @@ from sdc.compiler.stages import (
     export_stage,
     open_source,
 )
-from sdc.compiler.staging import exclusive
-from sdc.compiler.worker import Worker
-from sdc.compiler.workshop import Workshop
+from sdc.compiler.trace.guards import check_request, explaining_full_disk
+from sdc.compiler.workshop.cache import Entry, StageCache
+from sdc.compiler.workshop.progress import Progress, Silent, StageLog, StageRecord
+from sdc.compiler.workshop.staging import exclusive
+from sdc.compiler.workshop.worker import Worker
+from sdc.compiler.workshop.workshop import Workshop
 from sdc.engines.environment import cache_folder
 from sdc.engines.manifest import Manifest
 from sdc.engines.specs import COMPONENTS

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from sdc.compiler.cache import digest_of, digest_sources, versions_of
-from sdc.compiler.interfaces import component_spec
 from sdc.compiler.stages import Opened, Source
+from sdc.compiler.trace.interfaces import component_spec
+from sdc.compiler.workshop.cache import digest_of, digest_sources, versions_of
 from sdc.engines.errors import InputError
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
@@ -20,24 +20,18 @@ QUANTISED = ("unet",)
 HOISTED_FROM = ("unet",)
 """Components that run in a loop: what does not change in it is taken out."""
 
-EXPORT_SOURCES = (
-    "sdc.compiler.export",
-    "sdc.compiler.export_check",
-    "sdc.compiler.interfaces",
-    "sdc.compiler.load",
-    "sdc.compiler.tidy_export",
-    "sdc.compiler.traceable",
-)
+EXPORT_SOURCES = ("sdc.compiler.trace", "sdc.compiler.load")
 EXPORT_TOOLS = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir", "onnx", "peft")
-CALIBRATE_SOURCES = (
-    "sdc.compiler.calibrate",
-    "sdc.compiler.calibration_prompts",
-    "sdc.compiler.stages",
-    "sdc.passes",
-    "sdc.engines",
-)
+CALIBRATE_SOURCES = ("sdc.compiler.calibration", "sdc.compiler.stages", "sdc.passes", "sdc.engines")
 CALIBRATE_TOOLS = ("onnxruntime-gpu", "onnxruntime", "numpy", "onnx-ir", "onnxscript")
-BUILD_SOURCES = ("sdc.passes", "sdc.compiler.build", "sdc.compiler.hoisting", "sdc.compiler.stages")
+BUILD_SOURCES = (
+    "sdc.passes",
+    "sdc.compiler.build",
+    "sdc.compiler.component",
+    "sdc.compiler.hoisting",
+    "sdc.compiler.stages",
+    "sdc.engines.specs",
+)
 BUILD_TOOLS = ("onnx-ir", "onnxscript", "onnx")
 BACKEND_TOOLS = {
     OPENVINO: ("openvino",),

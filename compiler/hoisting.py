@@ -11,7 +11,7 @@ from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.passes.base import PassReport
-from sdc.passes.hoist import PROMPT, TIMESTEP, hoist
+from sdc.passes.hoisting.hoist import PROMPT, TIMESTEP, hoist
 from sdc.passes.macs import count_macs
 
 COMPONENT_OF_PART = {PROMPT: "unet_prompt", TIMESTEP: "unet_timestep"}

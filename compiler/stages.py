@@ -14,17 +14,17 @@ from typing import Any, cast
 
 import onnx_ir as ir
 
-from sdc.compiler.bundle_writer import json_bytes
-from sdc.compiler.cache import Entry
+from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.component import Component
 from sdc.compiler.hoisting import hoist_component
+from sdc.compiler.workshop.cache import Entry
 from sdc.engines.manifest import LoraEntry, ModelEntry
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, Target
 from sdc.passes.base import Pass, PassReport, run_passes
-from sdc.passes.calibration_table import CalibrationTable
-from sdc.passes.insert_qdq import InsertQdq
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
+from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.insert_qdq import InsertQdq
 
 MODEL_NAME = "model.onnx"
 """What the stage `export` leaves in its folder; the weights are beside it."""
@@ -92,7 +92,7 @@ def open_source(source: Source) -> Opened:
 
 def export_stage(source: Source, component: str, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> Any:
     """Stage `export`: one torch module to ``model.onnx``, compared with the module."""
-    from sdc.compiler.export import export_component
+    from sdc.compiler.trace.export import export_component
 
     difference = export_component(_checkpoint(source), component, configs, folder / MODEL_NAME)
     return {"relative_difference": float(f"{difference:.0e}")}
@@ -125,9 +125,9 @@ class Calibration:
 
 def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, int], None]) -> Any:
     """Stage `calibrate`: ranges of the fused float32 UNet, over real denoising runs."""
-    from sdc.compiler.calibrate import Surroundings, calibrate, default_settings
-    from sdc.compiler.calibration_prompts import prompts_for
-    from sdc.compiler.interfaces import pipeline_settings
+    from sdc.compiler.calibration.calibrate import Surroundings, calibrate, default_settings
+    from sdc.compiler.calibration.prompts import prompts_for
+    from sdc.compiler.trace.interfaces import pipeline_settings
     from sdc.engines.schedule_config import schedule_from_config
     from sdc.engines.sessions import EngineSource, open_session
     from sdc.engines.tokenizer import load_tokenizer

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 
 from sdc.compiler.text_table import format_table
-from sdc.compiler.worker import Worker
+from sdc.compiler.workshop.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def measure(case: Case) -> Figures:
     import torch
 
     from sdc.compiler.load import load_checkpoint
-    from sdc.compiler.memory import PeakMemory
+    from sdc.compiler.workshop.memory import PeakMemory
 
     checkpoint = load_checkpoint(case.model, weights="random" if case.model == "sd15" else "trained")
     unet = checkpoint.unet().train().requires_grad_(True)

@@ -10,11 +10,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from sdc.compiler.exporters import EXPORTERS, export_checkpoint, raise_and_count
-from sdc.compiler.interfaces import component_spec
 from sdc.compiler.load import load_checkpoint
 from sdc.compiler.stages import Source, open_source
 from sdc.compiler.text_table import format_table
+from sdc.compiler.trace.exporters import EXPORTERS, export_checkpoint, raise_and_count
+from sdc.compiler.trace.interfaces import component_spec
 
 
 def main() -> None:

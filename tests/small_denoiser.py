@@ -9,11 +9,11 @@ import onnx_ir as ir
 import onnxruntime
 
 from sdc.passes.base import run_passes
-from sdc.passes.calibration_table import CalibrationTable
 from sdc.passes.graph_digest import digest_from_model
-from sdc.passes.inline_functions import InlineFunctions
 from sdc.passes.pipeline import canonical_passes, fusion_passes
-from sdc.passes.quantisation import find_layers
+from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.quantisation import find_layers
+from sdc.passes.simplify.inline_functions import InlineFunctions
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 23]>

@@ -164,10 +164,10 @@ def _bisect(args: argparse.Namespace) -> int:
 
 def _graph(args: argparse.Namespace) -> tuple[ExportedGraph, Target]:
     """The graph to start from, exported if it was not yet, and what it is compiled for."""
-    from sdc.compiler.cache import StageCache
     from sdc.compiler.cli.progress import show_progress
     from sdc.compiler.compare.exported import exported_graph
     from sdc.compiler.stages import Source
+    from sdc.compiler.workshop.cache import StageCache
     from sdc.engines.environment import cache_folder
     from sdc.engines.errors import InputError
     from sdc.engines.targets import parse_targets

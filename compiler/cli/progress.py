@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.status import Status
 
-from sdc.compiler.progress import Progress, StageRecord
+from sdc.compiler.workshop.progress import Progress, StageRecord
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from sdc.compiler.compare.footprint import Footprint, take_footprint
 from sdc.compiler.compare.outputs import Timing, compare_outputs, draw_feeds, seconds_in_turn, timing_from_seconds
 from sdc.compiler.compare.variants import Variant, build_variants, target_independent_phases
 from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
-from sdc.compiler.export_guards import explaining_full_disk
 from sdc.compiler.plain_json import finite_json
-from sdc.compiler.worker import Worker
+from sdc.compiler.trace.guards import explaining_full_disk
+from sdc.compiler.workshop.worker import Worker
 from sdc.engines.session import Session
 from sdc.engines.sessions import open_session
 from sdc.engines.targets import Target, runnable

@@ -6,14 +6,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdc.compiler.cache import StageCache
 from sdc.compiler.compare.subject import lone_spec
 from sdc.compiler.export_plan import ExportRequest, plan_export
 from sdc.compiler.inspect.onnx_file import inspect_onnx
-from sdc.compiler.progress import Progress, StageLog
 from sdc.compiler.stages import MODEL_NAME, Opened, Source, export_stage, open_source
-from sdc.compiler.worker import Worker
-from sdc.compiler.workshop import Workshop
+from sdc.compiler.workshop.cache import StageCache
+from sdc.compiler.workshop.progress import Progress, StageLog
+from sdc.compiler.workshop.worker import Worker
+from sdc.compiler.workshop.workshop import Workshop
 from sdc.engines.errors import InputError
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import Target

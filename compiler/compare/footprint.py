@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sdc.compiler.compare.execution import Execution, execute_watched
-from sdc.compiler.worker import Worker
+from sdc.compiler.workshop.worker import Worker
 from sdc.engines.sessions import EngineSource, open_session
 
 

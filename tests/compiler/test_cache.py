@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sdc.compiler.cache import StageCache, digest_of, digest_sources, versions_of
+from sdc.compiler.workshop.cache import StageCache, digest_of, digest_sources, versions_of
 
 
 class Maker:

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from sdc.compiler.calibrate import CalibrationSettings, Surroundings, calibrate, default_settings
-from sdc.compiler.calibration_prompts import GENERAL, prompts_for
+from sdc.compiler.calibration.calibrate import CalibrationSettings, Surroundings, calibrate, default_settings
+from sdc.compiler.calibration.prompts import GENERAL, prompts_for
 from sdc.compiler.component import Component
 from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, all_captions
 from sdc.engines.denoise import denoise_from_epsilon, guide
@@ -27,8 +27,8 @@ from sdc.engines.session import Run
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.tokenizer import ClipTokenizer
 from sdc.passes.graph_digest import digest_from_model
-from sdc.passes.observe_maxima import MAXIMA, ObserveMaxima
-from sdc.passes.quantisation import find_layers
+from sdc.passes.precision.observe_maxima import MAXIMA, ObserveMaxima
+from sdc.passes.precision.quantisation import find_layers
 
 WORDS = {"<s>": 0, "</s>": 1, "red": 2, "green": 3, "boot": 4, "bag": 5}
 EMBEDDING = np.random.default_rng(59).normal(size=(len(WORDS), 7)).astype(np.float32)

@@ -15,7 +15,6 @@ from small_denoiser import make_denoiser
 
 from sdc.compiler.build import BuiltEngine, build_engine
 from sdc.compiler.build.built import save_onnx
-from sdc.compiler.cache import StageCache
 from sdc.compiler.cli import compare as command
 from sdc.compiler.compare import ablation as ablation_module
 from sdc.compiler.compare.ablation import ablate
@@ -25,8 +24,9 @@ from sdc.compiler.compare.pass_report import format_ablation, format_bisection, 
 from sdc.compiler.compare.structure import StructureDigests
 from sdc.compiler.compare.variants import Phase, all_phases, build_variants, target_independent_phases
 from sdc.compiler.component import Component
-from sdc.compiler.progress import Silent
 from sdc.compiler.stages import MODEL_NAME, Source
+from sdc.compiler.workshop.cache import StageCache
+from sdc.compiler.workshop.progress import Silent
 from sdc.engines.errors import ExportError, InputError, PassError
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS, Target

@@ -15,10 +15,10 @@ from diffusers import StableDiffusionPipeline
 from minimal_pipeline import GUIDANCE_WIDTH, LATENT_CHANNELS, TEXT_WIDTH
 
 from sdc.compiler.build.built import save_onnx
-from sdc.compiler.export import export_component
-from sdc.compiler.export_check import compare_with_reference, example_feeds, run_module, small_sizes
-from sdc.compiler.interfaces import component_spec
 from sdc.compiler.load import Checkpoint, load_checkpoint
+from sdc.compiler.trace.check import compare_with_reference, example_feeds, run_module, small_sizes
+from sdc.compiler.trace.export import export_component
+from sdc.compiler.trace.interfaces import component_spec
 from sdc.engines.errors import ExportError
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.specs import COMPONENTS, ComponentSpec

@@ -8,10 +8,10 @@ import onnx_ir as ir
 import pytest
 
 from sdc.compiler.build import build_engine
-from sdc.compiler.cache import Entry
 from sdc.compiler.component import Component
 from sdc.compiler.hoisting import hoist_component
 from sdc.compiler.stages import MODEL_NAME, Recipe, build_stage
+from sdc.compiler.workshop.cache import Entry
 from sdc.engines.errors import ExportError
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS

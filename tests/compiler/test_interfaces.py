@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sdc.compiler.interfaces import component_spec, latent_range, pipeline_settings, vae_reduction
+from sdc.compiler.trace.interfaces import component_spec, latent_range, pipeline_settings, vae_reduction
 from sdc.engines.errors import InputError
 from sdc.engines.specs import COMPONENTS, ComponentSpec, DimensionRange
 

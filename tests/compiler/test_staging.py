@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdc.compiler.staging import exclusive, staged_folder
+from sdc.compiler.workshop.staging import exclusive, staged_folder
 
 
 def hidden(folder: Path) -> list[str]:
@@ -73,7 +73,7 @@ def test_leftovers_of_a_killed_process_are_removed_by_the_next(tmp_path: Path) -
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from sdc.compiler.staging import exclusive, staged_folder\n"
+        "from sdc.compiler.workshop.staging import exclusive, staged_folder\n"
         "final = Path(sys.argv[1])\n"
         "with exclusive(final), staged_folder(final, durable=True) as folder:\n"
         "    (folder / 'file').write_text('half')\n"

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from sdc.compiler.worker import Worker
+from sdc.compiler.workshop.worker import Worker
 from sdc.engines.errors import ExportError, InputError
 
 
@@ -113,7 +113,7 @@ def test_what_libraries_print_stays_out_of_standard_output(tmp_path: Path) -> No
     program = (
         "import os\n"
         "from pathlib import Path\n"
-        "from sdc.compiler.worker import Worker\n"
+        "from sdc.compiler.workshop.worker import Worker\n"
         "if __name__ == '__main__':\n"
         "    for log in (None, Path(r'%s')):\n"
         "        with Worker(log_path=log) as worker:\n"
@@ -130,7 +130,7 @@ def test_what_libraries_print_stays_out_of_standard_output(tmp_path: Path) -> No
 def test_the_worker_dies_with_its_parent(tmp_path: Path) -> None:
     program = (
         "import os, time\n"
-        "from sdc.compiler.worker import Worker\n"
+        "from sdc.compiler.workshop.worker import Worker\n"
         "if __name__ == '__main__':\n"
         "    with Worker(log_path=None) as worker:\n"
         "        print(worker.call(os.getpid).value, flush=True)\n"

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from sdc.passes.base import Pass, PassReport
-from sdc.passes.infer_shapes import InferShapes
+from sdc.passes.shapes.infer_shapes import InferShapes
 
 FP32 = 1e-5
 """Largest relative error of a rewrite that computes the same in another order."""

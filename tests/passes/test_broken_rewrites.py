@@ -20,10 +20,10 @@ from transformer_graph import FEEDS, TRANSFORMER, make_transformer
 
 from sdc.passes import domain
 from sdc.passes.base import run_passes
-from sdc.passes.lift_constants import LiftConstants
 from sdc.passes.pipeline import fusion_passes, lowering_passes
-from sdc.passes.raise_quick_gelu import RaiseQuickGelu
-from sdc.passes.raise_silu import RaiseSilu
+from sdc.passes.raising.raise_quick_gelu import RaiseQuickGelu
+from sdc.passes.raising.raise_silu import RaiseSilu
+from sdc.passes.simplify.lift_constants import LiftConstants
 
 Break = Callable[[ir.Model, list[ir.Node]], None]
 

@@ -10,8 +10,8 @@ import pytest
 from small_denoiser import make_denoiser, make_feeds, make_fused_denoiser, make_table, measure_table
 
 from sdc.engines.errors import InputError
-from sdc.passes.calibration_table import CalibrationTable
 from sdc.passes.graph_digest import digest_from_model
+from sdc.passes.precision.calibration_table import CalibrationTable
 
 
 def test_json_round_trip():

@@ -9,10 +9,10 @@ from equality import apply_proven, make_model, operators, relative_error, run_mo
 from small_graphs import feed_attention, feed_resnet, make_attention, make_resnet, normal
 
 from sdc.engines.errors import PassError
-from sdc.passes.cast_fp16 import CastFp16
-from sdc.passes.half_tensors import half_from_tensor
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes
-from sdc.passes.remove_unused import RemoveUnused
+from sdc.passes.precision.cast_fp16 import CastFp16
+from sdc.passes.precision.half_tensors import half_from_tensor
+from sdc.passes.simplify.remove_unused import RemoveUnused
 
 FP16 = 4e-3
 """A handful of operators in a row, each of which rounds to 2^-11."""

@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 from equality import make_model, run_model
 
-from sdc.passes.causal_pattern import is_causal_mask
-from sdc.passes.resolve_shapes import ResolveShapes
+from sdc.passes.raising.causal_pattern import is_causal_mask
+from sdc.passes.shapes.resolve_shapes import ResolveShapes
 
 HEAD = """<ir_version: 10, opset_import: ["": 23]>
 mask (float[B, S, 3] x) => ({result} mask)

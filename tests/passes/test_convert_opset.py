@@ -7,7 +7,7 @@ from equality import apply_proven, make_model, operators
 from small_graphs import normal
 
 from sdc.engines.errors import PassError
-from sdc.passes.convert_opset import ConvertOpset
+from sdc.passes.simplify.convert_opset import ConvertOpset
 
 FEEDS = [{"x": normal(1, batch, 6, 5, 7)} for batch in (2, 3)]
 

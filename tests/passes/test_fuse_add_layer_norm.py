@@ -4,8 +4,8 @@ import pytest
 from equality import apply_proven, operators, relative_error, run_model
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
 
-from sdc.passes.cast_fp16 import CastFp16
-from sdc.passes.fuse_add_layer_norm import FuseAddLayerNorm
+from sdc.passes.fusion.fuse_add_layer_norm import FuseAddLayerNorm
+from sdc.passes.precision.cast_fp16 import CastFp16
 
 NORM = "LayerNormalization <axis = -1, epsilon = 1e-3> (sum1, gamma1, beta1)"
 

@@ -9,7 +9,7 @@ from equality import FP32, apply_proven, operators, relative_error, run_model
 from small_graphs import ATTENTION, feed_attention, make_attention
 
 from sdc.engines.errors import PassError
-from sdc.passes.fuse_attention import FuseAttention
+from sdc.passes.fusion.fuse_attention import FuseAttention
 
 FEEDS = [feed_attention(), feed_attention(batch=1, tokens=23)]
 MASKED = ATTENTION.replace("(q, k, v)", "(q, k, v, mask)")

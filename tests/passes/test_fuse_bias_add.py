@@ -4,8 +4,8 @@ import pytest
 from equality import apply_proven, operators
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
 
-from sdc.passes.fuse_bias_add import FuseBiasAdd
-from sdc.passes.lower_bias_sums import LowerBiasSums
+from sdc.passes.fusion.fuse_bias_add import FuseBiasAdd
+from sdc.passes.lowering.lower_bias_sums import LowerBiasSums
 
 SUM = "sum3 = Add (sum1, biased3)"
 

@@ -5,8 +5,8 @@ import pytest
 from equality import apply_proven, operators, relative_error, run_model
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
 
-from sdc.passes.cast_fp16 import CastFp16
-from sdc.passes.fuse_bias_geglu import FuseBiasGeGlu
+from sdc.passes.fusion.fuse_bias_geglu import FuseBiasGeGlu
+from sdc.passes.precision.cast_fp16 import CastFp16
 
 SPLIT = "value, gate = Split <axis = -1, num_outputs = 2> (biased2)"
 SIZES = "int64[3] to_tokens"

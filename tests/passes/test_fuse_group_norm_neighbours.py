@@ -9,13 +9,13 @@ from small_graphs import normal
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
 
 from sdc.passes.base import run_passes
-from sdc.passes.cast_fp16 import CastFp16
-from sdc.passes.fuse_add_group_norm import FuseAddGroupNorm
-from sdc.passes.fuse_concat_group_norm_silu import FuseConcatGroupNormSilu
-from sdc.passes.fuse_group_norm_silu import FuseGroupNormSilu
-from sdc.passes.fuse_group_norm_silu_add import FuseGroupNormSiluAdd
-from sdc.passes.raise_silu import RaiseSilu
-from sdc.passes.unflatten_group_norm import UnflattenGroupNorm
+from sdc.passes.fusion.fuse_add_group_norm import FuseAddGroupNorm
+from sdc.passes.fusion.fuse_concat_group_norm_silu import FuseConcatGroupNormSilu
+from sdc.passes.fusion.fuse_group_norm_silu import FuseGroupNormSilu
+from sdc.passes.fusion.fuse_group_norm_silu_add import FuseGroupNormSiluAdd
+from sdc.passes.fusion.unflatten_group_norm import UnflattenGroupNorm
+from sdc.passes.precision.cast_fp16 import CastFp16
+from sdc.passes.raising.raise_silu import RaiseSilu
 
 JOIN = """
 <ir_version: 10, opset_import: ["": 23]>

@@ -8,9 +8,9 @@ from equality import FP32, apply_proven, operators, relative_error, run_model
 from small_graphs import RESNET, feed_resnet, make_resnet
 
 from sdc.engines.errors import PassError
-from sdc.passes.fuse_add_group_norm_silu import FuseAddGroupNormSilu
-from sdc.passes.fuse_group_norm_silu import FuseGroupNormSilu
-from sdc.passes.raise_silu import RaiseSilu
+from sdc.passes.fusion.fuse_add_group_norm_silu import FuseAddGroupNormSilu
+from sdc.passes.fusion.fuse_group_norm_silu import FuseGroupNormSilu
+from sdc.passes.raising.raise_silu import RaiseSilu
 
 # The small inputs make epsilon matter: their variance is below it.
 FEEDS = [feed_resnet(), feed_resnet(batch=1, height=8, width=3), feed_resnet(scale=0.01)]

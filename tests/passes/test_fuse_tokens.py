@@ -7,10 +7,10 @@ from equality import FP32, apply_proven, operators, relative_error, run_model
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
 
 from sdc.passes.base import run_passes
-from sdc.passes.cast_fp16 import CastFp16
-from sdc.passes.fuse_tokens import FuseTokens
+from sdc.passes.fusion.fuse_tokens import FuseTokens
 from sdc.passes.pipeline import lowering_passes
-from sdc.passes.remove_unused import RemoveUnused
+from sdc.passes.precision.cast_fp16 import CastFp16
+from sdc.passes.simplify.remove_unused import RemoveUnused
 
 IN = "rows = Transpose <perm = [0, 2, 3, 1]> (image)\n    tokens = Reshape (rows, to_tokens)"
 OUT = "rows2 = Reshape (sum3, size)\n    image2 = Transpose <perm = [0, 3, 1, 2]> (rows2)"

@@ -10,8 +10,8 @@ import openvino
 import pytest
 from small_denoiser import make_model, make_table, run_model
 
-from sdc.passes.guard_quantised_bias import GuardQuantisedBias
-from sdc.passes.insert_qdq import InsertQdq
+from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
+from sdc.passes.precision.insert_qdq import InsertQdq
 
 BLOCK = """<ir_version: 10, opset_import: ["": 23]> g (float[B, 6, H, W] x) => (float[B, 9, H, W] y) {{
     a = Conv <pads = [1, 1, 1, 1]> (x, w_1{bias})

@@ -16,10 +16,8 @@ from small_graphs import normal
 
 from sdc.engines.errors import PassError
 from sdc.passes.base import run_passes
-from sdc.passes.calibration_table import CalibrationTable
 from sdc.passes.graph_digest import digest_from_model
-from sdc.passes.hoist import PROMPT, TIMESTEP, Hoisted, hoist
-from sdc.passes.insert_qdq import InsertQdq
+from sdc.passes.hoisting.hoist import PROMPT, TIMESTEP, Hoisted, hoist
 from sdc.passes.pipeline import (
     BACKENDS,
     canonical_passes,
@@ -27,7 +25,9 @@ from sdc.passes.pipeline import (
     lowering_passes,
     precision_passes,
 )
-from sdc.passes.quantisation import find_layers
+from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.insert_qdq import InsertQdq
+from sdc.passes.precision.quantisation import find_layers
 
 FP16 = 5e-3
 """Hundreds of operators in a row, each of which rounds to 2^-11; a row alone and in a batch may round differently."""

@@ -25,11 +25,11 @@ from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
 from sdc.passes.base import run_passes
-from sdc.passes.guard_quantised_bias import GuardQuantisedBias
-from sdc.passes.insert_qdq import InsertQdq, quantise_weights, scale_from_range
-from sdc.passes.layer_roles import Role
+from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
+from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.pipeline import lowering_passes, precision_passes
-from sdc.passes.shift_qdq_to_uint8 import ShiftQdqToUint8
+from sdc.passes.precision.insert_qdq import InsertQdq, quantise_weights, scale_from_range
+from sdc.passes.precision.layer_roles import Role
 
 CONV = "y = Conv <pads = [1, 0, 1, 0], strides = [2, 1]> (x, w, b)"
 MATMUL = "m = MatMul (x, w) y = Add (m, b)"

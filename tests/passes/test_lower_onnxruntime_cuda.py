@@ -15,11 +15,11 @@ from test_fuse_group_norm_neighbours import JOIN_FEEDS, LITERAL_FEEDS, make_join
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
 
 from sdc.passes.base import run_passes
-from sdc.passes.cast_fp16 import CastFp16
-from sdc.passes.lower_images_to_nhwc import LowerImagesToNhwc
-from sdc.passes.lower_multi_head_attention import LowerMultiHeadAttention
-from sdc.passes.lower_to_contrib import LowerToContrib
+from sdc.passes.lowering.lower_images_to_nhwc import LowerImagesToNhwc
+from sdc.passes.lowering.lower_multi_head_attention import LowerMultiHeadAttention
+from sdc.passes.lowering.lower_to_contrib import LowerToContrib
 from sdc.passes.pipeline import ORT_CUDA, canonical_passes, fusion_passes, lowering_passes, precision_passes
+from sdc.passes.precision.cast_fp16 import CastFp16
 
 ANY_WIDTH = LowerToContrib(geglu_widths=frozenset({14}), bias_add_widths=frozenset({10}))
 WIDE = tuple(ANY_WIDTH if isinstance(each, LowerToContrib) else each for each in lowering_passes(ORT_CUDA))

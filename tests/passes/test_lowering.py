@@ -9,13 +9,13 @@ from small_graphs import ATTENTION, feed_attention, feed_resnet, make_attention,
 from test_fuse_attention import FEEDS, masked
 
 from sdc.engines.errors import InputError, PassError
-from sdc.passes.cast_fp16 import CastFp16
-from sdc.passes.check_operators import CheckOperators
-from sdc.passes.decompose_attention import DecomposeAttention
-from sdc.passes.inline_functions import InlineFunctions
-from sdc.passes.lower_group_norm import LowerGroupNorm
-from sdc.passes.lower_multi_head_attention import LowerMultiHeadAttention
+from sdc.passes.lowering.decompose_attention import DecomposeAttention
+from sdc.passes.lowering.lower_group_norm import LowerGroupNorm
+from sdc.passes.lowering.lower_multi_head_attention import LowerMultiHeadAttention
 from sdc.passes.pipeline import BACKENDS, canonical_passes, fusion_passes, lowering_passes
+from sdc.passes.precision.cast_fp16 import CastFp16
+from sdc.passes.simplify.check_operators import CheckOperators
+from sdc.passes.simplify.inline_functions import InlineFunctions
 
 DECOMPOSE = DecomposeAttention(frozenset({ir.DataType.FLOAT16}), frozenset({16, 40}))
 RAISE_AND_FUSE = (*canonical_passes(), *fusion_passes())

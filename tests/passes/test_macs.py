@@ -8,8 +8,8 @@ from small_denoiser import make_denoiser, make_feeds, make_fused_denoiser, make_
 
 from sdc.engines.errors import InputError
 from sdc.passes.graph_digest import digest_from_model
-from sdc.passes.insert_qdq import InsertQdq
 from sdc.passes.macs import count_macs
+from sdc.passes.precision.insert_qdq import InsertQdq
 
 SIZES = {"B": 2, "H": 5, "W": 7}
 PIXELS = 2 * 5 * 7

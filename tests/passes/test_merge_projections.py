@@ -8,11 +8,11 @@ from equality import FP32, apply_proven, operators, relative_error, run_model
 from small_graphs import ATTENTION, feed_attention, make_attention, normal
 
 from sdc.passes.base import run_passes
-from sdc.passes.cast_fp16 import CastFp16
-from sdc.passes.fuse_attention import FuseAttention
-from sdc.passes.merge_projections import MergeProjections
+from sdc.passes.fusion.fuse_attention import FuseAttention
+from sdc.passes.lowering.merge_projections import MergeProjections
 from sdc.passes.pipeline import lowering_passes
-from sdc.passes.remove_unused import RemoveUnused
+from sdc.passes.precision.cast_fp16 import CastFp16
+from sdc.passes.simplify.remove_unused import RemoveUnused
 
 FEEDS = [feed_attention(), feed_attention(batch=1, tokens=23)]
 SELF = ATTENTION.replace("MatMul (context, wk)", "MatMul (x, wk)").replace("MatMul (context, wv)", "MatMul (x, wv)")

@@ -4,7 +4,7 @@ import pytest
 from equality import apply_proven, make_model, operators
 from small_graphs import normal
 
-from sdc.passes.merge_shapes import MergeShapes
+from sdc.passes.shapes.merge_shapes import MergeShapes
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 23]>

@@ -14,7 +14,6 @@ from exported_graphs import INPUTS, feed, load_graph
 
 from sdc.engines.errors import InputError, PassError
 from sdc.passes.base import PassReport, run_passes
-from sdc.passes.layer_roles import Role
 from sdc.passes.macs import count_macs
 from sdc.passes.pipeline import (
     BACKENDS,
@@ -23,8 +22,9 @@ from sdc.passes.pipeline import (
     lowering_passes,
     precision_passes,
 )
-from sdc.passes.quantisation import find_layers
-from sdc.passes.raise_silu import RaiseSilu
+from sdc.passes.precision.layer_roles import Role
+from sdc.passes.precision.quantisation import find_layers
+from sdc.passes.raising.raise_silu import RaiseSilu
 
 FP16 = 5e-3
 """Hundreds of operators in a row, each of which rounds to 2^-11."""

@@ -10,8 +10,8 @@ import pytest
 from small_denoiser import make_denoiser, make_fused_denoiser, make_model
 
 from sdc.engines.errors import PassError
-from sdc.passes.layer_roles import Role
-from sdc.passes.quantisation import DEFAULT_KEPT, find_layers, select_layers
+from sdc.passes.precision.layer_roles import Role
+from sdc.passes.precision.quantisation import DEFAULT_KEPT, find_layers, select_layers
 
 
 def expected_role(weight: str) -> Role:

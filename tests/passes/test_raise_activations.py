@@ -10,10 +10,10 @@ import pytest
 from equality import apply_proven, make_model, operators
 from small_graphs import normal
 
-from sdc.passes.raise_gelu import RaiseGelu
-from sdc.passes.raise_quick_gelu import RaiseQuickGelu
-from sdc.passes.raise_split import RaiseSplit
-from sdc.passes.remove_unused import RemoveUnused
+from sdc.passes.raising.raise_gelu import RaiseGelu
+from sdc.passes.raising.raise_quick_gelu import RaiseQuickGelu
+from sdc.passes.raising.raise_split import RaiseSplit
+from sdc.passes.simplify.remove_unused import RemoveUnused
 
 HEAD = """<ir_version: 10, opset_import: ["": 23]>
 g (float[B, 3, 10] x, float[B, 3, 10] z) => (float[B, 3, 10] y)

@@ -10,12 +10,12 @@ import pytest
 from equality import FP32, apply_proven, make_model, operators, relative_error, run_model
 from small_graphs import normal
 
-from sdc.passes.cancel_no_ops import CancelNoOps
-from sdc.passes.fuse_attention import FuseAttention
-from sdc.passes.infer_shapes import InferShapes
-from sdc.passes.raise_attention import RaiseAttention
-from sdc.passes.remove_unused import RemoveUnused
-from sdc.passes.resolve_shapes import ResolveShapes
+from sdc.passes.fusion.fuse_attention import FuseAttention
+from sdc.passes.raising.raise_attention import RaiseAttention
+from sdc.passes.shapes.infer_shapes import InferShapes
+from sdc.passes.shapes.resolve_shapes import ResolveShapes
+from sdc.passes.simplify.cancel_no_ops import CancelNoOps
+from sdc.passes.simplify.remove_unused import RemoveUnused
 
 PASSES = (RaiseAttention(), RemoveUnused(), CancelNoOps(), InferShapes())
 HEAD = """<ir_version: 10, opset_import: ["": 23]>

@@ -10,12 +10,12 @@ import pytest
 from equality import FP32, apply_proven, make_model, operators, relative_error
 from small_graphs import normal
 
-from sdc.passes.convert_opset import ConvertOpset
-from sdc.passes.fold_constants import FoldConstants
-from sdc.passes.infer_shapes import InferShapes
-from sdc.passes.raise_group_norm import RaiseGroupNorm
-from sdc.passes.raise_layer_norm import RaiseLayerNorm
-from sdc.passes.remove_unused import RemoveUnused
+from sdc.passes.raising.raise_group_norm import RaiseGroupNorm
+from sdc.passes.raising.raise_layer_norm import RaiseLayerNorm
+from sdc.passes.shapes.infer_shapes import InferShapes
+from sdc.passes.simplify.convert_opset import ConvertOpset
+from sdc.passes.simplify.fold_constants import FoldConstants
+from sdc.passes.simplify.remove_unused import RemoveUnused
 
 GROUP_NORM = """
 <ir_version: 10, opset_import: ["": 23]>

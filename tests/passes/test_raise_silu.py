@@ -4,7 +4,7 @@ import pytest
 from equality import apply_proven, make_model, operators
 from small_graphs import normal
 
-from sdc.passes.raise_silu import RaiseSilu
+from sdc.passes.raising.raise_silu import RaiseSilu
 
 HEAD = '<ir_version: 10, opset_import: ["": 23]> g (float[B, 3, 5] x, float[B, 3, 5] z) => (float[B, 3, 5] y) '
 FEEDS = [{"x": normal(1, batch, 3, 5), "z": normal(2, batch, 3, 5)} for batch in (2, 7)]

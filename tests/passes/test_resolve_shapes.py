@@ -8,11 +8,11 @@ import pytest
 from equality import apply_proven, make_model, operators
 from small_graphs import normal
 
-from sdc.passes.drop_neutral import DropNeutral
-from sdc.passes.order_operands import OrderOperands
-from sdc.passes.remove_unused import RemoveUnused
-from sdc.passes.resolve_shapes import ResolveShapes
-from sdc.passes.sizes import broadcast_size, clamped, normal_size
+from sdc.passes.shapes.resolve_shapes import ResolveShapes
+from sdc.passes.shapes.sizes import broadcast_size, clamped, normal_size
+from sdc.passes.simplify.drop_neutral import DropNeutral
+from sdc.passes.simplify.order_operands import OrderOperands
+from sdc.passes.simplify.remove_unused import RemoveUnused
 
 CONSTANTS = """<int64 zero = {0}, int64 one = {1}, int64 two = {2}, int64 three = {3}, int64[1] first = {0},
  int64[1] minus = {-1},

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from small_denoiser import make_feeds, make_fused_denoiser, make_model, make_table, measure_table, run_model
 
-from sdc.passes.insert_qdq import InsertQdq
-from sdc.passes.shift_qdq_to_uint8 import ShiftQdqToUint8
+from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
+from sdc.passes.precision.insert_qdq import InsertQdq
 
 PAIR = """<ir_version: 10, opset_import: ["": 23]> g (float[5, 7] x) => (float[5, 7] y)
     <float scale = {{0.25}}, int8 zero = {{{zero}}}> {{

@@ -6,14 +6,14 @@ import pytest
 from equality import apply_proven, make_model, operators
 from small_graphs import normal
 
-from sdc.passes.cancel_no_ops import CancelNoOps
-from sdc.passes.fix_names import FixNames
-from sdc.passes.fold_constants import FoldConstants
-from sdc.passes.infer_shapes import InferShapes
-from sdc.passes.inline_functions import InlineFunctions
-from sdc.passes.lift_constants import LiftConstants
-from sdc.passes.merge_duplicates import MergeDuplicates
-from sdc.passes.remove_unused import RemoveUnused
+from sdc.passes.shapes.infer_shapes import InferShapes
+from sdc.passes.simplify.cancel_no_ops import CancelNoOps
+from sdc.passes.simplify.fix_names import FixNames
+from sdc.passes.simplify.fold_constants import FoldConstants
+from sdc.passes.simplify.inline_functions import InlineFunctions
+from sdc.passes.simplify.lift_constants import LiftConstants
+from sdc.passes.simplify.merge_duplicates import MergeDuplicates
+from sdc.passes.simplify.remove_unused import RemoveUnused
 
 HEAD = '<ir_version: 10, opset_import: ["": 23]> g (float[B, 3, 5] x) => (float[P, Q, R] y)\n'
 FEEDS = [{"x": normal(1, batch, 3, 5)} for batch in (2, 7)]

@@ -10,13 +10,13 @@ from small_graphs import normal
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
 
 from sdc.passes.base import run_passes
-from sdc.passes.cast_fp16 import CastFp16
-from sdc.passes.fuse_bias_geglu import FuseBiasGeGlu
-from sdc.passes.inline_functions import InlineFunctions
+from sdc.passes.fusion.fuse_bias_geglu import FuseBiasGeGlu
+from sdc.passes.lowering.split_geglu import SplitGeGlu
 from sdc.passes.pipeline import lowering_passes
-from sdc.passes.quantisation import find_layers
-from sdc.passes.remove_unused import RemoveUnused
-from sdc.passes.split_geglu import SplitGeGlu
+from sdc.passes.precision.cast_fp16 import CastFp16
+from sdc.passes.precision.quantisation import find_layers
+from sdc.passes.simplify.inline_functions import InlineFunctions
+from sdc.passes.simplify.remove_unused import RemoveUnused
 
 QUANTISED = TRANSFORMER.replace(
     "product2 = MatMul (normed1, w2)",

@@ -1,0 +1,106 @@
+"""Writes bundles: beside their place, digested, and renamed into it when they are complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdc.compiler.workshop.cache import Entry
+from sdc.compiler.workshop.staging import staged_folder
+from sdc.engines.bundle import open_bundle
+from sdc.engines.errors import BundleError, ExportError, InputError
+from sdc.engines.manifest import MANIFEST_NAME, FileEntry, Manifest
+
+log = logging.getLogger(__name__)
+
+
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """A file of a bundle that lies in the cache, under its name in `entry`."""
+
+    entry: Entry
+    name: str
+
+
+Contents = Mapping[str, bytes | CachedFile]
+"""All files of a bundle but the manifest, by their paths in it."""
+
+
+def file_entries(contents: Contents) -> dict[str, FileEntry]:
+    """Digest and size of every file, sorted by path."""
+
+    def describe(content: bytes | CachedFile) -> FileEntry:
+        if isinstance(content, bytes):
+            return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+        return content.entry.files[content.name]
+
+    return {name: describe(contents[name]) for name in sorted(contents)}
+
+
+def write_bundle(out: Path, manifest: Manifest, contents: Contents) -> None:
+    """Put a bundle at `out`; if anything goes wrong, `out` stays as it was. To be used while `exclusive(out)` is held.
+
+    Raises:
+        ExportError: a file in the cache has changed.
+    """
+    with staged_folder(out, durable=True) as folder:
+        for name, content in contents.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                _copy(content, path)
+        (folder / MANIFEST_NAME).write_bytes(json_bytes(manifest.to_json()))
+        open_bundle(folder, verify=False)  # what we cannot read ourselves is not published
+
+
+def _copy(file: CachedFile, path: Path) -> None:
+    """Copy a file out of the cache, checking it. It is no link: who edits a bundle shall not change other bundles."""
+    digest = hashlib.sha256()
+    with (file.entry.folder / file.name).open("rb") as source, path.open("wb") as copy:
+        while chunk := source.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            copy.write(chunk)
+    if digest.hexdigest() != file.entry.files[file.name].sha256:
+        raise ExportError(
+            f"{file.entry.folder / file.name} has changed since it was put into the cache",
+            hint=f"remove the folder {file.entry.folder} and export again",
+        )
+
+
+def check_output(out: Path) -> None:
+    """Pass if a bundle may be written at `out`: nothing is there, or an empty folder, or a bundle.
+
+    Raises:
+        InputError: something else is there.
+    """
+    hint = "choose another --out, or move it away"
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is no folder", hint=hint)
+    if out.exists() and not (out / MANIFEST_NAME).is_file() and any(out.iterdir()):
+        raise InputError(f"{out} exists and is no bundle (it has no {MANIFEST_NAME})", hint=hint)
+
+
+def is_up_to_date(out: Path, manifest: Manifest) -> bool:
+    """Whether the bundle that `manifest` describes is at `out` already, every file of it whole."""
+    try:
+        if (out / MANIFEST_NAME).read_bytes() != json_bytes(manifest.to_json()):
+            return False
+        open_bundle(out).check_digests()
+    except (OSError, BundleError):
+        return False
+    return True
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """JSON as it is written into bundles: equal values give equal bytes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,84 @@
+"""What can go wrong around an export: requests that cannot be met, and disks that are full."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdc.compiler.bundle.writer import check_output
+from sdc.compiler.export_plan import ExportRequest
+from sdc.engines.environment import cache_folder
+from sdc.engines.errors import ExportError, InputError, SdcError, TargetError
+from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
+from sdc.passes.pipeline import PRECISIONS
+
+FULL_DISK_BYTES = 2**20
+"""A disk with less room is taken for full: a library that failed on it need not have said so."""
+OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+"""What `numpy.ndarray.tofile` says of a write that was cut; it loses the error number."""
+MODULES = {OPENVINO: "openvino", ONNXRUNTIME: "onnxruntime", TENSORRT_RTX: "tensorrt_rtx"}
+
+
+def check_request(request: ExportRequest) -> None:
+    """Check what can be known before any work.
+
+    Raises:
+        InputError: an unknown precision, prompts without calibration, or an output folder that holds something else.
+        TargetError: the library that builds for a target is not installed.
+    """
+    if request.precision not in PRECISIONS:
+        raise InputError(f"unknown precision {request.precision!r}", hint=f"choose one of {', '.join(PRECISIONS)}")
+    if request.prompts_file is not None and request.precision != "int8":
+        raise InputError(
+            f"calibration prompts have no effect on {request.precision}", hint="add --precision int8, or leave them out"
+        )
+    check_output(request.out)
+    for target in request.targets:
+        module = MODULES[target.backend]
+        if importlib.util.find_spec(module) is None:
+            extra = "tensorrt" if target.backend == TENSORRT_RTX else "compile"
+            raise TargetError(
+                f"the target {target.name!r} needs the package {module}, which is not installed",
+                hint=f"pip install 'sdc[{extra}]', or choose other targets with --target",
+            )
+
+
+@contextmanager
+def explaining_full_disk(*folders: Path) -> Iterator[None]:
+    """Turn an error of the system in the block into one that names the place and says what to do.
+
+    Args:
+        folders: where the block writes.
+
+    Raises:
+        ExportError: there was no room; whatever a library made of it.
+        InputError: writing was not allowed.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        if error.errno in OUT_OF_SPACE or SHORT_WRITE.search(str(error)):
+            raise _full_disk(error.filename or folders[0]) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(f"cannot write {error.filename}: {error.strerror}", hint="choose another --out") from error
+        raise
+    except (SdcError, RuntimeError) as error:
+        for folder in folders:
+            if folder.exists() and shutil.disk_usage(folder).free < FULL_DISK_BYTES:
+                raise _full_disk(folder) from error
+        raise
+
+
+def _full_disk(place: object) -> ExportError:
+    return ExportError(
+        f"no space is left for {place}; nothing was changed",
+        hint=f"make room, or move the cache ({cache_folder()}) by setting SDC_CACHE",
+    )

@@ -1,0 +1,1 @@
+"""Stages in child processes, cached by content, written atomically."""

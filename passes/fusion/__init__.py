@@ -1,0 +1,1 @@
+"""The standard's operators to functions of domain `sdc`."""

@@ -1,0 +1,1 @@
+"""One graph cut in three, by how often each part has to run."""

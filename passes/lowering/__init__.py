@@ -1,0 +1,1 @@
+"""Functions of domain `sdc` to what one backend reads best."""

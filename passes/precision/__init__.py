@@ -1,0 +1,1 @@
+"""Q/DQ pairs and float16, and what calibration measures."""

@@ -1,0 +1,1 @@
+"""Exporters' subgraphs to the standard's own operators."""

@@ -1,0 +1,1 @@
+"""Sizes as expressions: what a graph computes about shapes, resolved."""
