@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from sdc.passes import domain
 from sdc.passes.base import Pass, PassReport, Skipped
-from sdc.passes.matching import replace_nodes, site
+from sdc.passes.matching import dimensions, replace_nodes, same_size, site
 
 ORT_DOMAIN = "com.microsoft"
 
@@ -28,7 +28,9 @@ class LowerMultiHeadAttention(Pass):
     Preconditions:
 
     1. No mask, and not causal unless `causal` is set: the CPU's kernel has no such attribute.
-    2. The element type is one of `dtypes`: on the CPU the operator has a kernel for float32 alone.
+    2. A causal one is known to have as many keys as queries: flash attention lets the last query see the last key, as
+       decoding with a cache wants it; Attention lets the first query see the first key.
+    3. The element type is one of `dtypes`: on the CPU the operator has a kernel for float32 alone.
 
     Not matched: what fails these; it is inlined to standard Attention later.
 
@@ -68,6 +70,13 @@ class LowerMultiHeadAttention(Pass):
             return "masked"
         if node.attributes["is_causal"].as_int() and not self.causal:
             return "causal"
+        if node.attributes["is_causal"].as_int() and not _as_many_keys_as_queries(node):
+            return "causal, and not known to have as many keys as queries"
         dtype = node.inputs[0].dtype if node.inputs[0] is not None else None
         expected = " or ".join(sorted(each.name for each in self.dtypes))
         return None if dtype in self.dtypes else f"query is {dtype and dtype.name}, expected {expected}"
+
+
+def _as_many_keys_as_queries(node: ir.Node) -> bool:
+    query, key = dimensions(node.inputs[0]), dimensions(node.inputs[1])
+    return query is not None and key is not None and same_size(query[1], key[1])

@@ -9,7 +9,7 @@ import pytest
 from contrib_reference import check_schemas, is_valid_standard, run_reference
 from equality import FP32, operators, run_model
 from exported_graphs import INPUTS, feed, load_graph
-from small_graphs import RESNET, feed_attention, feed_resnet, make_attention, make_resnet
+from small_graphs import ATTENTION, RESNET, feed_attention, feed_resnet, make_attention, make_resnet
 from test_fuse_attention import SELF, masked
 from test_fuse_group_norm_neighbours import JOIN_FEEDS, LITERAL_FEEDS, make_join, make_literal
 from transformer_graph import FEEDS, TRANSFORMER, make_transformer
@@ -186,3 +186,16 @@ def test_attention_with_a_mask_stays() -> None:
     model = fused(make_attention(masked("bool")))
     attention = next(each for each in lowering_passes(ORT_CUDA) if isinstance(each, LowerMultiHeadAttention))
     assert [each.reason for each in attention.run(model).skipped] == ["masked"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["other number", "unknown"])
+def test_causal_attention_with_other_keys_than_queries_stays(known: bool) -> None:
+    text = ATTENTION if known else SELF
+    model = fused(make_attention(text.replace("Attention (", "Attention <is_causal = 1> (")))
+    if not known:
+        (node,) = (each for each in model.graph if each.op_type == "MultiHeadAttention")
+        assert node.inputs[1] is not None
+        node.inputs[1].shape = None
+    report = LowerMultiHeadAttention(causal=True).run(model)
+    assert report.matched == 0
+    assert ["as many keys as queries" in each.reason for each in report.skipped] == [True]
