@@ -58,8 +58,8 @@ def relative_error(model: ir.Model, expected: Mapping[str, np.ndarray], feeds: F
     assert list(actual) == list(expected)
     errors = []
     for name, value in expected.items():
-        assert actual[name].shape == value.shape, name
-        assert actual[name].dtype == value.dtype, name
+        assert actual[name].shape == value.shape, f"{name}: not equal, its shape is {actual[name].shape}"
+        assert actual[name].dtype == value.dtype, f"{name}: not equal, its type is {actual[name].dtype}"
         assert np.all(np.isfinite(value)), name
         assert np.std(value) > 0, f"{name} is constant: equality would prove nothing"
         errors.append(np.max(np.abs(actual[name].astype(np.float64) - value)) / np.max(np.abs(value)))
@@ -75,7 +75,8 @@ def apply_proven(
     reports = [each.run(model) for each in passes]
     onnx.checker.check_model(ir.to_proto(model), full_check=all(not name for name in model.graph.opset_imports))
     for each, outputs in zip(feeds, expected, strict=True):
-        assert relative_error(model, outputs, each) <= tolerance
+        error = relative_error(model, outputs, each)
+        assert error <= tolerance, f"not equal: the relative error is {error:.1e}"
     after = operators(model)
     for each in passes:
         each.run(model)

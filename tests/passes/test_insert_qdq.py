@@ -39,6 +39,7 @@ GEMM_TRANSPOSED = "y = Gemm <transB = 1> (x, w, b)"
 LAYERS = {
     "conv": (CONV, (2, 3, 5, 7), (11, 3, 3, 1), 0),
     "matmul": (MATMUL, (2, 5, 7), (7, 11), 1),
+    "matmul-square": (MATMUL, (2, 5, 7), (7, 7), 1),
     "gemm": (GEMM, (5, 7), (7, 11), 1),
     "gemm-transposed": (GEMM_TRANSPOSED, (5, 7), (11, 7), 0),
 }

@@ -1,0 +1,95 @@
+"""Quantisation and float16, broken in the ways in which they could have been, fail the proofs that they pass.
+
+The proof of Q/DQ pairs is integer arithmetic in NumPy (`test_insert_qdq`): nothing quantised equals its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from broken import Broken, Case, check_noticed, names, patched
+from equality import make_model
+from test_cast_fp16 import FP16, SINUSOID, SINUSOID_WEIGHTS
+from test_insert_qdq import LAYERS, test_layers_compute_integers
+
+from sdc.passes.precision.cast_fp16 import CastFp16
+from sdc.passes.precision.insert_qdq import scale_from_range
+
+Quantise = Callable[..., tuple[np.ndarray, np.ndarray]]
+
+
+def along_the_other_axis(quantise: Quantise) -> Quantise:
+    """Weight scales are per input channel."""
+
+    def exchanged(weights: np.ndarray, *, levels: int, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+        return quantise(weights, levels=levels, axis=None if axis is None else 1 - axis)
+
+    return exchanged
+
+
+def with_other_scales(factor: float) -> Callable[[Quantise], Quantise]:
+    """Weight scales are not those of the integers."""
+
+    def exchange(quantise: Quantise) -> Quantise:
+        def exchanged(weights: np.ndarray, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+            integers, scale = quantise(weights, **options)
+            return integers, np.float32(factor) * scale
+
+        return exchanged
+
+    return exchange
+
+
+def cut_off(_: Quantise) -> Quantise:
+    """Weights are cut off towards zero and not rounded."""
+
+    def exchanged(weights: np.ndarray, *, levels: int, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+        others = None if axis is None else tuple(i for i in range(weights.ndim) if i != axis)
+        scale = scale_from_range(np.abs(weights).max(axis=others), levels)
+        spread = scale if axis is None else np.expand_dims(scale, others or ())
+        return np.trunc(weights / spread).astype(np.int8), scale
+
+    return exchanged
+
+
+INTEGERS: dict[str, Broken] = {
+    "activations by too many levels": patched("precision.insert_qdq:_ACTIVATION_LEVELS", lambda _: 255),
+    "activations by too few levels": patched("precision.insert_qdq:_ACTIVATION_LEVELS", lambda levels: levels - 1),
+    "scales a little too large": patched("precision.insert_qdq:quantise_weights", with_other_scales(1.02)),
+    "integers cut off": patched("precision.insert_qdq:quantise_weights", cut_off),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_broken_integers_are_noticed(name: str, kind: str) -> None:
+    test_layers_compute_integers(name, 8, True)
+    with INTEGERS[kind].patch(), pytest.raises(AssertionError, match="Not equal to tolerance"):
+        test_layers_compute_integers(name, 8, True)
+
+
+def test_scales_along_the_wrong_axis_are_noticed() -> None:
+    name = "matmul-square"  # elsewhere the number of scales does not fit, and nothing can run it
+    test_layers_compute_integers(name, 8, True)
+    broken = patched("precision.insert_qdq:quantise_weights", along_the_other_axis)
+    with broken.patch(), pytest.raises(AssertionError, match="Not equal to tolerance"):
+        test_layers_compute_integers(name, 8, True)
+
+
+CASES = {
+    "cast-fp16": Case(
+        lambda: make_model(SINUSOID, SINUSOID_WEIGHTS),
+        [{"timestep": np.array([987.3], np.float32)}],
+        (CastFp16(),),
+        {"sinusoid in half": patched("precision.cast_fp16:_island_nodes", lambda _: lambda *_: set())},
+        tolerance=FP16,
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), names(CASES))
+def test_broken_pass_is_noticed(name: str, kind: str) -> None:
+    check_noticed(CASES[name], kind)
