@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdc.engines.digests import file_sha256
-from sdc.engines.errors import BundleError, TargetError
+from sdc.engines.errors import BundleError, InputError, TargetError
 from sdc.engines.manifest import MANIFEST_NAME, EngineEntry, Manifest, TargetEntry, read_manifest
 from sdc.engines.session import Session
 from sdc.engines.sessions import EngineSource, open_session
@@ -159,12 +159,13 @@ def open_bundle(path: Path | str, verify: bool = True) -> Bundle:
         verify: False checks no digest, only sizes.
 
     Raises:
-        BundleError: there is no bundle, or it is damaged.
+        BundleError: it is damaged.
+        InputError: there is no bundle.
     """
     folder = Path(path)
     if not (folder / MANIFEST_NAME).is_file():
         found = "no such folder" if not folder.exists() else f"there is no {MANIFEST_NAME} in it"
-        raise BundleError(f"{folder} is no bundle: {found}", hint="`sdc export` makes one")
+        raise InputError(f"{folder} is no bundle: {found}", hint="`sdc export` makes one")
     manifest = read_manifest(folder / MANIFEST_NAME)
     _check_places_and_sizes(folder, manifest)
     bundle = Bundle(folder, manifest, verify)

@@ -20,13 +20,13 @@ class SdcError(Exception):
 
 
 class InputError(SdcError):
-    """An argument, a file or a folder given by the caller cannot be used."""
+    """An argument, a file or a folder given by the caller cannot be used, or is not there."""
 
     exit_code = 2
 
 
 class BundleError(SdcError):
-    """A bundle is missing, damaged, of another schema, or points outside itself."""
+    """A bundle is damaged, of another schema, or points outside itself."""
 
 
 class TargetError(SdcError):

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """How CLIP cuts text before byte-pair encoding."""
 
+_QUOTED = 40
+"""Characters that a warning quotes of what was cut from a prompt."""
+
 DEFAULT_SPECIAL_TOKENS = {
     "bos_token": "<|startoftext|>",
     "eos_token": "<|endoftext|>",
@@ -49,7 +52,7 @@ class ClipTokenizer:
     max_tokens: int = 77
 
     def encode(self, prompts: Sequence[str]) -> NDArray[np.int64]:
-        """Encode prompts; what does not fit is cut, with a warning that quotes it.
+        """Encode prompts; what does not fit is cut, with a warning that quotes its beginning.
 
         Returns:
             [len(prompts), max_tokens], int64.
@@ -60,7 +63,8 @@ class ClipTokenizer:
             encoding = self.encoder.encode(prompt, add_special_tokens=False)
             if len(encoding.ids) > room:
                 cut = prompt[encoding.offsets[room][0] :]
-                log.warning("the prompt has more than %d tokens; this part of it was cut: %r", room, cut)
+                begin = cut if len(cut) <= _QUOTED else f"{cut[:_QUOTED]}…"
+                log.warning("the prompt has more than %d tokens; %d characters were cut: %r", room, len(cut), begin)
             ids = [self.start_id, *encoding.ids[:room], self.end_id]
             row[: len(ids)] = ids
         return input_ids

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from sdc.compiler.cli.pictures import add_picture_arguments, settings_from_arguments
+
 SUMMARY = "measure a bundle's pictures against prompts, real pictures and a reference"
 
 SAMPLES_OF_OTHER_MODELS = 16
@@ -20,12 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", type=Path, metavar="BUNDLE", help="compare with this one's pictures")
     parser.add_argument("--samples", type=int, help=f"pictures (5000 for tiny, {SAMPLES_OF_OTHER_MODELS} for others)")
     parser.add_argument("--seed", type=int, default=0, help="of the run (0)")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (20)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale (3)")
-    parser.add_argument("--sampler", default="ddim", help="ddim, euler, dpmpp-2m or lcm (ddim)")
+    add_picture_arguments(parser)
     parser.add_argument("--target", help="which engines to run (the fastest that run here)")
     parser.add_argument("--batch", type=int, help="pictures at once (as many as the engines take)")
-    parser.add_argument("--threads", type=int, help="CPU threads of the engines (all)")
     parser.add_argument(
         "--noise-seeds", type=int, default=0, metavar="N", help="measure the seed noise with N more runs"
     )
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from sdc.compiler.evaluate.evaluate import evaluate
     from sdc.compiler.evaluate.grid import save_grid
     from sdc.compiler.evaluate.report import format_evaluation
-    from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings
+    from sdc.compiler.evaluate.settings import JUDGED_MODEL
     from sdc.compiler.plain_json import check_writable, write_json
     from sdc.engines.bundle import open_bundle
     from sdc.engines.errors import InputError
@@ -47,15 +46,10 @@ def run(args: argparse.Namespace) -> int:
     if args.noise_seeds < 0:
         raise InputError(f"--noise-seeds must be 0 or more, found {args.noise_seeds}")
     judged = open_bundle(args.bundle).manifest.model.name == JUDGED_MODEL
-    settings = Settings(
+    settings = settings_from_arguments(
+        args,
         samples=args.samples if args.samples is not None else 5000 if judged else SAMPLES_OF_OTHER_MODELS,
-        seed=args.seed,
-        sampler=args.sampler,
-        steps=args.steps,
-        guidance_scale=args.guidance,
         batch=args.batch,
-        target=args.target,
-        threads=args.threads,
     )
     evaluation = evaluate(
         args.bundle, args.reference, settings, noise_seeds=args.noise_seeds, progress=progress_on(sys.stderr)

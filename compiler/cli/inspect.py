@@ -26,12 +26,12 @@ def run(args: argparse.Namespace) -> int:
     description = inspect_path(args.path)
     value = description.to_json()
     if isinstance(description, BundleDescription):
-        text = format_bundle(description)
+        text = format_bundle(description, every_tensor=args.verbose)
     else:
         text = format_engine(description)
         origin = find_origin(args.path)
         if origin is not None:
-            text += "\n\n" + format_origin(*origin)
+            text += "\n\n" + format_origin(*origin, every_tensor=args.verbose)
     if args.json == Path("-"):
         print(json.dumps(value, indent=2))
         return 0

@@ -52,14 +52,20 @@ def _name(description: dict[str, str]) -> str:
 
 
 def _absolute_table(rows: tuple[AbsoluteRow, ...]) -> str:
+    compared = any(row.reference is not None for row in rows)
     table = format_table(
-        ["pictures against their prompts", "bundle", "reference", "change", "real pictures", "autoencoder"],
+        [
+            "pictures against their prompts",
+            "bundle",
+            *(("reference", "change") if compared else ()),
+            "real pictures",
+            "autoencoder",
+        ],
         [
             [
                 TITLES[row.name],
                 _figure(row.name, row.bundle),
-                _figure(row.name, row.reference),
-                _figure(row.name, row.change, signed=True),
+                *_against_reference(row, compared=compared),
                 _number(row.name, row.real),
                 _number(row.name, row.autoencoder),
             ]
@@ -67,6 +73,10 @@ def _absolute_table(rows: tuple[AbsoluteRow, ...]) -> str:
         ],
     )
     return f"{table}\nThe autoencoder's column is for real pictures, encoded and decoded: the floor of any UNet."
+
+
+def _against_reference(row: AbsoluteRow, *, compared: bool) -> list[str]:
+    return [_figure(row.name, row.reference), _figure(row.name, row.change, signed=True)] if compared else []
 
 
 def _paired_table(rows: tuple[PairedRow, ...]) -> str:
@@ -90,6 +100,10 @@ def _paired_table(rows: tuple[PairedRow, ...]) -> str:
 
 
 def _epsilon_table(rows: tuple[EpsilonRow, ...]) -> str:
+    if all(row.reference_loss is None for row in rows):
+        return format_table(
+            ["UNet at timestep", "bundle's loss"], [[str(row.timestep), f"{row.bundle_loss:.5f}"] for row in rows]
+        )
     return format_table(
         ["UNet at timestep", "error, %", "bundle's loss", "reference's loss"],
         [

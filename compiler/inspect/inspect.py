@@ -80,7 +80,7 @@ def inspect_path(path: Path) -> BundleDescription | EngineFile:
     """Describe a bundle's folder, or an ``.onnx``, ``.xml`` or ``.plan`` file.
 
     Raises:
-        BundleError: the folder is no bundle, or the bundle is damaged.
+        BundleError: the bundle is damaged.
         InputError: there is nothing at `path`, or the file is none of these or damaged.
     """
     if path.is_dir():

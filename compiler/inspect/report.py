@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
 
 from sdc.compiler.inspect.engine_file import EngineFile, TensorInfo
 from sdc.compiler.inspect.inspect import BundleDescription
 from sdc.compiler.text_table import format_table
 from sdc.engines.manifest import TargetEntry
-from sdc.engines.specs import ComponentSpec
+from sdc.engines.specs import ComponentSpec, TensorSpec
 
 OPERATORS_IN_A_LINE = 6
 COLUMNS = 5
 
+_CROSSING = {"prompt": "picture", "timestep": "timestep"}
+"""What tensors that cross are called before their number, and how often they are made."""
 
-def format_bundle(bundle: BundleDescription) -> str:
-    """What a bundle is, its interface, and the engines of each target."""
+
+def format_bundle(bundle: BundleDescription, *, every_tensor: bool = False) -> str:
+    """What a bundle is, its interface, and the engines of each target.
+
+    Args:
+        bundle: an inspected one.
+        every_tensor: list those that cross between the UNet and the engines beside it one by one.
+    """
     manifest = bundle.manifest
     model = manifest.model
     loras = ", ".join(f"{lora.file} x {lora.scale:g}" for lora in model.loras) or "none"
@@ -27,7 +39,7 @@ def format_bundle(bundle: BundleDescription) -> str:
         f"pictures of {settings.default_width_px}x{settings.default_height_px} px, {settings.latent_channels} latent "
         f"channels at 1/{settings.vae_reduction} of the size, {settings.max_tokens} tokens",
         "",
-        *(line for spec in manifest.components.values() for line in _interface(spec)),
+        *(line for spec in manifest.components.values() for line in _interface(spec, every_tensor)),
     ]
     return "\n\n".join(["\n".join(lines), *(_target(bundle, name) for name in manifest.targets)])
 
@@ -49,7 +61,7 @@ def format_engine(engine: EngineFile) -> str:
     return "\n".join(lines)
 
 
-def format_origin(bundle: BundleDescription, target: str, component: str) -> str:
+def format_origin(bundle: BundleDescription, target: str, component: str, *, every_tensor: bool = False) -> str:
     """What the bundle that an engine file lies in says about it."""
     manifest = bundle.manifest
     entry = manifest.targets[target]
@@ -57,21 +69,35 @@ def format_origin(bundle: BundleDescription, target: str, component: str) -> str
         [
             f"it is the {component} of target {target} in {bundle.path}: {manifest.model.name}, {manifest.precision}, "
             f"{_built(entry)}",
-            *_interface(manifest.components[component]),
+            *_interface(manifest.components[component], every_tensor),
         ]
     )
 
 
-def _interface(spec: ComponentSpec) -> list[str]:
+def _interface(spec: ComponentSpec, every_tensor: bool) -> list[str]:
     ranges = ", ".join(
         f"{symbol} {size.minimum} to {size.maximum}" + (f" in steps of {size.multiple}" if size.multiple > 1 else "")
         for symbol, size in spec.dimensions.items()
     )
-    inputs, outputs = (
-        ", ".join(_tensor(TensorInfo(each.name, each.dtype, each.shape)) for each in tensors)
-        for tensors in (spec.inputs, spec.outputs)
-    )
+    inputs, outputs = (", ".join(_tensors(spec, tensors, every_tensor)) for tensors in (spec.inputs, spec.outputs))
     return [f"{spec.name}: {inputs}", f"    -> {outputs}" + (f"  ({ranges})" if ranges else "")]
+
+
+def _tensors(spec: ComponentSpec, tensors: Sequence[TensorSpec], every_tensor: bool) -> Iterator[str]:
+    """Each tensor; those that cross from an engine beside the UNet together, unless `every_tensor`."""
+    for part, group in groupby(tensors, key=lambda each: each.name.partition(".")[0]):
+        found = list(group)
+        if every_tensor or part not in _CROSSING or len(found) == 1:
+            yield from (_tensor(TensorInfo(each.name, each.dtype, each.shape)) for each in found)
+        else:
+            count = megabytes(sum(_bytes(spec, each) for each in found))
+            yield f"{len(found)} tensors {found[0].name} to {found[-1].name} ({count} a {_CROSSING[part]})"
+
+
+def _bytes(spec: ComponentSpec, tensor: TensorSpec) -> int:
+    """Of a tensor at the sizes that its component is tuned for."""
+    sizes = (size if isinstance(size, int) else spec.dimensions[size].optimum for size in tensor.shape)
+    return math.prod(sizes) * np.dtype(tensor.dtype).itemsize
 
 
 def _target(bundle: BundleDescription, name: str) -> str:

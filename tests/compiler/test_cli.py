@@ -188,3 +188,17 @@ def test_json_is_alone_on_standard_output(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert result.stdout == ""
     assert result.returncode == 2
     assert json.dumps("none").strip('"') in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "{}", "--prompt", "x"], ["inspect", "{}"], ["eval", "{}"], ["compare", "{}", "{}"]],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_bundle_that_is_not_there_is_an_argument_that_cannot_be_used(
+    arguments: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([each.format(tmp_path / name) for each in arguments]) == 2
+    assert str(tmp_path / name) in capsys.readouterr().err

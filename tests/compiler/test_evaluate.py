@@ -379,6 +379,7 @@ def test_measured_noise_takes_runs_of_other_seeds(bundles: dict[str, Path], mode
     assert found.absolute[-1].bundle.noise is not None
     assert found.absolute[-1].bundle.noise > 0
     assert all(row.error is None and row.reference_loss is None for row in found.epsilon)
+    assert "reference" not in format_evaluation(found)
 
 
 def test_command(

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,6 +16,7 @@ from sdc.compiler.inspect.inspect import BundleDescription, FusionCount, inspect
 from sdc.compiler.inspect.plan_file import inspect_plan
 from sdc.compiler.inspect.report import format_bundle, format_engine
 from sdc.engines.errors import BundleError, InputError
+from sdc.engines.specs import DimensionRange, TensorSpec
 from sdc.engines.targets import COMPUTE_CAPABILITIES
 
 CONVOLUTION_WEIGHTS = CHANNELS * CHANNELS * 9
@@ -28,6 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_command(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
+    parser.add_argument("--verbose", action="store_true")  # which every command has
     return command.run(parser.parse_args(arguments))
 
 
@@ -214,5 +217,19 @@ def test_what_cannot_be_described(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InputError, match="unknown ending"):
         inspect_path(tmp_path / "notes.txt")
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(InputError, match="no bundle"):
         inspect_path(tmp_path)
+
+
+@pytest.mark.parametrize("every_tensor", [False, True])
+def test_tensors_that_cross_are_told_together(bundle: Path, every_tensor: bool) -> None:
+    crossing = tuple(TensorSpec(f"prompt.{index}", "float32", ("B", 77, 5)) for index in range(3))
+    found = inspect_path(bundle)
+    assert isinstance(found, BundleDescription)
+    unet = found.manifest.components["unet"]
+    unet = replace(unet, inputs=(*unet.inputs, *crossing), dimensions={**unet.dimensions, "B": DimensionRange(1, 2, 8)})
+    manifest = replace(found.manifest, components={"unet": unet})
+    text = format_bundle(replace(found, manifest=manifest), every_tensor=every_tensor)
+    assert ("prompt.1 float32 [B, 77, 5]" in text) == every_tensor
+    # 3 tensors of 2 x 77 x 5 numbers of 4 bytes
+    assert ("3 tensors prompt.0 to prompt.2 (9.2 kB a picture)" in text) == (not every_tensor)

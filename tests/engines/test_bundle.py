@@ -6,7 +6,7 @@ import pytest
 
 from sdc.engines import bundle as bundle_module
 from sdc.engines.bundle import open_bundle
-from sdc.engines.errors import BundleError, TargetError
+from sdc.engines.errors import BundleError, InputError, TargetError
 
 
 def flip_byte(path, offset=-1):
@@ -154,9 +154,9 @@ def test_opens_a_bundle_through_a_link(small_bundle, tmp_path):
 
 
 def test_refuses_what_is_no_bundle(tmp_path):
-    with pytest.raises(BundleError, match=r"nothing is no bundle: no such folder; `sdc export` makes one"):
+    with pytest.raises(InputError, match=r"nothing is no bundle: no such folder; `sdc export` makes one"):
         open_bundle(tmp_path / "nothing")
-    with pytest.raises(BundleError, match=r"there is no sdc\.json in it"):
+    with pytest.raises(InputError, match=r"there is no sdc\.json in it"):
         open_bundle(tmp_path)
 
 

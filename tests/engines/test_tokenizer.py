@@ -110,7 +110,11 @@ def test_a_long_prompt_is_cut_with_a_warning_that_quotes_the_rest(
     with caplog.at_level(logging.WARNING):
         cut = tokenizer.encode([f"{fits}  and Ünïcode, too"])
     np.testing.assert_array_equal(cut, whole)
-    assert "more than 75 tokens; this part of it was cut: 'and Ünïcode, too'" in caplog.text
+    assert "more than 75 tokens; 16 characters were cut: 'and Ünïcode, too'" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        tokenizer.encode([f"{fits} {'pink bag ' * 9}"])
+    assert "81 characters were cut: 'pink bag pink bag pink bag pink bag pink…'" in caplog.text
 
 
 def test_shorter_contexts(trained: Path) -> None:
