@@ -96,7 +96,8 @@ def export_bundle(
         missing = _missing_builds(shop, plan)
         exported = _export_components(shop, request, opened, plan, missing)
         worker.close()  # torch and its memory go
-        table = _calibrate(shop, request, opened, plan, exported) if plan.calibration_key and missing["unet"] else None
+        calibrates = plan.calibration_key is not None and missing["unet"]
+        table = calibrate_unet(shop, opened, plan, exported, fuse=request.fuse) if calibrates else None
         built = _build_engines(shop, request, plan, exported, table)
         up_to_date, manifest = _write(shop, request, opened, built)
     cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())
@@ -140,9 +141,10 @@ def _export_components(
     }
 
 
-def _calibrate(
-    shop: Workshop, request: ExportRequest, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry]
+def calibrate_unet(
+    shop: Workshop, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry], *, fuse: bool
 ) -> Entry:
+    """The calibration table of a plan that quantises, made or from the cache; `exported` holds the graphs it needs."""
     assert plan.calibration_key is not None
     inputs = Calibration(
         model=opened.entry.name,
@@ -153,7 +155,7 @@ def _calibrate(
         configs=opened.configs,
         files=opened.files,
         prompts=plan.prompts,
-        fuse=request.fuse,
+        fuse=fuse,
     )
     return shop.produce("calibrate unet", "calibrate", plan.calibration_key, calibrate_stage, inputs, reports=True)
 

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdc.compiler.cli.pictures import add_picture_arguments, settings_from_arguments
+
 if TYPE_CHECKING:
     from sdc.compiler.compare.exported import ExportedGraph
     from sdc.engines.targets import Target
@@ -26,10 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures", type=int, metavar="N", help=f"pictures to compare ({DEFAULT_PICTURES}, or as many as prompts)"
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="of the pictures, one a line (the model's own)")
-    parser.add_argument("--sampler", default="ddim", help="ddim, euler, dpmpp-2m or lcm (ddim)")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps of each picture (20)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance scale of the pictures (3)")
-    parser.add_argument("--threads", type=int, help="CPU threads of the engines (all)")
+    add_picture_arguments(parser)
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="timed calls of each engine (7)")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs, pictures and random weights (0)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page that stands alone")
@@ -41,8 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     passes.add_argument("--model", help="what is compiled: as for `sdc export`, or an .onnx file")
     passes.add_argument("--component", default="unet", help="text_encoder, unet, vae_decoder or vae_encoder (unet)")
     passes.add_argument("--weights", choices=("trained", "random"), default="trained", help="as for `sdc export`")
-    passes.add_argument("--precision", default="fp32", metavar="fp32|fp16", help="of the engines (fp32)")
-    passes.add_argument("--tolerance", type=float, help="of --bisect: largest relative error (1e-5)")
+    passes.add_argument(
+        "--precision",
+        default="fp32",
+        metavar="fp32|fp16|int8",
+        help="of the engines, calibrated as by `sdc export`; errors are against the graph as exported (fp32)",
+    )
+    passes.add_argument(
+        "--tolerance",
+        type=float,
+        help="of --bisect: largest relative error (1e-5); fp16 and int8 need a larger one, or are what is found",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +91,6 @@ def _check(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from sdc.compiler.compare.compare import compare
     from sdc.compiler.compare.report import format_comparison
-    from sdc.compiler.evaluate.settings import Settings
     from sdc.compiler.export_plan import read_prompts
     from sdc.compiler.plain_json import write_json
 
@@ -92,15 +99,7 @@ def _compare(args: argparse.Namespace) -> int:
     comparison = compare(
         args.first,
         args.second,
-        Settings(
-            samples=max(1, pictures),
-            seed=args.seed,
-            sampler=args.sampler,
-            steps=args.steps,
-            guidance_scale=args.guidance,
-            target=args.target,
-            threads=args.threads,
-        ),
+        settings_from_arguments(args, samples=max(1, pictures)),
         rounds=args.rounds,
         pictures=pictures > 0,
         prompts=prompts,
@@ -144,17 +143,18 @@ def _ablate(args: argparse.Namespace) -> int:
 def _bisect(args: argparse.Namespace) -> int:
     from sdc.compiler.compare.bisection import DEFAULT_TOLERANCE, bisect_passes
     from sdc.compiler.compare.pass_report import format_bisection
-    from sdc.compiler.compare.variants import all_phases
+    from sdc.compiler.compare.variants import all_phases, is_hoisted
     from sdc.compiler.plain_json import write_json
 
     graph, target = _graph(args)
     bisection = bisect_passes(
         graph,
-        all_phases(graph.spec.name, args.precision, target),
+        all_phases(graph.spec.name, args.precision, target, table=graph.table),
         target,
         tolerance=DEFAULT_TOLERANCE if args.tolerance is None else args.tolerance,
         seed=args.seed,
         threads=args.threads,
+        hoist=is_hoisted(graph),
         report=_say,
     )
     write_json(args.json, bisection.to_json())
@@ -178,7 +178,12 @@ def _graph(args: argparse.Namespace) -> tuple[ExportedGraph, Target]:
     source = Source(model=args.model, weights=args.weights, seed=args.seed if args.weights == "random" else 0)
     with show_progress() as progress:
         graph = exported_graph(
-            source, args.component, targets[0], cache=StageCache(cache_folder() / "stages"), progress=progress
+            source,
+            args.component,
+            targets[0],
+            precision=args.precision,
+            cache=StageCache(cache_folder() / "stages"),
+            progress=progress,
         )
     return graph, targets[0]
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
+from sdc.compiler.compare.beside import Feeds, run_beside
 from sdc.compiler.compare.execution import Execution
 from sdc.compiler.compare.exported import ExportedGraph
 from sdc.compiler.compare.footprint import Footprint, take_footprint
 from sdc.compiler.compare.outputs import Timing, compare_outputs, draw_feeds, seconds_in_turn, timing_from_seconds
-from sdc.compiler.compare.variants import Variant, build_variants, target_independent_phases
+from sdc.compiler.compare.variants import Variant, build_variants, is_hoisted, target_independent_phases
 from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
+from sdc.compiler.export_plan import remainder
 from sdc.compiler.plain_json import finite_json
 from sdc.compiler.trace.guards import explaining_full_disk
 from sdc.compiler.workshop.worker import Worker
@@ -41,6 +44,8 @@ class AblationRow:
         relative_rms: error of the outputs against the first row's, the largest of all outputs.
         psnr_db: likewise, the smallest, with the range of the first row's values as the peak.
         timing: of a call, against the first row.
+        beside_seconds: after hoisting, of a call of each engine that runs outside of the loop, by its name; such a row
+            is the engine that runs at each step.
     """
 
     passes: tuple[str, ...]
@@ -50,6 +55,7 @@ class AblationRow:
     relative_rms: float | None = None
     psnr_db: float | None = None
     timing: Timing | None = None
+    beside_seconds: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def ablate(
     Args:
         graph: before any pass.
         target: what it is lowered for.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16", or "int8" if the graph is calibrated.
         rounds: timed rounds over all rows.
         threads: CPU threads; None leaves it to the backend.
         seed: of the inputs.
@@ -103,9 +109,9 @@ def ablate(
 
     Raises:
         ExportError: an engine cannot be built, or the disk is full.
-        InputError: the precision needs calibration.
+        InputError: an unknown precision, or it needs calibration.
     """
-    phases = target_independent_phases(graph.spec.name, precision)
+    phases = target_independent_phases(graph.spec.name, precision, table=graph.table, rest=remainder(target))
     feeds = draw_feeds(graph.spec, seed=seed)
     with (
         tempfile.TemporaryDirectory(prefix="sdc-ablation-") as scratch,
@@ -113,20 +119,12 @@ def ablate(
     ):
         say("building a variant for every pass")
         with Worker(log_path=Path(scratch, "worker.log")) as worker:
-            variants = worker.call(build_variants, graph, phases, target, Path(scratch, "engines")).value
+            build = partial(build_variants, hoist=is_hoisted(graph))
+            variants = worker.call(build, graph, phases, target, Path(scratch, "engines")).value
         rows = [AblationRow(variant.passes, variant.nodes) for variant in variants.rows]
         not_run = runnable(target)
         if not_run is None:
-            footprints = []
-            for index, variant in enumerate(variants.rows):
-                say(f"running variant {index + 1} of {len(variants.rows)}")
-                footprints.append(take_footprint(variant.source, feeds, threads=threads))
-            say(f"timing {len(rows)} variants in turn, {rounds} rounds")
-            seconds = _time(variants.rows, feeds, rounds=rounds, threads=threads)
-            rows = [
-                _row(variant, footprints[0], footprints[index], timing_from_seconds(seconds[:, 0], seconds[:, index]))
-                for index, variant in enumerate(variants.rows)
-            ]
+            rows = _measure(variants.rows, feeds, rounds=rounds, threads=threads, say=say)
     return Ablation(
         subject=f"{graph.origin}, {precision}, target {target.name}",
         shapes={name: feed.shape for name, feed in feeds.items()},
@@ -134,6 +132,28 @@ def ablate(
         idle=variants.idle,
         not_run=not_run,
     )
+
+
+def _measure(
+    variants: Sequence[Variant], feeds: Feeds, *, rounds: int, threads: int | None, say: Callable[[str], None]
+) -> list[AblationRow]:
+    """Run and time all variants."""
+    calls = []
+    footprints = []
+    for index, variant in enumerate(variants):
+        say(f"running variant {index + 1} of {len(variants)}")
+        calls.append(run_beside(variant, feeds, rounds=rounds, threads=threads))
+        assert variant.source is not None
+        footprints.append(take_footprint(variant.source, calls[-1].feeds, threads=threads))
+    say(f"timing {len(variants)} variants in turn, {rounds} rounds")
+    seconds = _time(variants, [call.feeds for call in calls], rounds=rounds, threads=threads)
+    return [
+        replace(
+            _row(variant, footprints[0], footprints[index], timing_from_seconds(seconds[:, 0], seconds[:, index])),
+            beside_seconds=calls[index].beside_seconds,
+        )
+        for index, variant in enumerate(variants)
+    ]
 
 
 def _row(variant: Variant, reference: Footprint, found: Footprint, timing: Timing) -> AblationRow:
@@ -158,8 +178,8 @@ def _psnr(wanted: np.ndarray, found: np.ndarray) -> float:
     return min(PSNR_CEILING_DB, 10 * float(np.log10(peak**2 / error)))
 
 
-def _time(variants: Sequence[Variant], feeds: dict[str, np.ndarray], *, rounds: int, threads: int | None) -> np.ndarray:
-    """[rounds, variants], seconds of a call.
+def _time(variants: Sequence[Variant], feeds: Sequence[Feeds], *, rounds: int, threads: int | None) -> np.ndarray:
+    """[rounds, variants], seconds of a call with the variant's own feeds.
 
     In every round each variant is called once. Where not all fit into memory together, each is loaded, warmed up and
     called in turn, so that at any time only one is there.
@@ -168,13 +188,15 @@ def _time(variants: Sequence[Variant], feeds: dict[str, np.ndarray], *, rounds: 
     if needed < psutil.virtual_memory().available:
         with ExitStack() as stack:
             sessions = [stack.enter_context(_session(variant, threads)) for variant in variants]
-            return seconds_in_turn([_call(session, feeds) for session in sessions], rounds=rounds)
+            return seconds_in_turn(
+                [_call(session, each) for session, each in zip(sessions, feeds, strict=True)], rounds=rounds
+            )
     seconds = np.empty((rounds, len(variants)))
     for index in range(rounds):
         for place in range(len(variants)):
             which = (index + place) % len(variants)
             with _session(variants[which], threads) as session:
-                seconds[index, which] = seconds_in_turn([_call(session, feeds)], rounds=1, warm_ups=1)[0, 0]
+                seconds[index, which] = seconds_in_turn([_call(session, feeds[which])], rounds=1, warm_ups=1)[0, 0]
     return seconds
 
 
@@ -183,5 +205,5 @@ def _session(variant: Variant, threads: int | None) -> Session:
     return open_session(variant.source, threads=threads)
 
 
-def _call(session: Session, feeds: dict[str, np.ndarray]) -> Callable[[], object]:
+def _call(session: Session, feeds: Feeds) -> Callable[[], object]:
     return lambda: session.run(feeds)

@@ -18,7 +18,7 @@ from sdc.compiler.compare.html_parts import (
     section,
     table,
 )
-from sdc.compiler.compare.pass_report import changing_pass, format_shapes, join_names
+from sdc.compiler.compare.pass_report import changing_pass, format_beside, format_shapes, join_names
 from sdc.compiler.compare.report import MEMORY_METHOD, format_ratio
 
 
@@ -31,7 +31,7 @@ def ablation_page(ablation: Ablation) -> str:
         columns += [Column(title) for title in ("peak memory", "relative RMS", "PSNR, dB")]
     columns.append(Column("folded: passes that changed nothing", words=True))
     rows = [_ablation_cells(row, slowest, run=ablation.not_run is None) for row in ablation.rows]
-    notes = [MEMORY_METHOD]
+    notes = [MEMORY_METHOD, *(f"{format_beside(row)}." for row in ablation.rows if row.beside_seconds is not None)]
     if ablation.idle:
         notes.append(f"After the last row, these change nothing: {join_names(ablation.idle)}.")
     if ablation.not_run is not None:

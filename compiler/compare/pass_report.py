@@ -28,6 +28,7 @@ def format_ablation(ablation: Ablation) -> str:
             "\nEach row is the graph after all passes so far, then lowered. Times: medians of "
             f"{rows[0].timing.rounds} rounds over all rows;\nratio with its quartiles. {MEMORY_METHOD}"
         )
+    parts += [format_beside(row) for row in rows if row.beside_seconds is not None]
     folded = [f"  before {changing_pass(row)}: {join_names(row.passes[:-1])}" for row in rows if len(row.passes) > 1]
     if ablation.idle:
         folded.append(f"  at the end: {join_names(ablation.idle)}")
@@ -41,6 +42,15 @@ def format_ablation(ablation: Ablation) -> str:
 def changing_pass(row: AblationRow) -> str:
     """The pass that a row is for."""
     return row.passes[-1] if row.passes else FIRST_ROW
+
+
+def format_beside(row: AblationRow) -> str:
+    """What the engines beside the one that runs at each step take."""
+    times = ", ".join(
+        f"{name} {1000 * seconds:.2f} ms once a {'picture' if name == 'unet_prompt' else 'timestep'}"
+        for name, seconds in (row.beside_seconds or {}).items()
+    )
+    return f"{changing_pass(row)}: the engine that runs at each step, alone; before it {times}"
 
 
 def format_shapes(shapes: dict[str, tuple[int, ...]]) -> str:

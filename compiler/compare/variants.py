@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,13 +13,17 @@ from sdc.compiler.build import build_engine
 from sdc.compiler.compare.exported import ExportedGraph
 from sdc.compiler.compare.structure import StructureDigests
 from sdc.compiler.component import Component
-from sdc.engines.errors import InputError
+from sdc.compiler.export_plan import HOISTED_FROM, remainder
+from sdc.compiler.hoisting import hoist_component
 from sdc.engines.sessions import EngineSource
 from sdc.engines.targets import Target, runnable
 from sdc.passes.base import Pass, run_passes
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
+from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.insert_qdq import InsertQdq
 
-PRECISIONS = ("fp32", "fp16")
+HOIST = "hoisting: hoist"
+"""The last step of a component that runs in a loop."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,14 @@ class Variant:
         nodes: of the lowered graph.
         source: its engine; None where none can be run here.
         engine_bytes: size of its files.
+        beside: engines of what was hoisted out of it, in the order in which they run; their results are its inputs.
     """
 
     passes: tuple[str, ...]
     nodes: int
     source: EngineSource | None
     engine_bytes: int = 0
+    beside: tuple[EngineSource, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,30 +66,43 @@ class Variants:
     idle: tuple[str, ...]
 
 
-def target_independent_phases(component: str, precision: str) -> tuple[Phase, ...]:
-    """Everything that happens to a graph before it is lowered.
+def target_independent_phases(
+    component: str, precision: str, *, table: Path | None = None, rest: str = "fp16"
+) -> tuple[Phase, ...]:
+    """Everything that happens to a graph before it is lowered; hoisting is no pass, and not among it.
+
+    Args:
+        component: name of the network.
+        precision: one of `PRECISIONS`.
+        table: file of the calibration, for "int8".
+        rest: "fp16" or "fp32", for what "int8" leaves alone.
 
     Raises:
-        InputError: the precision needs more than the graph.
+        InputError: an unknown precision, or "int8" without a table, or another one with a table.
     """
-    if precision not in PRECISIONS:
-        raise InputError(
-            f"pass by pass, the precision {precision!r} cannot be compared", hint=f"choose {' or '.join(PRECISIONS)}"
-        )
+    quantise: tuple[Pass, ...] = ()
+    if table is not None:
+        quantise = (InsertQdq(CalibrationTable.from_json(json.loads(table.read_text(encoding="utf-8")))),)
     return (
         Phase("canonical", canonical_passes()),
         Phase("fusion", fusion_passes(component)),
-        Phase("precision", precision_passes(precision)),
+        Phase("precision", precision_passes(precision, quantise=quantise, remainder=rest)),
     )
 
 
-def all_phases(component: str, precision: str, target: Target) -> tuple[Phase, ...]:
+def all_phases(component: str, precision: str, target: Target, *, table: Path | None = None) -> tuple[Phase, ...]:
     """Likewise, and the lowering for a target.
 
     Raises:
-        InputError: the precision needs more than the graph.
+        InputError: as there.
     """
-    return (*target_independent_phases(component, precision), Phase("lowering", lowering_passes(target.backend)))
+    before = target_independent_phases(component, precision, table=table, rest=remainder(target))
+    return (*before, Phase("lowering", lowering_passes(target.backend)))
+
+
+def is_hoisted(graph: ExportedGraph) -> bool:
+    """Whether `sdc export` takes what does not change between steps out of a graph."""
+    return graph.spec.name in HOISTED_FROM
 
 
 def build_variants(
@@ -90,6 +110,8 @@ def build_variants(
     phases: Sequence[Phase],
     target: Target,
     folder: Path,
+    *,
+    hoist: bool = False,
 ) -> Variants:
     """Build the engines below `folder`; nothing is built for a target that this machine cannot run.
 
@@ -98,6 +120,7 @@ def build_variants(
         phases: before lowering.
         target: what the engines are for.
         folder: receives a folder for each.
+        hoist: as a last step, take out what does not change between steps.
     """
     digests = StructureDigests()
     model = ir.load(graph.path)
@@ -117,8 +140,14 @@ def build_variants(
         if digest == last_lowered:
             continue
         last_lowered = digest
-        rows.append(_variant(graph, lowered, tuple(pending), target, folder / f"{len(rows):02d}"))
+        rows.append(_variant(Component(graph.spec, lowered), tuple(pending), target, folder / f"{len(rows):02d}"))
         pending = []
+    if hoist:
+        hoisted, _ = hoist_component(Component(graph.spec, model))
+        pending.append(HOIST)
+        if len(hoisted) > 1:
+            rows.append(_hoisted_variant(hoisted, tuple(pending), target, folder / "hoisted"))
+            pending = []
     return Variants(tuple(rows), tuple(pending))
 
 
@@ -136,14 +165,25 @@ def _lower(model: ir.Model, target: Target) -> ir.Model:
     return lowered
 
 
-def _variant(graph: ExportedGraph, lowered: ir.Model, passes: tuple[str, ...], target: Target, folder: Path) -> Variant:
+def _hoisted_variant(hoisted: Sequence[Component], passes: tuple[str, ...], target: Target, folder: Path) -> Variant:
+    """The engine that runs at each step, and those beside it."""
+    variants = []
+    for component in hoisted:
+        run_passes(lowering_passes(target.backend), component.model)
+        variants.append(_variant(component, passes, target, folder / component.spec.name))
+    step, *others = variants
+    return replace(step, beside=tuple(each.source for each in others if each.source is not None))
+
+
+def _variant(component: Component, passes: tuple[str, ...], target: Target, folder: Path) -> Variant:
+    nodes = len(component.model.graph)
     if runnable(target) is not None:
-        return Variant(passes, len(lowered.graph), None)
-    built = build_engine(Component(graph.spec, lowered), target, folder)
+        return Variant(passes, nodes, None)
+    built = build_engine(component, target, folder)
     files = tuple(folder / name for name in built.files)
     return Variant(
         passes=passes,
-        nodes=len(lowered.graph),
-        source=EngineSource(graph.spec, target.backend, files, built.options, target.compute_capabilities),
+        nodes=nodes,
+        source=EngineSource(component.spec, target.backend, files, built.options, target.compute_capabilities),
         engine_bytes=sum(file.stat().st_size for file in files),
     )
