@@ -20,7 +20,7 @@ from sdc.compiler.compare.report import format_comparison
 from sdc.compiler.compare.subject import LONE_COMPONENT, open_subject
 from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
 from sdc.compiler.evaluate.settings import Settings
-from sdc.engines.errors import BundleError, InputError, TargetError
+from sdc.engines.errors import InputError, TargetError
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
 SETTINGS = Settings(samples=1, steps=3, target="ort-cpu", threads=1)
@@ -149,7 +149,7 @@ def test_bundles_that_do_not_run_here_are_described_only(tmp_path: Path) -> None
 def test_what_cannot_be_opened(bundles: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not found"):
         open_subject(tmp_path / "nothing.onnx", None)
-    with pytest.raises(BundleError, match="no bundle"):
+    with pytest.raises(InputError, match="is no bundle"):
         open_subject(tmp_path / "nothing", None)
     with pytest.raises(TargetError, match="no engines for the target 'rtx'"):
         open_subject(bundles["plain"], "rtx")
