@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import onnx_ir as ir
 
+from sdc.compiler.bundle.small_files import small_files
 from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.component import Component
 from sdc.compiler.hoisting import hoist_component
@@ -26,6 +27,9 @@ from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.insert_qdq import InsertQdq
 
+if TYPE_CHECKING:
+    from sdc.compiler.load import Checkpoint, GraphCheckpoint
+
 MODEL_NAME = "model.onnx"
 """What the stage `export` leaves in its folder; the weights are beside it."""
 TABLE_NAME = "unet.json"
@@ -37,7 +41,7 @@ class Source:
     """What the user wants exported, as it was said.
 
     Attributes:
-        model: see `load_checkpoint`.
+        model: see `load_model`.
         weights: "trained" or "random".
         seed: of random weights.
         loras: ``FILE[:SCALE]`` each.
@@ -59,7 +63,7 @@ class Opened:
         entry: for the manifest.
         digests: of each component's weights and configuration.
         configs: of each network, with the defaults of its class filled in.
-        files: small files of the bundle, by path: tokenizer, schedule, model index.
+        files: small files of the bundle, by path: see `small_files`.
     """
 
     entry: ModelEntry
@@ -74,27 +78,35 @@ def open_source(source: Source) -> Opened:
 
     checkpoint = _checkpoint(source)
     loras = tuple(LoraEntry(lora.path.name, lora.scale) for lora in checkpoint.loras)
+    configs = {
+        network: _plain(make_empty(network, checkpoint.config(network), origin=checkpoint.source).config)
+        for network in NETWORKS
+    }
     weights = "trained" if checkpoint.weights == "trained" else f"random, seed {source.seed}"
     return Opened(
         entry=ModelEntry(checkpoint.name, checkpoint.source, loras, weights),
         digests={component: checkpoint.digest(component) for component in COMPONENTS},
-        configs={
-            network: _plain(make_empty(network, checkpoint.config(network), origin=checkpoint.source).config)
-            for network in NETWORKS
-        },
-        files={
-            **{f"tokenizer/{name}": content for name, content in checkpoint.tokenizer_files.items()},
-            "scheduler/scheduler_config.json": json_bytes(checkpoint.scheduler_config),
-            "model_index.json": json_bytes(checkpoint.model_index),
-        },
+        configs=configs,
+        files=small_files(
+            tokenizer_files=checkpoint.tokenizer_files,
+            scheduler_config=checkpoint.scheduler_config,
+            model_index=checkpoint.model_index,
+            configs={network: {**checkpoint.config(network), **configs[network]} for network in NETWORKS},
+        ),
     )
 
 
 def export_stage(source: Source, component: str, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> Any:
-    """Stage `export`: one torch module to ``model.onnx``, compared with the module."""
+    """Stage `export`: one torch module, or a graph that was brought along, to ``model.onnx``, compared with it."""
+    from sdc.compiler.load import GraphCheckpoint
+    from sdc.compiler.trace.adopt import adopt_graph
     from sdc.compiler.trace.export import export_component
 
-    difference = export_component(_checkpoint(source), component, configs, folder / MODEL_NAME)
+    checkpoint = _checkpoint(source)
+    if isinstance(checkpoint, GraphCheckpoint):
+        difference = adopt_graph(checkpoint.graphs[component], component, configs, folder / MODEL_NAME)
+    else:
+        difference = export_component(checkpoint, component, configs, folder / MODEL_NAME)
     return {"relative_difference": float(f"{difference:.0e}")}
 
 
@@ -240,17 +252,17 @@ def _report_json(report: PassReport) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _checkpoint(source: Source) -> Any:
+def _checkpoint(source: Source) -> Checkpoint | GraphCheckpoint:
     """The opened checkpoint; it holds no weights, so the worker keeps it between stages."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    from sdc.compiler.load import Weights, load_checkpoint, parse_lora
+    from sdc.compiler.load import Weights, load_model, parse_lora
 
     # The progress bars of torch's and Hugging Face's libraries share a semaphore of the system by default, which would
     # stay behind when the worker is killed.
     tqdm.set_lock(threading.RLock())
 
-    return load_checkpoint(
+    return load_model(
         source.model,
         weights=cast(Weights, source.weights),
         seed=source.seed,

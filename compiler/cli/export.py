@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
-        help='"tiny", "sd15", another id on the hub, a diffusers folder, or a .safetensors checkpoint',
+        help='"tiny", "sd15", another id on the hub, a diffusers folder, a .safetensors checkpoint, or a folder of '
+        "ONNX graphs that optimum exported",
     )
     parser.add_argument(
         "--precision",

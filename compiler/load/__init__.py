@@ -1,7 +1,18 @@
-"""The only door for torch weights: opens checkpoints and folds LoRAs into them."""
+"""The only door for weights: opens checkpoints and folds LoRAs into them; opens folders of ONNX graphs."""
 
 from sdc.compiler.load.checkpoint import Checkpoint, NetworkSource, Weights, WeightSource
-from sdc.compiler.load.load import load_checkpoint
+from sdc.compiler.load.graph_folder import GraphCheckpoint
+from sdc.compiler.load.load import load_checkpoint, load_model
 from sdc.compiler.load.lora import LoraSource, parse_lora
 
-__all__ = ["Checkpoint", "LoraSource", "NetworkSource", "WeightSource", "Weights", "load_checkpoint", "parse_lora"]
+__all__ = [
+    "Checkpoint",
+    "GraphCheckpoint",
+    "LoraSource",
+    "NetworkSource",
+    "WeightSource",
+    "Weights",
+    "load_checkpoint",
+    "load_model",
+    "parse_lora",
+]

@@ -98,7 +98,7 @@ class Checkpoint:
         network = network_of(component)
         source = self._network(network)
         parts = {
-            "config": {name: value for name, value in source.config.items() if name not in _LABELS},
+            "config": {name: value for name, value in source.config.items() if name not in LABELS},
             "weights": source.weights.fingerprint(),
             "loras": [[lora.sha256, lora.scale] for lora in self.loras if lora.updates.get(network)],
         }
@@ -128,5 +128,5 @@ class Checkpoint:
         return module
 
 
-_LABELS = ("_diffusers_version", "_name_or_path", "transformers_version")
+LABELS = ("_diffusers_version", "_name_or_path", "transformers_version")
 """Entries of a configuration that say who wrote it and change nothing."""

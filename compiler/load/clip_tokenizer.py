@@ -30,7 +30,7 @@ def clip_tokenizer_files(config: Mapping[str, Any]) -> dict[str, bytes]:
     tokens += [merge.replace(" ", "") for merge in merges] + [START, END]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     specials = {name: config[name] for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    return with_tokenizer_json(
+    return complete_tokenizer(
         {
             "vocab.json": json.dumps(vocabulary, ensure_ascii=False).encode(),
             "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
@@ -40,17 +40,40 @@ def clip_tokenizer_files(config: Mapping[str, Any]) -> dict[str, bytes]:
     )
 
 
-def with_tokenizer_json(tokenizer_files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Add ``tokenizer.json``, which the ``tokenizers`` library alone can read, where only vocabulary and merges are."""
-    if "tokenizer.json" in tokenizer_files:
+def complete_tokenizer(tokenizer_files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Have a tokenizer in both of its spellings, each made from the other where one is missing.
+
+    ``tokenizer.json`` is what the ``tokenizers`` library alone can read; ``vocab.json`` with ``merges.txt`` is what
+    transformers 4, and with it optimum, reads for the class ``CLIPTokenizer``.
+    """
+    if "tokenizer.json" not in tokenizer_files:
+        return {**tokenizer_files, "tokenizer.json": _tokenizer_json(tokenizer_files)}
+    if {"vocab.json", "merges.txt"} <= tokenizer_files.keys():
         return dict(tokenizer_files)
+    return {**tokenizer_files, **_vocabulary_and_merges(tokenizer_files["tokenizer.json"])}
+
+
+def _tokenizer_json(tokenizer_files: Mapping[str, bytes]) -> bytes:
     from transformers import CLIPTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         for name, content in tokenizer_files.items():
             Path(folder, name).write_bytes(content)
         tokenizer = CLIPTokenizer.from_pretrained(folder)
-    return {**tokenizer_files, "tokenizer.json": tokenizer.backend_tokenizer.to_str().encode()}
+    written: str = tokenizer.backend_tokenizer.to_str()
+    return written.encode()
+
+
+def _vocabulary_and_merges(tokenizer_json: bytes) -> dict[str, bytes]:
+    """The two files of byte-pair encoding; none where the tokenizer is of another kind, which the runtime refuses."""
+    model = json.loads(tokenizer_json).get("model", {})
+    if not {"vocab", "merges"} <= model.keys():
+        return {}
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return {
+        "vocab.json": json.dumps(model["vocab"], ensure_ascii=False).encode(),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]).encode(),
+    }
 
 
 def _byte_letters() -> list[str]:

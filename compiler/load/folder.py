@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sdc.compiler.load.checkpoint import Checkpoint, NetworkSource, WeightSource
-from sdc.compiler.load.clip_tokenizer import clip_tokenizer_files, with_tokenizer_json
+from sdc.compiler.load.clip_tokenizer import clip_tokenizer_files, complete_tokenizer
 from sdc.compiler.load.networks import NETWORKS, check_tensors, rename_old_names
 from sdc.compiler.load.random_weights import RandomWeights
 from sdc.compiler.load.tensor_files import digest_files, read_tensors, refuse_pickle
@@ -183,7 +183,7 @@ def trim_model_index(index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_tokenizer(folder: Path) -> dict[str, bytes]:
-    """The tokenizer's files, ``tokenizer.json`` among them.
+    """The tokenizer's files in both spellings: ``tokenizer.json``, and ``vocab.json`` with ``merges.txt``.
 
     Raises:
         InputError: there is neither ``tokenizer.json`` nor a vocabulary with merges.
@@ -191,7 +191,7 @@ def read_tokenizer(folder: Path) -> dict[str, bytes]:
     found = {name: (folder / name).read_bytes() for name in _TOKENIZER_FILES if (folder / name).is_file()}
     if "tokenizer.json" not in found and not {"vocab.json", "merges.txt"} <= set(found):
         raise InputError(f"{folder} holds neither tokenizer.json nor vocab.json with merges.txt")
-    return with_tokenizer_json(found)
+    return complete_tokenizer(found)
 
 
 def read_json(path: Path) -> dict[str, Any]:

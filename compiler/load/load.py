@@ -10,6 +10,7 @@ from typing import get_args
 
 from sdc.compiler.load.checkpoint import Checkpoint, Weights
 from sdc.compiler.load.folder import open_folder, open_shipped
+from sdc.compiler.load.graph_folder import GraphCheckpoint, holds_graphs, open_graphs
 from sdc.compiler.load.hub import is_hub_id, open_hub
 from sdc.compiler.load.lora import LoraSource, match_lora
 from sdc.compiler.load.networks import make_empty
@@ -19,6 +20,30 @@ from sdc.engines.errors import InputError
 
 ALIASES = {"sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 """Short names of hub ids; their configurations ship with sdc."""
+
+
+def load_model(
+    model: str,
+    *,
+    weights: Weights = "trained",
+    seed: int = 0,
+    loras: Sequence[LoraSource] = (),
+    configs: Path | None = None,
+) -> Checkpoint | GraphCheckpoint:
+    """Open a model for an export: what `load_checkpoint` opens, or a folder of ONNX graphs.
+
+    Args:
+        model: as for `load_checkpoint`, or a folder as optimum exports it.
+        weights: likewise `seed`, `loras` and `configs`: as for `load_checkpoint`.
+
+    Raises:
+        InputError: see `load_checkpoint` and `open_graphs`.
+    """
+    path = Path(model)
+    if model != "tiny" and path.is_dir() and holds_graphs(path):
+        name = path.resolve().name
+        return open_graphs(path, name=name, has_loras=bool(loras), random=weights == "random")
+    return load_checkpoint(model, weights=weights, seed=seed, loras=loras, configs=configs)
 
 
 def load_checkpoint(
@@ -65,6 +90,8 @@ def _open(model: str, seed: int | None, configs: Path | None) -> Checkpoint:
     if model in ALIASES:
         return open_hub(ALIASES[model], name=model) if seed is None else open_shipped(model, seed=seed)
     if path.is_dir():
+        if holds_graphs(path):
+            raise InputError(f"{path} holds engines or ONNX graphs, no weights", hint="give a folder with safetensors")
         return open_folder(path, name=path.resolve().name, source=str(path), seed=seed)
     refuse_pickle(path)
     if path.suffix.lower() == ".safetensors":
