@@ -154,6 +154,8 @@ def _calibrate(
         files=opened.files,
         prompts=plan.prompts,
         fuse=request.fuse,
+        alpha=request.calibration.alpha,
+        table=request.calibration.table_file,
     )
     return shop.produce("calibrate unet", "calibrate", plan.calibration_key, calibrate_stage, inputs, reports=True)
 
@@ -180,6 +182,8 @@ def _build_engines(
                 if table and component_precision(name, request.precision) == "int8"
                 else None,
                 hoist=request.hoist and name in HOISTED_FROM,
+                rule=request.calibration.rule,
+                correct_bias=request.calibration.correct_bias,
             )
             key = plan.build_keys[name, target.name]
             label = f"build {name} for {target.name}"

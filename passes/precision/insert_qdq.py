@@ -22,8 +22,10 @@ from sdc.passes.base import Pass, PassReport, Skipped
 from sdc.passes.matching import site
 from sdc.passes.precision.activation_qdq import ActivationPairs
 from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.correct_bias import EXACT_WEIGHT
 from sdc.passes.precision.layer_roles import Role
 from sdc.passes.precision.quantisation import DEFAULT_KEPT, DEFAULT_WEIGHTS_ONLY, Layer, select_layers
+from sdc.passes.precision.range_rules import DEFAULT_RULE, RangeRule
 from sdc.passes.precision.scales import scale_from_range
 
 _MARK = "sdc.quantised_from"
@@ -57,6 +59,7 @@ class InsertQdq(Pass):
         weight_bits: 2 to 8; below 8 the integers are limited to the smaller range, in int8 storage. 4 with
             `per_channel` off is the known-bad control of evaluations.
         per_channel: one weight scale per output channel, or one for the whole weight.
+        rule: how activations' ranges follow from the table.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -66,6 +69,7 @@ class InsertQdq(Pass):
     weights_only: frozenset[Role] = DEFAULT_WEIGHTS_ONLY
     weight_bits: int = 8
     per_channel: bool = True
+    rule: RangeRule = DEFAULT_RULE
 
     def __post_init__(self) -> None:
         if not 2 <= self.weight_bits <= 8:
@@ -87,7 +91,7 @@ class InsertQdq(Pass):
                 f"no layer was quantised, {len(selection.kept)} stay as they are: {_most_frequent(selection.kept)}",
                 hint="keep fewer roles in floating point, or choose another precision",
             )
-        rewriter = _Rewriter(model.graph, self, ActivationPairs(model.graph, self.table))
+        rewriter = _Rewriter(model.graph, self, ActivationPairs(model.graph, self.table, self.rule))
         for layer in selection.quantised:
             rewriter.quantise(layer)
         for layer in selection.weights_only:
@@ -120,6 +124,7 @@ class _Rewriter:
         key = (layer.weight, layer.output_axis)
         if key not in self.weights:
             self.weights[key] = self._quantised_weight(layer)
+        layer.node.meta[EXACT_WEIGHT] = layer.weight.const_value
         layer.node.replace_input_with(1, self.weights[key])
 
     def remove_unused_weights(self) -> None:
@@ -133,6 +138,7 @@ class _Rewriter:
         """Figures for the report."""
         return {
             "activations": len(self.activations),
+            "ranges": self.options.rule.label,
             "weights": len(self.weights),
             "weight_bytes_before": self.bytes_before,
             "weight_bytes_after": self.bytes_after,
