@@ -54,8 +54,8 @@ def main() -> None:
         mean = float(np.sqrt(np.mean(np.square(errors))))
         rows.append({"name": name, "psnr_db": psnr.value.value, "noise": psnr.value.noise, "epsilon": errors})
         print(
-            f"| {name} | {psnr.value.value:.2f} ± {psnr.value.noise or 0:.2f} | {psnr.worst_5_percent:.2f} | {mean:.5f} "
-            f"| {errors[-1]:.5f} / {errors[0]:.5f} |",
+            f"| {name} | {psnr.value.value:.2f} ± {psnr.value.noise or 0:.2f} | {psnr.worst_5_percent:.2f} "
+            f"| {mean:.5f} | {errors[-1]:.5f} / {errors[0]:.5f} |",
             flush=True,
         )
         (arguments.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
