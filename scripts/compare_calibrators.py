@@ -64,15 +64,15 @@ def main() -> None:
 def variants() -> dict[str, CalibrationOptions]:
     """Options by the name of their row."""
     found = {}
-    for symmetric, method in product((True, False), (*METHODS, "percentile:99.9")):
+    for symmetric, method in product((True, False), METHODS):
         rule = parse_rule(method, symmetric=symmetric)
         found[f"{rule.label}; plain"] = CalibrationOptions(rule, alpha=None, correct_bias=False)
     for symmetric in (True, False):
         rule = parse_rule("mse", symmetric=symmetric)
-        found[f"{rule.label}; bias corrected"] = CalibrationOptions(rule, alpha=None, correct_bias=True)
-        for alpha in (0.3, 0.5, 0.7, 0.8):
-            found[f"{rule.label}; smoothed {alpha}"] = CalibrationOptions(rule, alpha=alpha, correct_bias=False)
-        found[f"{rule.label}; smoothed 0.5, bias corrected"] = CalibrationOptions(rule, alpha=0.5, correct_bias=True)
+        for alpha, correct in ((None, True), (0.5, False), (0.5, True), (0.3, True), (0.7, True)):
+            smoothed = "not smoothed" if alpha is None else f"smoothed {alpha}"
+            corrected = ", bias corrected" if correct else ""
+            found[f"{rule.label}; {smoothed}{corrected}"] = CalibrationOptions(rule, alpha=alpha, correct_bias=correct)
     return found
 
 
