@@ -172,7 +172,8 @@ def measure_table(model: ir.Model, feeds: dict[str, np.ndarray]) -> CalibrationT
     """The table of one run of the network."""
     layers = {layer.activation.name or "": layer for layer in find_layers(model)[0]}
     inner = sorted(name for name in layers if name not in feeds)
-    values = dict(zip(inner, run_model(model, feeds, inner), strict=True)) | feeds
+    fetched = run_model(model, feeds, inner) if inner else []
+    values = dict(zip(inner, fetched, strict=True)) | feeds
     tensors = {name: _statistics(values[name], layer.spatial_axes) for name, layer in sorted(layers.items())}
     return replace(make_table(model, {}), tensors=tensors)
 
