@@ -182,7 +182,7 @@ def _build_engines(
                 if table and component_precision(name, request.precision) == "int8"
                 else None,
                 hoist=request.hoist and name in HOISTED_FROM,
-                rule=request.calibration.rule,
+                rule=request.calibration.rule_for(target),
                 correct_bias=request.calibration.correct_bias,
             )
             key = plan.build_keys[name, target.name]

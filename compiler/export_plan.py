@@ -109,7 +109,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 export_keys[name],
                 component_precision(name, request.precision),
                 remainder(target),
-                [calibration_key, *_range_options(request.calibration)] if name in QUANTISED else None,
+                [calibration_key, *_range_options(request.calibration, target)] if name in QUANTISED else None,
                 request.hoist and name in HOISTED_FROM,
                 [target.name, target.backend, *target.compute_capabilities],
                 versions_of(BACKEND_TOOLS[target.backend]),
@@ -173,9 +173,9 @@ def _calibration_key(
     )
 
 
-def _range_options(options: CalibrationOptions) -> list[str | bool]:
+def _range_options(options: CalibrationOptions, target: Target) -> list[str | bool]:
     """What decides the integers beside the calibration itself."""
-    return [options.rule.label, options.correct_bias]
+    return [options.rule_for(target).label, options.correct_bias]
 
 
 def _file_digest(path: Path) -> str:

@@ -6,7 +6,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -219,7 +219,7 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
         }
     if recipe.table is not None:
         # Kept with the engine: made again on another processor, the table could differ in the last digits.
-        table = read_table(recipe.table).with_ranges([recipe.rule])
+        table = _table_with_ranges(recipe.table, recipe.rule)
         (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
     return {"export": recipe.graph.result, "engines": engines}
 
@@ -227,7 +227,7 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
 def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
     """The component of a recipe, before lowering, and the reports of its passes by phase."""
     component, reports = _fused_component(recipe.spec, recipe.graph.folder, recipe.fuse)
-    quantise = () if recipe.table is None else quantising_passes(read_table(recipe.table), recipe)
+    quantise = () if recipe.table is None else quantising_passes(_table_with_ranges(recipe.table, recipe.rule), recipe)
     passes = precision_passes(recipe.precision, quantise=quantise, remainder=recipe.remainder)
     reports["precision"] = _run(passes, component)
     return component, reports
@@ -238,6 +238,12 @@ def quantising_passes(table: CalibrationTable, recipe: Recipe) -> tuple[Pass, ..
     smooth = () if table.smoothing is None else (SmoothQuant(table.smoothing),)
     correct = (CorrectBias(table),) if recipe.correct_bias else ()
     return (*smooth, InsertQdq(table, rule=recipe.rule), *correct)
+
+
+@lru_cache(maxsize=1)
+def _table_with_ranges(path: Path, rule: RangeRule) -> CalibrationTable:
+    """A calibration with both kinds of ranges of a method written down: targets of one bundle share the file."""
+    return read_table(path).with_ranges([replace(rule, symmetric=symmetric) for symmetric in (True, False)])
 
 
 def read_table(path: Path) -> CalibrationTable:

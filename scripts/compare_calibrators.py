@@ -65,14 +65,15 @@ def variants() -> dict[str, CalibrationOptions]:
     """Options by the name of their row."""
     found = {}
     for symmetric, method in product((True, False), METHODS):
-        rule = parse_rule(method, symmetric=symmetric)
-        found[f"{rule.label}; plain"] = CalibrationOptions(rule, alpha=None, correct_bias=False)
-    for symmetric in (True, False):
-        rule = parse_rule("mse", symmetric=symmetric)
+        label = parse_rule(method, symmetric=symmetric).label
+        found[f"{label}; plain"] = CalibrationOptions(method, symmetric, alpha=None, correct_bias=False)
+    for symmetric, method in product((True, False), ("max", "mse")):
+        label = parse_rule(method, symmetric=symmetric).label
         for alpha, correct in ((None, True), (0.5, False), (0.5, True), (0.3, True), (0.7, True)):
             smoothed = "not smoothed" if alpha is None else f"smoothed {alpha}"
             corrected = ", bias corrected" if correct else ""
-            found[f"{rule.label}; {smoothed}{corrected}"] = CalibrationOptions(rule, alpha=alpha, correct_bias=correct)
+            options = CalibrationOptions(method, symmetric, alpha=alpha, correct_bias=correct)
+            found[f"{label}; {smoothed}{corrected}"] = options
     return found
 
 

@@ -18,10 +18,12 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration",
         metavar="METHOD",
-        help="ranges of activations: max, percentile[:99.99], entropy, or mse",
+        help="ranges of activations: max, percentile[:99.99], entropy, or mse (mse)",
     )
     group.add_argument(
-        "--activations", choices=("symmetric", "asymmetric"), help="kind of range; asymmetric runs on CPUs only"
+        "--activations",
+        choices=("symmetric", "asymmetric"),
+        help="kind of range; asymmetric runs on CPUs only (asymmetric where it runs)",
     )
     group.add_argument("--smooth-quant", metavar="ALPHA|none", help="move outliers from activations to weights")
     group.add_argument("--no-bias-correction", action="store_true", help="leave the mean error of rounded weights in")
@@ -40,12 +42,11 @@ def calibration_options(args: argparse.Namespace) -> CalibrationOptions:
         InputError: an argument makes no sense, alone or with the others.
     """
     from sdc.compiler.calibration.options import DEFAULT_CALIBRATION, CalibrationOptions
-    from sdc.passes.precision.range_rules import parse_rule
 
     default = DEFAULT_CALIBRATION
-    symmetric = default.rule.symmetric if args.activations is None else args.activations == "symmetric"
     return CalibrationOptions(
-        rule=parse_rule(args.calibration or default.rule.method, symmetric=symmetric),
+        method=args.calibration or default.method,
+        symmetric=None if args.activations is None else args.activations == "symmetric",
         alpha=default.alpha if args.smooth_quant is None else _alpha(args.smooth_quant),
         correct_bias=default.correct_bias and not args.no_bias_correction,
         prompts_file=args.calibration_prompts,

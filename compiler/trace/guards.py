@@ -42,7 +42,7 @@ def check_request(request: ExportRequest) -> None:
         )
     check_output(request.out)
     for target in request.targets:
-        request.calibration.check_target(target)
+        request.calibration.rule_for(target)
         module = MODULES[target.backend]
         if importlib.util.find_spec(module) is None:
             extra = "tensorrt" if target.backend == TENSORRT_RTX else "compile"
