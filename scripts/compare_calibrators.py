@@ -69,7 +69,7 @@ def variants() -> dict[str, CalibrationOptions]:
         found[f"{label}; plain"] = CalibrationOptions(method, symmetric, alpha=None, correct_bias=False)
     for symmetric, method in product((True, False), ("max", "mse")):
         label = parse_rule(method, symmetric=symmetric).label
-        for alpha, correct in ((None, True), (0.5, False), (0.5, True), (0.3, True), (0.7, True)):
+        for alpha, correct in ((None, True), (0.3, False), (0.5, False), (0.7, False), (0.8, False), (0.5, True)):
             smoothed = "not smoothed" if alpha is None else f"smoothed {alpha}"
             corrected = ", bias corrected" if correct else ""
             options = CalibrationOptions(method, symmetric, alpha=alpha, correct_bias=correct)
