@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from sdc.engines.errors import InputError
+from sdc.engines.manifest import MANIFEST_NAME
 
 SUMMARY = "describe a bundle, an .onnx, an OpenVINO .xml, a .plan or a calibration"
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from sdc.compiler.inspect.report import format_bundle, format_engine, format_origin
     from sdc.compiler.plain_json import write_json
 
-    if args.path.suffix == ".json":
+    if args.path.suffix == ".json" and args.path.name != MANIFEST_NAME:
         return _run_calibration(args)
     if args.report is not None:
         raise InputError("--report is for calibrations", hint="give a bundle's calibration/unet.json")

@@ -50,7 +50,7 @@ def test_json_and_page(file: Path, tmp_path: Path):
 
 
 def test_what_is_no_calibration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = tmp_path / "sdc.json"
+    path = tmp_path / "other.json"
     path.write_text("{}", encoding="utf-8")
     assert main(["inspect", str(path)]) == 2
     assert "is no calibration" in capsys.readouterr().err
