@@ -28,8 +28,10 @@ from sdc.engines.session import Run
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.tokenizer import ClipTokenizer
 from sdc.passes.graph_digest import digest_from_model
+from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.quantisation import find_layers
 from sdc.passes.precision.range_rules import MAX, RangeRule
+from sdc.passes.precision.smooth_quant import SmoothQuant
 
 MAX_RULE = RangeRule(MAX)
 WORDS = {"<s>": 0, "</s>": 1, "red": 2, "green": 3, "boot": 4, "bag": 5}
@@ -191,3 +193,30 @@ def test_prompts_speak_the_models_language():
     for word in (*GARMENTS, *COLOURS, *BACKGROUNDS):
         assert any(word in caption for caption in captions), word
     assert len(set(prompts_for("sd15"))) == 32
+
+
+def test_smoothed_graphs_are_what_is_measured(unet: Component, surroundings: Surroundings):
+    done: list[tuple[int, int]] = []
+    plain = calibrate(unet, surroundings, SETTINGS)
+    table = calibrate(unet, surroundings, SETTINGS, alpha=0.5, on_run=lambda *count: done.append(count))
+    assert done == [(run, 16) for run in range(1, 17)]  # one prompt to look ahead, then three
+    assert table.smoothing is not None
+    assert table.smoothing.graph_digest == plain.graph_digest == digest_from_model(unet.model)
+    scouted = calibrate(unet, surroundings, replace(SETTINGS, prompts=SETTINGS.prompts[:1]))
+    for name, row in table.smoothing.magnitudes.items():
+        np.testing.assert_array_equal(row, scouted.tensors[name].channel_magnitudes, err_msg=name)
+    smoothed = unet.model.clone()
+    assert SmoothQuant(table.smoothing).run(smoothed).matched == 3
+    assert digest_from_model(smoothed) == table.graph_digest != plain.graph_digest
+    assert CalibrationTable.from_json(table.to_json()) == table
+    before, after = plain.tensors, table.tensors
+    assert sum(before[name].channel_maxima != after[name].channel_maxima for name in before) >= 3
+
+
+def test_table_does_not_grow_with_the_samples(unet: Component, surroundings: Surroundings):
+    few = calibrate(unet, surroundings, replace(SETTINGS, prompts=SETTINGS.prompts[:1]))
+    many = calibrate(unet, surroundings, replace(SETTINGS, prompts=SETTINGS.prompts * 4))
+    name = next(name for name in few.tensors if name != "encoder_hidden_states")
+    counted = few.tensors[name].histogram, many.tensors[name].histogram
+    assert counted[1].total == 12 * counted[0].total
+    assert counted[1]._counts.nbytes == counted[0]._counts.nbytes
