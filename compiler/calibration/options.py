@@ -42,10 +42,15 @@ class CalibrationOptions:
         parse_rule(self.method)
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise InputError(f"SmoothQuant's alpha is {self.alpha:g}", hint="give a number from 0 to 1, or none")
-        if self.prompts_file is not None and self.table_file is not None:
+        if self.table_file is not None and self.prompts_file is not None:
             raise InputError(
                 "calibration prompts have no effect on a calibration that is at hand",
                 hint="leave out --calibration-prompts or --calibration-table",
+            )
+        if self.table_file is not None and self.alpha != DEFAULT_ALPHA:
+            raise InputError(
+                "SmoothQuant's alpha has no effect on a calibration that is at hand: it was measured with its own",
+                hint="leave out --smooth-quant or --calibration-table",
             )
 
     def rule_for(self, target: Target) -> RangeRule:

@@ -149,6 +149,10 @@ def test_a_closed_pipe_is_no_traceback() -> None:
             ["--model", "tiny", "--calibration-table", "a.json", "--calibration-prompts", "x.txt"],
             "calibration prompts have no effect on a calibration that is at hand",
         ),
+        (
+            ["--model", "tiny", "--calibration-table", "a.json", "--smooth-quant", "0.8"],
+            "SmoothQuant's alpha has no effect on a calibration that is at hand",
+        ),
     ],
 )
 def test_arguments_of_export_that_make_no_sense(
