@@ -97,7 +97,7 @@ def export_bundle(
         exported = _export_components(shop, request, opened, plan, missing)
         worker.close()  # torch and its memory go
         calibrates = plan.calibration_key is not None and missing["unet"]
-        table = calibrate_unet(shop, opened, plan, exported, fuse=request.fuse) if calibrates else None
+        table = calibrate_unet(shop, request, opened, plan, exported) if calibrates else None
         built = _build_engines(shop, request, plan, exported, table)
         up_to_date, manifest = _write(shop, request, opened, built)
     cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())
@@ -142,7 +142,7 @@ def _export_components(
 
 
 def calibrate_unet(
-    shop: Workshop, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry], *, fuse: bool
+    shop: Workshop, request: ExportRequest, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry]
 ) -> Entry:
     """The calibration table of a plan that quantises, made or from the cache; `exported` holds the graphs it needs."""
     assert plan.calibration_key is not None
@@ -155,7 +155,9 @@ def calibrate_unet(
         configs=opened.configs,
         files=opened.files,
         prompts=plan.prompts,
-        fuse=fuse,
+        fuse=request.fuse,
+        alpha=request.calibration.alpha,
+        table=request.calibration.table_file,
     )
     return shop.produce("calibrate unet", "calibrate", plan.calibration_key, calibrate_stage, inputs, reports=True)
 
@@ -182,6 +184,8 @@ def _build_engines(
                 if table and component_precision(name, request.precision) == "int8"
                 else None,
                 hoist=request.hoist and name in HOISTED_FROM,
+                rule=request.calibration.rule_for(target),
+                correct_bias=request.calibration.correct_bias,
             )
             key = plan.build_keys[name, target.name]
             label = f"build {name} for {target.name}"

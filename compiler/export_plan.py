@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+from sdc.compiler.calibration.options import DEFAULT_CALIBRATION, CalibrationOptions
 from sdc.compiler.stages import Opened, Source
 from sdc.compiler.trace.interfaces import component_spec
 from sdc.compiler.workshop.cache import digest_of, digest_sources, versions_of
@@ -51,7 +53,7 @@ class ExportRequest:
         out: the bundle's folder.
         fuse: whether operators are fused.
         hoist: whether work that is the same at each step leaves the UNet; else it has the interface that others know.
-        prompts_file: prompts of the calibration, one a line; None for the model's own.
+        calibration: how "int8" is calibrated.
     """
 
     source: Source
@@ -60,7 +62,7 @@ class ExportRequest:
     out: Path
     fuse: bool = True
     hoist: bool = True
-    prompts_file: Path | None = None
+    calibration: CalibrationOptions = DEFAULT_CALIBRATION
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     export_keys = {
         name: digest_of(["export", *exporting, opened.digests[name], specs[name].to_json()]) for name in COMPONENTS
     }
-    prompts = None if request.prompts_file is None else read_prompts(request.prompts_file)
+    file = request.calibration.prompts_file
+    prompts = None if file is None else read_prompts(file)
     calibration_key = None
     if request.precision == "int8":
         calibration_key = _calibration_key(request, opened, export_keys, prompts)
@@ -106,7 +109,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 export_keys[name],
                 component_precision(name, request.precision),
                 remainder(target),
-                calibration_key if name in QUANTISED else None,
+                [calibration_key, *_range_options(request.calibration, target)] if name in QUANTISED else None,
                 request.hoist and name in HOISTED_FROM,
                 [target.name, target.backend, *target.compute_capabilities],
                 versions_of(BACKEND_TOOLS[target.backend]),
@@ -163,6 +166,20 @@ def _calibration_key(
             export_keys["text_encoder"],
             {name: digest_of(content.decode("latin-1")) for name, content in opened.files.items()},
             request.fuse,
+            request.calibration.alpha,
             opened.entry.name if prompts is None else prompts,
+            None if request.calibration.table_file is None else _file_digest(request.calibration.table_file),
         ]
     )
+
+
+def _range_options(options: CalibrationOptions, target: Target) -> list[str | bool]:
+    """What decides the integers beside the calibration itself."""
+    return [options.rule_for(target).label, options.correct_bias]
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read the calibration {path}: {error.strerror}") from error

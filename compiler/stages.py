@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,13 +18,17 @@ from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.component import Component
 from sdc.compiler.hoisting import hoist_component
 from sdc.compiler.workshop.cache import Entry
+from sdc.engines.errors import InputError
 from sdc.engines.manifest import LoraEntry, ModelEntry
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, Target
 from sdc.passes.base import Pass, PassReport, run_passes
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.correct_bias import CorrectBias
 from sdc.passes.precision.insert_qdq import InsertQdq
+from sdc.passes.precision.range_rules import DEFAULT_RULE, RangeRule
+from sdc.passes.precision.smooth_quant import SmoothQuant
 
 if TYPE_CHECKING:
     from sdc.compiler.load import Checkpoint, GraphCheckpoint
@@ -122,6 +125,8 @@ class Calibration:
         files: as in `Opened`.
         prompts: None for the model's own.
         fuse: as for the engines.
+        alpha: of SmoothQuant; None leaves the graph as it is.
+        table: an earlier calibration to use instead of a new one.
     """
 
     model: str
@@ -133,12 +138,21 @@ class Calibration:
     files: Mapping[str, bytes]
     prompts: tuple[str, ...] | None
     fuse: bool
+    alpha: float | None = None
+    table: Path | None = None
 
 
 def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, int], None]) -> Any:
-    """Stage `calibrate`: ranges of the fused float32 UNet, over real denoising runs."""
-    from sdc.compiler.calibration.calibrate import Surroundings, calibrate, default_settings
+    """Stage `calibrate`: what the fused float32 UNet's activations hold, over real denoising runs."""
+    table = _calibrated(inputs, report) if inputs.table is None else read_table(inputs.table)
+    (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
+    return {"prompts": len(table.prompts), "timesteps": len(table.timesteps), "tensors": len(table.tensors)}
+
+
+def _calibrated(inputs: Calibration, report: Callable[[int, int], None]) -> CalibrationTable:
+    from sdc.compiler.calibration.calibrate import Surroundings, calibrate
     from sdc.compiler.calibration.prompts import prompts_for
+    from sdc.compiler.calibration.settings import default_settings
     from sdc.compiler.trace.interfaces import pipeline_settings
     from sdc.engines.schedule_config import schedule_from_config
     from sdc.engines.sessions import EngineSource, open_session
@@ -161,9 +175,7 @@ def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, in
         )
         prompts = inputs.prompts or prompts_for(inputs.model)
         chosen = default_settings(unet, settings, prompts, all_prompts=inputs.prompts is not None)
-        table = calibrate(unet, surroundings, chosen, on_run=report)
-    (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
-    return {"prompts": len(table.prompts), "timesteps": len(table.timesteps), "tensors": len(table.ranges)}
+        return calibrate(unet, surroundings, chosen, alpha=inputs.alpha, on_run=report)
 
 
 @dataclass(frozen=True)
@@ -178,6 +190,8 @@ class Recipe:
         remainder: "fp16" or "fp32", for what "int8" leaves alone.
         table: file of the calibration; None unless the precision is "int8".
         hoist: whether loop-invariant work leaves it.
+        rule: how ranges follow from the calibration.
+        correct_bias: whether biases make up for rounded weights.
     """
 
     spec: ComponentSpec
@@ -187,6 +201,8 @@ class Recipe:
     remainder: str
     table: Path | None
     hoist: bool = False
+    rule: RangeRule = DEFAULT_RULE
+    correct_bias: bool = False
 
 
 def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
@@ -215,7 +231,8 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
         }
     if recipe.table is not None:
         # Kept with the engine: made again on another processor, the table could differ in the last digits.
-        shutil.copyfile(recipe.table, folder / TABLE_NAME)
+        table = _table_with_ranges(recipe.table, recipe.rule)
+        (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
     return {"export": recipe.graph.result, "engines": engines}
 
 
@@ -224,10 +241,48 @@ def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str,
     component, reports = _fused_component(recipe.spec, recipe.graph.folder, recipe.fuse)
     quantise: tuple[Pass, ...] = ()
     if recipe.table is not None:
-        quantise = (InsertQdq(CalibrationTable.from_json(json.loads(recipe.table.read_text(encoding="utf-8")))),)
+        quantise = quantising_passes(recipe.table, recipe.rule, correct_bias=recipe.correct_bias)
     passes = precision_passes(recipe.precision, quantise=quantise, remainder=recipe.remainder)
     reports["precision"] = _run(passes, component)
     return component, reports
+
+
+def quantising_passes(table_file: Path, rule: RangeRule, *, correct_bias: bool) -> tuple[Pass, ...]:
+    """What stands between the fused graph and its integers, in order.
+
+    Args:
+        table_file: of the calibration.
+        rule: how ranges follow from it.
+        correct_bias: whether biases make up for rounded weights.
+
+    Raises:
+        InputError: the file cannot be read, or is no calibration.
+    """
+    table = _table_with_ranges(table_file, rule)
+    smooth = () if table.smoothing is None else (SmoothQuant(table.smoothing),)
+    correct = (CorrectBias(table),) if correct_bias else ()
+    return (*smooth, InsertQdq(table, rule=rule), *correct)
+
+
+@lru_cache(maxsize=1)
+def _table_with_ranges(path: Path, rule: RangeRule) -> CalibrationTable:
+    """A calibration with both kinds of ranges of a method written down: targets of one bundle share the file."""
+    return read_table(path).with_ranges([replace(rule, symmetric=symmetric) for symmetric in (True, False)])
+
+
+def read_table(path: Path) -> CalibrationTable:
+    """A calibration that an export has left.
+
+    Raises:
+        InputError: the file cannot be read, or is no calibration.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the calibration {path}: {error}", hint="give a calibration/unet.json") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is no calibration", hint="give a calibration/unet.json")
+    return CalibrationTable.from_json(value)
 
 
 def _fused_component(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -12,7 +14,9 @@ from sdc.passes.base import run_passes
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.pipeline import canonical_passes, fusion_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.log_histogram import LogHistogram
 from sdc.passes.precision.quantisation import find_layers
+from sdc.passes.precision.tensor_statistics import TensorStatistics
 from sdc.passes.simplify.inline_functions import InlineFunctions
 
 TEXT = """
@@ -145,11 +149,11 @@ def run_model(model: ir.Model, feeds: dict[str, np.ndarray], fetches: list[str] 
     return list(session.run(fetches, feeds))
 
 
-def make_table(model: ir.Model, ranges: dict[str, float]) -> CalibrationTable:
-    """A table for `model` with ranges of the test's choice."""
+def make_table(model: ir.Model, ranges: dict[str, float | tuple[float, float]]) -> CalibrationTable:
+    """A table for `model` with ranges of the test's choice: a magnitude or (lowest, highest) each."""
+    pairs = {name: limit if isinstance(limit, tuple) else (-limit, limit) for name, limit in ranges.items()}
     return CalibrationTable(
         graph_digest=digest_from_model(model),
-        method="max",
         prompts=("a prompt",),
         seed=3,
         sampler="ddim",
@@ -157,14 +161,33 @@ def make_table(model: ir.Model, ranges: dict[str, float]) -> CalibrationTable:
         guidance_scale=1.0,
         latent_size=(5, 7),
         timesteps=(341.0,),
-        maxima={name: (limit,) for name, limit in ranges.items()},
-        ranges=ranges,
+        tensors={
+            name: TensorStatistics((low,), (high,), (low,), (high,), (0.0,), LogHistogram())
+            for name, (low, high) in pairs.items()
+        },
     )
 
 
 def measure_table(model: ir.Model, feeds: dict[str, np.ndarray]) -> CalibrationTable:
     """The table of one run of the network."""
-    names = sorted({layer.activation.name or "" for layer in find_layers(model)[0]})
-    inner = [name for name in names if name not in feeds]
-    values = dict(zip(inner, run_model(model, feeds, inner), strict=True)) | feeds
-    return make_table(model, {name: float(np.abs(values[name]).max()) for name in names})
+    layers = {layer.activation.name or "": layer for layer in find_layers(model)[0]}
+    inner = sorted(name for name in layers if name not in feeds)
+    fetched = run_model(model, feeds, inner) if inner else []
+    values = dict(zip(inner, fetched, strict=True)) | feeds
+    tensors = {name: _statistics(values[name], layer.spatial_axes) for name, layer in sorted(layers.items())}
+    return replace(make_table(model, {}), tensors=tensors)
+
+
+def _statistics(value: np.ndarray, spatial_axes: int) -> TensorStatistics:
+    axis = value.ndim - 1 - spatial_axes
+    rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
+    histogram = LogHistogram()
+    histogram.add(value)
+    return TensorStatistics(
+        minima=(float(value.min()),),
+        maxima=(float(value.max()),),
+        channel_minima=tuple(rows.min(axis=0).tolist()),
+        channel_maxima=tuple(rows.max(axis=0).tolist()),
+        channel_means=tuple(rows.mean(axis=0, dtype=np.float32).tolist()),
+        histogram=histogram,
+    )

@@ -1,43 +1,41 @@
-"""Ranges of a UNet's activations, from real denoising runs over prompts and every timestep of a sampler.
+"""What a UNet's activations hold, from real denoising runs over prompts and every timestep of a sampler.
 
-The fused float32 graph runs with one extra output, the largest magnitude of every tensor that could be quantised; the
-sampler is the runtime's own. Memory is that of one run: it grows neither with the samples nor with the tensors.
+The fused float32 graph runs with small extra outputs: each channel's extremes and mean, and an even part of the values
+of every tensor that could be quantised; the sampler is the runtime's own. One pass fills histograms of a fixed size, so
+memory is that of one run and does not grow with the samples.
 """
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from sdc.compiler.build.built import save_onnx
+from sdc.compiler.calibration.recorder import Recorder
+from sdc.compiler.calibration.settings import CalibrationSettings
 from sdc.compiler.component import Component
-from sdc.engines.errors import InputError, NumericalError
 from sdc.engines.generation import Generation
 from sdc.engines.manifest import PipelineSettings
 from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule import Schedule
-from sdc.engines.session import Run, Session
+from sdc.engines.session import Session
 from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.specs import ComponentSpec, TensorSpec
+from sdc.engines.specs import TensorSpec
 from sdc.engines.targets import ONNXRUNTIME
 from sdc.engines.tokenizer import ClipTokenizer
 from sdc.passes.base import run_passes
 from sdc.passes.graph_digest import digest_from_model
-from sdc.passes.macs import count_macs
-from sdc.passes.precision.calibration_table import CalibrationTable
-from sdc.passes.precision.observe_maxima import MAXIMA, ObserveMaxima
+from sdc.passes.precision.calibration_table import CalibrationTable, Smoothing
+from sdc.passes.precision.observe_activations import MAXIMA, MEANS, MINIMA, ObserveActivations, Observed, samples_name
 from sdc.passes.precision.quantisation import find_layers
+from sdc.passes.precision.smooth_quant import SmoothQuant
 from sdc.passes.simplify.inline_functions import InlineFunctions
-
-__all__ = ["CalibrationSettings", "CalibrationTable", "Surroundings", "calibrate", "default_settings"]
 
 log = logging.getLogger(__name__)
 
@@ -45,36 +43,8 @@ _SAMPLER = "ddim"
 
 _BACKEND = ONNXRUNTIME
 
-_SMALL_MACS = 2_000_000_000
-"""Multiply-adds of one picture below which a network counts as small."""
-
 OnRun = Callable[[int, int], None]
 """Called with the number of UNet calls done, and of all."""
-
-
-@dataclass(frozen=True)
-class CalibrationSettings:
-    """What to denoise.
-
-    Attributes:
-        prompts: one picture each.
-        steps: of DDIM; their timesteps are spread over the whole schedule.
-        guidance_scale: above 1, the empty prompt runs along, as it does in use.
-        seed: noise of the first prompt; the others count up from it.
-        latent_size: height and width of the latents.
-        batch: prompts at a time; it changes memory and time, not the ranges.
-    """
-
-    prompts: tuple[str, ...]
-    steps: int = 20
-    guidance_scale: float = 5.0
-    seed: int = 0
-    latent_size: tuple[int, int] = (64, 64)
-    batch: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.prompts:
-            raise InputError("no prompts to calibrate with", hint="give at least one")
 
 
 @dataclass(frozen=True)
@@ -94,50 +64,15 @@ class Surroundings:
     settings: PipelineSettings
 
 
-def default_settings(
-    unet: Component, pipeline: PipelineSettings, prompts: tuple[str, ...], *, all_prompts: bool = False
-) -> CalibrationSettings:
-    """Settings that take a minute or two on two cores, whatever the size of the network.
-
-    A small network runs all prompts in 20 steps at the model's own size. A large one runs 4 prompts in 10 steps at
-    half the size, 32x32 latents at most: what an activation ranges over depends on the timestep and the prompt far more
-    than on the size of the picture.
-
-    Args:
-        unet: the network to calibrate.
-        pipeline: as in the bundle's manifest.
-        prompts: to choose from.
-        all_prompts: a large network runs all of them too.
-    """
-    height, width = (
-        size_px // pipeline.vae_reduction for size_px in (pipeline.default_height_px, pipeline.default_width_px)
-    )
-    sizes = {"B": 1, "H": height, "W": width}
-    if count_macs(unet.model, sizes).total < _SMALL_MACS:
-        return CalibrationSettings(prompts, latent_size=(height, width), batch=_largest_batch(unet.spec))
-    reduced = (_reduced_size(unet.spec, "H", height), _reduced_size(unet.spec, "W", width))
-    return CalibrationSettings(prompts if all_prompts else prompts[:4], steps=10, latent_size=reduced)
-
-
-def _largest_batch(spec: ComponentSpec) -> int:
-    """Prompts at a time; guidance doubles the rows."""
-    allowed = spec.dimensions.get("B")
-    return 1 if allowed is None else max(1, min(8, allowed.maximum // 2))
-
-
-def _reduced_size(spec: ComponentSpec, symbol: str, size: int) -> int:
-    """Half the size, 32 at most, as far as the component's range allows."""
-    allowed = spec.dimensions.get(symbol)
-    if allowed is None:
-        return size
-    wanted = max(min(size // 2, 32), allowed.minimum)
-    return wanted - wanted % allowed.multiple or allowed.multiple
-
-
 def calibrate(
-    unet: Component, surroundings: Surroundings, settings: CalibrationSettings, *, on_run: OnRun | None = None
+    unet: Component,
+    surroundings: Surroundings,
+    settings: CalibrationSettings,
+    *,
+    alpha: float | None = None,
+    on_run: OnRun | None = None,
 ) -> CalibrationTable:
-    """Measure the range of every activation that a layer reads, at every timestep.
+    """Measure every activation that a layer reads, at every timestep.
 
     The same arguments give the same table, up to the floating-point order of the processor that ran it.
 
@@ -145,6 +80,8 @@ def calibrate(
         unet: the fused graph in float32, before any precision pass; it is not changed.
         surroundings: the rest of the pipeline.
         settings: what to denoise.
+        alpha: of SmoothQuant: one batch of prompts tells the channels' magnitudes, and what is measured is the smoothed
+            graph. None measures the graph as it is.
         on_run: progress.
 
     Raises:
@@ -152,40 +89,74 @@ def calibrate(
         NumericalError: the network gave NaN or infinity.
         PassError: the network has no layer to calibrate.
     """
-    digest = digest_from_model(unet.model)
-    layers, _ = find_layers(unet.model)
-    tensors = tuple(dict.fromkeys(layer.activation.name or "" for layer in layers))
+    if alpha is None:
+        return _measure(unet, surroundings, settings, _Progress(on_run, settings.runs))
+    scouting = replace(settings, prompts=settings.prompts[: settings.batch])
+    progress = _Progress(on_run, scouting.runs + settings.runs)
+    seen = _measure(unet, surroundings, scouting, progress)
+    magnitudes = {name: tuple(each.channel_magnitudes.tolist()) for name, each in seen.tensors.items()}
+    smoothing = Smoothing(seen.graph_digest, alpha, magnitudes)
+    smoothed = Component(unet.spec, unet.model.clone())
+    SmoothQuant(smoothing).run(smoothed.model)
+    return replace(_measure(smoothed, surroundings, settings, progress), smoothing=smoothing)
+
+
+class _Progress:
+    """Counts the runs of several measurements."""
+
+    def __init__(self, on_run: OnRun | None, runs: int) -> None:
+        self._on_run = on_run
+        self._runs = runs
+        self._done = 0
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._on_run is not None:
+            self._on_run(self._done, self._runs)
+
+
+def _measure(
+    unet: Component, surroundings: Surroundings, settings: CalibrationSettings, progress: Callable[[], None]
+) -> CalibrationTable:
+    tensors = observed_tensors(unet.model)
     with _observing_session(unet, tensors) as session:
-        recorder = _Recorder(
-            session, tensors, on_run, runs=settings.steps * -(-len(settings.prompts) // settings.batch)
-        )
+        recorder = Recorder(session, tensors, progress)
         _denoise_all(recorder, surroundings, settings)
-    timesteps, maxima = recorder.rows()
-    ranges = maxima.max(axis=0)
     log.info(
-        "calibrated %d tensors over %d timesteps and %d prompts", len(tensors), len(timesteps), len(settings.prompts)
+        "calibrated %d tensors over %d timesteps and %d prompts",
+        len(tensors),
+        len(recorder.timesteps),
+        len(settings.prompts),
     )
     return CalibrationTable(
-        graph_digest=digest,
-        method="max",
+        graph_digest=digest_from_model(unet.model),
         prompts=settings.prompts,
         seed=settings.seed,
         sampler=_SAMPLER,
         steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         latent_size=settings.latent_size,
-        timesteps=timesteps,
-        maxima={name: tuple(map(float, maxima[:, index])) for index, name in enumerate(tensors)},
-        ranges={name: float(ranges[index]) for index, name in enumerate(tensors)},
+        timesteps=recorder.timesteps,
+        tensors=recorder.statistics(),
     )
 
 
+def observed_tensors(model: ir.Model) -> tuple[Observed, ...]:
+    """What the layers of a graph read, each tensor once, in the order of the graph."""
+    layers, _ = find_layers(model)
+    found = {layer.activation.name or "": layer for layer in reversed(layers)}
+    return tuple(Observed(name, layer.channels, layer.spatial_axes) for name, layer in reversed(found.items()))
+
+
 @contextmanager
-def _observing_session(unet: Component, tensors: tuple[str, ...]) -> Iterator[Session]:
-    """The network in float32 with the extra output, loaded into a backend."""
+def _observing_session(unet: Component, tensors: tuple[Observed, ...]) -> Iterator[Session]:
+    """The network in float32 with the extra outputs, loaded into a backend."""
     observed = unet.model.clone()
-    run_passes([InlineFunctions(fused=True), ObserveMaxima(tensors)], observed)
-    spec = replace(unet.spec, outputs=(*unet.spec.outputs, TensorSpec(MAXIMA, "float32", (len(tensors),))))
+    run_passes([InlineFunctions(fused=True), ObserveActivations(tensors)], observed)
+    channels = sum(each.channels for each in tensors)
+    extra = [TensorSpec(name, "float32", (channels,)) for name in (MINIMA, MAXIMA, MEANS)]
+    extra += [TensorSpec(samples_name(index), "float32", (f"N{index}",)) for index in range(len(tensors))]
+    spec = replace(unet.spec, outputs=(*unet.spec.outputs, *extra))
     with tempfile.TemporaryDirectory(prefix="sdc-calibrate-") as folder:
         path = Path(folder) / "model.onnx"
         save_onnx(observed, path)
@@ -199,58 +170,6 @@ def _release_mapped_weights(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value.release()
-
-
-class _Recorder:
-    """Stands in for the UNet's session: runs it, keeps the maxima by timestep and hands the rest on."""
-
-    def __init__(self, session: Session, tensors: tuple[str, ...], on_run: OnRun | None, *, runs: int) -> None:
-        self.spec = session.spec
-        self._session = session
-        self._tensors = tensors
-        self._on_run = on_run
-        self._runs = runs
-        self._done = 0
-        self._maxima: dict[float, NDArray[np.float32]] = {}
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run once; see `Session.run`."""
-        outputs = self._session.run(feeds)
-        maxima = outputs.pop(MAXIMA)
-        timestep = float(feeds["timestep"].flat[0])
-        if not np.isfinite(maxima).all():
-            worst = self._tensors[int(np.argmax(~np.isfinite(maxima)))]
-            raise NumericalError(
-                f"tensor {worst!r} holds NaN or infinity at timestep {timestep:g}, in float32",
-                hint="check the checkpoint",
-            )
-        self._maxima[timestep] = np.maximum(self._maxima.get(timestep, maxima), maxima)
-        self._done += 1
-        if self._on_run is not None:
-            self._on_run(self._done, self._runs)
-        return outputs
-
-    def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
-        """See `Session.hold`; it always hands everything over."""
-        return lambda others: self.run({**feeds, **others})
-
-    def rows(self) -> tuple[tuple[float, ...], NDArray[np.float32]]:
-        """Timesteps in the order of a run, and the maxima: [timesteps, tensors], float32."""
-        return tuple(self._maxima), np.stack(list(self._maxima.values()))
-
-    @property
-    def memory_bytes(self) -> int:
-        """As the session that it stands for."""
-        return self._session.memory_bytes
-
-    def close(self) -> None:
-        """Leaves the session to its owner."""
-
-    def __enter__(self) -> _Recorder:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def _denoise_all(unet: Session, surroundings: Surroundings, settings: CalibrationSettings) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdc.compiler.cli.calibration_arguments import add_calibration_arguments, calibration_options
 from sdc.engines.errors import InputError
 from sdc.engines.targets import parse_targets
 
@@ -59,9 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-hoist", action="store_true", help="leave all work in the UNet: its inputs are those that optimum knows"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle (build/MODEL-PRECISION)")
-    parser.add_argument(
-        "--calibration-prompts", type=Path, metavar="FILE", help="prompts for int8, one a line (the model's own)"
-    )
+    add_calibration_arguments(parser)
     parser.add_argument(
         "--json",
         type=Path,
@@ -111,7 +110,7 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
         out=args.out or Path("build", f"{short_name(args.model)}-{args.precision}"),
         fuse=not args.no_fuse,
         hoist=not args.no_hoist,
-        prompts_file=args.calibration_prompts,
+        calibration=calibration_options(args),
     )
 
 

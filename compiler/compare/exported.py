@@ -92,7 +92,7 @@ def exported_graph(
             for name in (component, *(("text_encoder",) if precision == "int8" else ()))
         }
         worker.close()  # torch and its memory go
-        table = calibrate_unet(shop, opened, plan, exported, fuse=request.fuse) if precision == "int8" else None
+        table = calibrate_unet(shop, request, opened, plan, exported) if precision == "int8" else None
     return ExportedGraph(
         spec=plan.specs[component],
         path=exported[component].folder / MODEL_NAME,

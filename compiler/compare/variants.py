@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,17 +9,17 @@ from pathlib import Path
 import onnx_ir as ir
 
 from sdc.compiler.build import build_engine
+from sdc.compiler.calibration.options import CalibrationOptions
 from sdc.compiler.compare.exported import ExportedGraph
 from sdc.compiler.compare.structure import StructureDigests
 from sdc.compiler.component import Component
 from sdc.compiler.export_plan import HOISTED_FROM, remainder
 from sdc.compiler.hoisting import hoist_component
+from sdc.compiler.stages import quantising_passes
 from sdc.engines.sessions import EngineSource
 from sdc.engines.targets import Target, runnable
 from sdc.passes.base import Pass, run_passes
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
-from sdc.passes.precision.calibration_table import CalibrationTable
-from sdc.passes.precision.insert_qdq import InsertQdq
 
 HOIST = "hoisting: hoist"
 """The last step of a component that runs in a loop."""
@@ -67,27 +66,36 @@ class Variants:
 
 
 def target_independent_phases(
-    component: str, precision: str, *, table: Path | None = None, rest: str = "fp16"
+    component: str, precision: str, *, quantise: tuple[Pass, ...] = (), rest: str = "fp16"
 ) -> tuple[Phase, ...]:
     """Everything that happens to a graph before it is lowered; hoisting is no pass, and not among it.
 
     Args:
         component: name of the network.
         precision: one of `PRECISIONS`.
-        table: file of the calibration, for "int8".
+        quantise: for "int8"; see `default_quantising`.
         rest: "fp16" or "fp32", for what "int8" leaves alone.
 
     Raises:
-        InputError: an unknown precision, or "int8" without a table, or another one with a table.
+        InputError: an unknown precision, or "int8" without `quantise`, or another one with it.
     """
-    quantise: tuple[Pass, ...] = ()
-    if table is not None:
-        quantise = (InsertQdq(CalibrationTable.from_json(json.loads(table.read_text(encoding="utf-8")))),)
     return (
         Phase("canonical", canonical_passes()),
         Phase("fusion", fusion_passes(component)),
         Phase("precision", precision_passes(precision, quantise=quantise, remainder=rest)),
     )
+
+
+def default_quantising(table: Path | None, target: Target) -> tuple[Pass, ...]:
+    """The passes with which `sdc export` quantises for a target where nothing else is asked for; none without a table.
+
+    Raises:
+        InputError: the file is no calibration.
+    """
+    if table is None:
+        return ()
+    options = CalibrationOptions()
+    return quantising_passes(table, options.rule_for(target), correct_bias=options.correct_bias)
 
 
 def all_phases(component: str, precision: str, target: Target, *, table: Path | None = None) -> tuple[Phase, ...]:
@@ -96,7 +104,8 @@ def all_phases(component: str, precision: str, target: Target, *, table: Path | 
     Raises:
         InputError: as there.
     """
-    before = target_independent_phases(component, precision, table=table, rest=remainder(target))
+    quantise = default_quantising(table, target)
+    before = target_independent_phases(component, precision, quantise=quantise, rest=remainder(target))
     return (*before, Phase("lowering", lowering_passes(target.backend)))
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdc.compiler.bundle.writer import check_output
+from sdc.compiler.calibration.options import DEFAULT_CALIBRATION
 from sdc.compiler.export_plan import ExportRequest
 from sdc.engines.environment import cache_folder
 from sdc.engines.errors import ExportError, InputError, SdcError, TargetError
@@ -29,17 +30,19 @@ def check_request(request: ExportRequest) -> None:
     """Check what can be known before any work.
 
     Raises:
-        InputError: an unknown precision, prompts without calibration, or an output folder that holds something else.
+        InputError: an unknown precision, options of calibration without one or that a target cannot run, or an output
+            folder that holds something else.
         TargetError: the library that builds for a target is not installed.
     """
     if request.precision not in PRECISIONS:
         raise InputError(f"unknown precision {request.precision!r}", hint=f"choose one of {', '.join(PRECISIONS)}")
-    if request.prompts_file is not None and request.precision != "int8":
+    if request.calibration != DEFAULT_CALIBRATION and request.precision != "int8":
         raise InputError(
-            f"calibration prompts have no effect on {request.precision}", hint="add --precision int8, or leave them out"
+            f"calibration options have no effect on {request.precision}", hint="add --precision int8, or leave them out"
         )
     check_output(request.out)
     for target in request.targets:
+        request.calibration.rule_for(target)
         module = MODULES[target.backend]
         if importlib.util.find_spec(module) is None:
             extra = "tensorrt" if target.backend == TENSORRT_RTX else "compile"

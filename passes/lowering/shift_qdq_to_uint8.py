@@ -9,21 +9,21 @@ import numpy as np
 import onnx_ir as ir
 
 from sdc.passes.base import Pass, PassReport, Skipped
-from sdc.passes.matching import is_operator, site
+from sdc.passes.matching import add_initializer, is_operator, site
 
 _OFFSET = 128
 
 
 @dataclass(frozen=True)
 class ShiftQdqToUint8(Pass):
-    """Quantised activations become uint8 around 128; what they stand for does not change.
+    """Quantised activations become uint8, moved up by 128; what they stand for does not change.
 
     Before → after::
 
-        DequantizeLinear(QuantizeLinear(x, s, int8 0), s, int8 0)
-            →  DequantizeLinear(QuantizeLinear(x, s, uint8 128), s, uint8 128)
+        DequantizeLinear(QuantizeLinear(x, s, int8 z), s, int8 z)
+            →  DequantizeLinear(QuantizeLinear(x, s, uint8 z + 128), s, uint8 z + 128)
 
-    1. The zero point of the QuantizeLinear is an int8 constant of 0.
+    1. The zero point of the QuantizeLinear is an int8 constant, one for the whole tensor.
     2. All its readers are DequantizeLinear with the same zero point.
 
     Why: on x86 ONNX Runtime turns int8 activations into uint8 itself (its integer kernels multiply uint8 by int8), and
@@ -35,7 +35,7 @@ class ShiftQdqToUint8(Pass):
 
     def rewrite(self, model: ir.Model) -> PassReport:
         """Shift every pair; the zero points are shared."""
-        offsets: list[ir.Value] = []
+        offsets: dict[int, ir.Value] = {}
         skipped: list[Skipped] = []
         matched = 0
         for node in list(model.graph):
@@ -45,11 +45,14 @@ class ShiftQdqToUint8(Pass):
             if reason is not None:
                 skipped.append(Skipped(site(node), reason))
                 continue
-            if not offsets:
-                offsets.append(_add_offset(model.graph))
+            zero_point = _zero_point(node)
+            assert zero_point is not None  # `_reason_against` has asked
+            offset = int(zero_point) + _OFFSET
+            if offset not in offsets:
+                offsets[offset] = add_initializer(model.graph, np.array(offset, np.uint8), f"sdc.qdq_offset.{offset}")
             readers = list(node.outputs[0].consumers())
             for each in (node, *readers):
-                each.replace_input_with(2, offsets[0])
+                each.replace_input_with(2, offsets[offset])
             node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
             matched += 1
         return PassReport(self.name, matched, tuple(skipped))
@@ -57,15 +60,15 @@ class ShiftQdqToUint8(Pass):
 
 def _reason_against(node: ir.Node) -> str | None:
     zero_point = _zero_point(node)
-    if zero_point is None or zero_point.dtype != np.int8 or zero_point.any():
-        return "the zero point is not an int8 constant of 0"
+    if zero_point is None or zero_point.dtype != np.int8 or zero_point.size != 1:
+        return "the zero point is not one int8 constant"
     if node.outputs[0].is_graph_output():
         return "the integers are an output of the graph"
     for reader in node.outputs[0].consumers():
         if not is_operator(reader, "DequantizeLinear"):
             return f"the integers are read by {site(reader)}, expected DequantizeLinear"
         theirs = _zero_point(reader)
-        if theirs is None or theirs.dtype != np.int8 or theirs.any():
+        if theirs is None or theirs.dtype != np.int8 or not np.array_equal(theirs, zero_point):
             return f"{site(reader)} has another zero point"
     return None
 
@@ -74,11 +77,3 @@ def _zero_point(node: ir.Node) -> np.ndarray | None:
     value = node.inputs[2] if len(node.inputs) > 2 else None
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
-
-
-def _add_offset(graph: ir.Graph) -> ir.Value:
-    name = "sdc.qdq_offset"
-    tensor = ir.tensor(np.array(_OFFSET, np.uint8), name=name)
-    value = ir.Value(name=name, shape=ir.Shape([]), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

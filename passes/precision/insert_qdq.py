@@ -20,14 +20,16 @@ import onnx_ir as ir
 from sdc.engines.errors import InputError, PassError
 from sdc.passes.base import Pass, PassReport, Skipped
 from sdc.passes.matching import site
+from sdc.passes.precision.activation_qdq import ActivationPairs
 from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.correct_bias import EXACT_WEIGHT
 from sdc.passes.precision.layer_roles import Role
 from sdc.passes.precision.quantisation import DEFAULT_KEPT, DEFAULT_WEIGHTS_ONLY, Layer, select_layers
+from sdc.passes.precision.range_rules import DEFAULT_RULE, RangeRule
+from sdc.passes.precision.scales import scale_from_range
 
 _MARK = "sdc.quantised_from"
 """Metadata key: digest of the calibrated graph that a quantised one came from."""
-
-_ACTIVATION_LEVELS = 127
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class InsertQdq(Pass):
         weight_bits: 2 to 8; below 8 the integers are limited to the smaller range, in int8 storage. 4 with
             `per_channel` off is the known-bad control of evaluations.
         per_channel: one weight scale per output channel, or one for the whole weight.
+        rule: how activations' ranges follow from the table.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -66,6 +69,7 @@ class InsertQdq(Pass):
     weights_only: frozenset[Role] = DEFAULT_WEIGHTS_ONLY
     weight_bits: int = 8
     per_channel: bool = True
+    rule: RangeRule = DEFAULT_RULE
 
     def __post_init__(self) -> None:
         if not 2 <= self.weight_bits <= 8:
@@ -87,7 +91,7 @@ class InsertQdq(Pass):
                 f"no layer was quantised, {len(selection.kept)} stay as they are: {_most_frequent(selection.kept)}",
                 hint="keep fewer roles in floating point, or choose another precision",
             )
-        rewriter = _Rewriter(model.graph, self)
+        rewriter = _Rewriter(model.graph, self, ActivationPairs(model.graph, self.table, self.rule))
         for layer in selection.quantised:
             rewriter.quantise(layer)
         for layer in selection.weights_only:
@@ -104,25 +108,23 @@ class _Rewriter:
 
     graph: ir.Graph
     options: InsertQdq
-    activations: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    activations: ActivationPairs
     weights: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
-    zero_point: ir.Value | None = None
     bytes_before: int = 0
     bytes_after: int = 0
 
     def quantise(self, layer: Layer) -> None:
         """Put the layer's two operands behind Q/DQ."""
-        activation, dtype = layer.activation, _dtype(layer)
-        if activation not in self.activations:
-            self.activations[activation] = self._quantised_activation(activation, dtype)
+        activation = self.activations.dequantised(layer.activation, _dtype(layer))
         self.quantise_weight(layer)
-        layer.node.replace_input_with(0, self.activations[activation])
+        layer.node.replace_input_with(0, activation)
 
     def quantise_weight(self, layer: Layer) -> None:
         """Put the layer's weight behind DQ."""
         key = (layer.weight, layer.output_axis)
         if key not in self.weights:
             self.weights[key] = self._quantised_weight(layer)
+        layer.node.meta[EXACT_WEIGHT] = layer.weight.const_value
         layer.node.replace_input_with(1, self.weights[key])
 
     def remove_unused_weights(self) -> None:
@@ -136,35 +138,13 @@ class _Rewriter:
         """Figures for the report."""
         return {
             "activations": len(self.activations),
+            "ranges": self.options.rule.label,
             "weights": len(self.weights),
             "weight_bytes_before": self.bytes_before,
             "weight_bytes_after": self.bytes_after,
             "weight_bits": self.options.weight_bits,
             "per_channel": self.options.per_channel,
         }
-
-    def _quantised_activation(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-        name = value.name or ""
-        limit = self.options.table.range_of(name)
-        if not np.isfinite(limit) or limit < 0:
-            raise PassError(
-                f"the range of tensor {name!r} is {limit}, expected a finite magnitude", hint="calibrate again"
-            )
-        step = scale_from_range(np.asarray(limit), _ACTIVATION_LEVELS).astype(dtype.numpy())
-        scale = self._initializer(f"{name}.qdq_scale", step)
-        if self.zero_point is None:
-            self.zero_point = self._initializer("sdc.qdq_zero_point", np.zeros((), np.int8))
-        quantise = ir.node("QuantizeLinear", [value, scale, self.zero_point])
-        dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], scale, self.zero_point])
-        quantise.outputs[0].name, dequantise.outputs[0].name = f"{scale.name}.int8", f"{scale.name}.dequantised"
-        quantise.outputs[0].dtype, dequantise.outputs[0].dtype = ir.DataType.INT8, dtype
-        quantise.outputs[0].shape = dequantise.outputs[0].shape = value.shape
-        producer = value.producer()
-        if producer is not None:
-            self.graph.insert_after(producer, [quantise, dequantise])
-        else:
-            self.graph.insert_before(self.graph[0], [quantise, dequantise])
-        return dequantise.outputs[0]
 
     def _quantised_weight(self, layer: Layer) -> ir.Value:
         value, axis = layer.weight, layer.output_axis
@@ -218,20 +198,6 @@ def quantise_weights(weights: np.ndarray, *, levels: int, axis: int | None) -> t
     scale = scale_from_range(limits, levels)
     spread = scale if axis is None else np.expand_dims(scale, others or ())
     return np.rint(weights / spread).astype(np.int8), scale
-
-
-def scale_from_range(limit: np.ndarray, levels: int) -> np.ndarray:
-    """The step that puts `limit` at or just below the integer `levels`, as a float16 value in float32.
-
-    Rounding is upwards: nothing within the range saturates, and a cast to float16 is exact. A range of zero gets
-    step 1. Steps beyond float16's range stay as they are: their activations would not fit into float16 either.
-    """
-    scale = np.asarray(limit, np.float32) / np.float32(levels)
-    with np.errstate(over="ignore"):
-        half = scale.astype(np.float16)
-    half = np.where(half.astype(np.float32) < scale, np.nextafter(half, np.float16(np.inf)), half)
-    rounded = np.where(np.isfinite(half), half.astype(np.float32), scale)
-    return np.where(scale == 0, np.float32(1), rounded).astype(np.float32)
 
 
 def _most_frequent(kept: tuple[Skipped, ...]) -> str:

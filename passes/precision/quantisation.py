@@ -81,6 +81,22 @@ class Layer:
         assert value is not None  # checked by `find_layers`
         return value
 
+    @property
+    def input_axis(self) -> int:
+        """The weight's axis of input channels."""
+        return 1 - self.output_axis
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        assert self.weight.shape is not None  # a constant's is known
+        return int(self.weight.shape.numpy()[self.input_axis])
+
+    @property
+    def spatial_axes(self) -> int:
+        """Number of the activation's axes behind its channels."""
+        return len(self.weight.shape or ()) - 2 if self.node.op_type == Kind.CONV else 0
+
 
 @dataclass(frozen=True)
 class Selection:

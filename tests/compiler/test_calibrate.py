@@ -8,17 +8,18 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_denoiser import make_fused_denoiser, make_model, run_model
+from small_denoiser import make_fused_denoiser, run_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from sdc.compiler.calibration.calibrate import CalibrationSettings, Surroundings, calibrate, default_settings
+from sdc.compiler.calibration.calibrate import Surroundings, calibrate
 from sdc.compiler.calibration.prompts import GENERAL, prompts_for
+from sdc.compiler.calibration.settings import CalibrationSettings, default_settings
 from sdc.compiler.component import Component
 from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, all_captions
 from sdc.engines.denoise import denoise_from_epsilon, guide
-from sdc.engines.errors import InputError, NumericalError, PassError
+from sdc.engines.errors import InputError, NumericalError
 from sdc.engines.manifest import PipelineSettings
 from sdc.engines.noise import noise_from_seeds
 from sdc.engines.samplers.ddim import ddim, plan_ddim
@@ -27,9 +28,12 @@ from sdc.engines.session import Run
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.tokenizer import ClipTokenizer
 from sdc.passes.graph_digest import digest_from_model
-from sdc.passes.precision.observe_maxima import MAXIMA, ObserveMaxima
+from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.quantisation import find_layers
+from sdc.passes.precision.range_rules import MAX, RangeRule
+from sdc.passes.precision.smooth_quant import SmoothQuant
 
+MAX_RULE = RangeRule(MAX)
 WORDS = {"<s>": 0, "</s>": 1, "red": 2, "green": 3, "boot": 4, "bag": 5}
 EMBEDDING = np.random.default_rng(59).normal(size=(len(WORDS), 7)).astype(np.float32)
 SCHEDULE = Schedule(alphas_cumprod=np.linspace(0.99, 0.01, 100), timestep_spacing="leading", steps_offset=1)
@@ -117,12 +121,14 @@ def test_maxima_are_those_of_the_runs(unet: Component, surroundings: Surrounding
     table = calibrate(unet, surroundings, SETTINGS)
     expected = maxima_by_hand(unet, surroundings, SETTINGS)
     assert table.timesteps == (76.0, 51.0, 26.0, 1.0)
-    assert set(table.maxima) == set(expected)
-    for name, row in table.maxima.items():
+    assert set(table.tensors) == set(expected)
+    for name, statistics in table.tensors.items():
         # float32 with another order of sums, carried through four steps
-        np.testing.assert_allclose(row, expected[name], rtol=2e-4, err_msg=name)
-        assert table.ranges[name] == max(row)
-    assert len({row for row in table.maxima.values() if len(set(row)) > 1}) > 5  # they do move with the timestep
+        np.testing.assert_allclose(statistics.magnitudes, expected[name], rtol=2e-4, err_msg=name)
+        assert table.range_of(name, MAX_RULE) == (-max(statistics.magnitudes), max(statistics.magnitudes))
+        assert statistics.channel_magnitudes.max() == max(statistics.magnitudes)
+    moving = {each.magnitudes for each in table.tensors.values() if len(set(each.magnitudes)) > 1}
+    assert len(moving) > 5  # they do move with the timestep
     assert table.graph_digest == digest == digest_from_model(unet.model)
     assert table.prompts == SETTINGS.prompts
 
@@ -130,7 +136,7 @@ def test_maxima_are_those_of_the_runs(unet: Component, surroundings: Surrounding
 def test_same_seed_gives_the_same_table(unet: Component, surroundings: Surroundings):
     table = calibrate(unet, surroundings, SETTINGS)
     assert calibrate(unet, surroundings, SETTINGS) == table
-    assert calibrate(unet, surroundings, replace(SETTINGS, seed=24)).ranges != table.ranges
+    assert calibrate(unet, surroundings, replace(SETTINGS, seed=24)).tensors != table.tensors
 
 
 def test_batches_do_not_change_the_ranges(unet: Component, surroundings: Surroundings):
@@ -138,15 +144,20 @@ def test_batches_do_not_change_the_ranges(unet: Component, surroundings: Surroun
     table = calibrate(unet, surroundings, SETTINGS)
     together = calibrate(unet, surroundings, replace(SETTINGS, batch=2), on_run=lambda *count: done.append(count))
     assert done == [(run, 8) for run in range(1, 9)]
-    for name, limit in table.ranges.items():
-        np.testing.assert_allclose(together.ranges[name], limit, rtol=2e-4, err_msg=name)
+    for name, alone in table.tensors.items():
+        found = together.tensors[name]
+        assert found.histogram.total == alone.histogram.total  # the last batch is a smaller one
+        for kind in ("minima", "maxima", "channel_minima", "channel_maxima", "channel_means"):
+            expected = np.array(getattr(alone, kind))
+            atol = 2e-4 * max(alone.magnitudes)
+            np.testing.assert_allclose(getattr(found, kind), expected, rtol=0, atol=atol, err_msg=f"{name} {kind}")
 
 
 def test_without_guidance_the_empty_prompt_stays_out(unet: Component, surroundings: Surroundings):
     settings = CalibrationSettings(("bag bag bag",), steps=2, latent_size=(5, 7), guidance_scale=1.0)
-    ranges = calibrate(unet, surroundings, settings).ranges
+    statistics = calibrate(unet, surroundings, settings).tensors["encoder_hidden_states"]
     rows = EMBEDDING[[0, 5, 5, 5, 1]]
-    assert ranges["encoder_hidden_states"] == float(np.abs(rows).max())
+    assert statistics.seen == (float(rows.min()), float(rows.max()))
 
 
 def test_values_that_are_not_finite_are_named(unet: Component, surroundings: Surroundings):
@@ -184,14 +195,28 @@ def test_prompts_speak_the_models_language():
     assert len(set(prompts_for("sd15"))) == 32
 
 
-def test_observed_graph_gains_one_output():
-    text = """<ir_version: 10, opset_import: ["": 23]> g (float[N, 3] x) => (float[N, 3] y)
-        { h = Neg (x) y = Exp (h) }"""
-    model = make_model(text, {})
-    assert ObserveMaxima(("h", "x", "y")).run(model).matched == 3
-    x = np.array([[-3.0, 1.0, 2.0]], np.float32)
-    y, maxima = run_model(model, {"x": x})
-    assert [value.name for value in model.graph.outputs] == ["y", MAXIMA]
-    np.testing.assert_array_equal(maxima, np.array([3.0, 3.0, y.max()], np.float32))
-    with pytest.raises(PassError, match=r"1 of 2 tensors: \['z'\]"):
-        ObserveMaxima(("x", "z")).run(make_model(text, {}))
+def test_smoothed_graphs_are_what_is_measured(unet: Component, surroundings: Surroundings):
+    done: list[tuple[int, int]] = []
+    plain = calibrate(unet, surroundings, SETTINGS)
+    table = calibrate(unet, surroundings, SETTINGS, alpha=0.5, on_run=lambda *count: done.append(count))
+    assert done == [(run, 16) for run in range(1, 17)]  # one prompt to look ahead, then three
+    assert table.smoothing is not None
+    assert table.smoothing.graph_digest == plain.graph_digest == digest_from_model(unet.model)
+    scouted = calibrate(unet, surroundings, replace(SETTINGS, prompts=SETTINGS.prompts[:1]))
+    for name, row in table.smoothing.magnitudes.items():
+        np.testing.assert_array_equal(row, scouted.tensors[name].channel_magnitudes, err_msg=name)
+    smoothed = unet.model.clone()
+    assert SmoothQuant(table.smoothing).run(smoothed).matched == 3
+    assert digest_from_model(smoothed) == table.graph_digest != plain.graph_digest
+    assert CalibrationTable.from_json(table.to_json()) == table
+    before, after = plain.tensors, table.tensors
+    assert sum(before[name].channel_maxima != after[name].channel_maxima for name in before) >= 3
+
+
+def test_table_does_not_grow_with_the_samples(unet: Component, surroundings: Surroundings):
+    few = calibrate(unet, surroundings, replace(SETTINGS, prompts=SETTINGS.prompts[:1]))
+    many = calibrate(unet, surroundings, replace(SETTINGS, prompts=SETTINGS.prompts * 4))
+    name = next(name for name in few.tensors if name != "encoder_hidden_states")
+    counted = few.tensors[name].histogram, many.tensors[name].histogram
+    assert counted[1].total == 12 * counted[0].total
+    assert counted[1]._counts.nbytes == counted[0]._counts.nbytes

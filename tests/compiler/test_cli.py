@@ -135,7 +135,24 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         (["--model", "tiny", "--target", "cpu,gpu"], "unknown target 'gpu'; choose from"),
         (["--model", "tiny", "--target", ","], "no target was given"),
         (["--model", "tiny", "--seed", "3"], "--seed is the seed of random weights; add --weights random"),
-        (["--model", "tiny", "--calibration-prompts", "x.txt"], "calibration prompts have no effect on fp16"),
+        (["--model", "tiny", "--calibration-prompts", "x.txt"], "calibration options have no effect on fp16"),
+        (["--model", "tiny", "--calibration", "entropy"], "calibration options have no effect on fp16"),
+        (["--model", "tiny", "--calibration", "kl"], "unknown calibration 'kl'; choose one of max, percentile"),
+        (["--model", "tiny", "--calibration", "mse:3"], "'mse' takes no number"),
+        (["--model", "tiny", "--smooth-quant", "much"], "--smooth-quant 'much' is no number"),
+        (["--model", "tiny", "--smooth-quant", "1.5"], "SmoothQuant's alpha is 1.5; give a number from 0 to 1"),
+        (
+            ["--model", "tiny", "--precision", "int8", "--target", "cpu,rtx", "--activations", "asymmetric"],
+            "the target 'rtx' runs symmetric activation ranges only; add --activations symmetric",
+        ),
+        (
+            ["--model", "tiny", "--calibration-table", "a.json", "--calibration-prompts", "x.txt"],
+            "calibration prompts have no effect on a calibration that is at hand",
+        ),
+        (
+            ["--model", "tiny", "--calibration-table", "a.json", "--smooth-quant", "0.8"],
+            "SmoothQuant's alpha has no effect on a calibration that is at hand",
+        ),
     ],
 )
 def test_arguments_of_export_that_make_no_sense(

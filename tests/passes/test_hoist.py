@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from equality import FP32, make_model, operators, run_model
 from exported_graphs import feed, load_graph
+from small_denoiser import make_table
 from small_graphs import normal
 
 from sdc.engines.errors import PassError
@@ -25,7 +27,6 @@ from sdc.passes.pipeline import (
     lowering_passes,
     precision_passes,
 )
-from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.quantisation import find_layers
 
@@ -153,20 +154,7 @@ def typed_unet(precision: str, *, fuse: bool = True, remainder: str = "fp16") ->
     quantise = ()
     if precision == "int8":
         digest, ranges = calibrated()
-        table = CalibrationTable(
-            graph_digest=digest,
-            method="max",
-            prompts=("a",),
-            seed=0,
-            sampler="ddim",
-            steps=1,
-            guidance_scale=1.0,
-            latent_size=(8, 8),
-            timesteps=(1.0,),
-            maxima={name: (limit,) for name, limit in ranges.items()},
-            ranges=ranges,
-        )
-        quantise = (InsertQdq(table),)
+        quantise = (InsertQdq(replace(make_table(model, dict(ranges)), graph_digest=digest)),)
     run_passes(precision_passes(precision, quantise=quantise, remainder=remainder), model)
     return model
 

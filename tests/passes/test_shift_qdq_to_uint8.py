@@ -40,10 +40,22 @@ def test_saturation_is_the_same():
     np.testing.assert_array_equal(run_model(model, {"x": x})[0], before)
 
 
-def test_other_zero_points_are_left():
-    report = ShiftQdqToUint8().run(make_model(PAIR.format(zero=3), {}))
+@pytest.mark.parametrize("zero", [3, -128, 127])
+def test_zero_points_move_along(zero: int):
+    x = (np.arange(35, dtype=np.float32) - 17).reshape(5, 7) * 3
+    model = make_model(PAIR.format(zero=zero), {})
+    (before,) = run_model(model, {"x": x})
+    assert ShiftQdqToUint8().run(model).matched == 1
+    assert model.graph[0].inputs[2].const_value.numpy() == zero + 128
+    np.testing.assert_array_equal(run_model(model, {"x": x})[0], before)
+
+
+def test_several_zero_points_are_left():
+    text = PAIR.format(zero=0).replace("float scale = {0.25}", "float[7] scale = {1, 2, 3, 4, 5, 6, 7}")
+    text = text.replace("int8 zero = {0}", "int8[7] zero = {0, 0, 0, 0, 0, 0, 1}")
+    report = ShiftQdqToUint8().run(make_model(text, {}))
     assert report.matched == 0
-    assert "not an int8 constant of 0" in report.skipped[0].reason
+    assert "not one int8 constant" in report.skipped[0].reason
 
 
 def test_integers_with_other_readers_are_left():

@@ -1,0 +1,141 @@
+"""Tensors whose channels can be scaled without changing what a graph computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from sdc.passes import domain
+from sdc.passes.base import Skipped
+from sdc.passes.matching import constant_tensor, is_operator, producer, site, sole_consumer
+from sdc.passes.precision.quantisation import Layer
+
+_AFFINE = {
+    ("", "LayerNormalization"): (1, 2),
+    ("", "GroupNormalization"): (1, 2),
+    (domain.DOMAIN, domain.ADD_GROUP_NORM): (2, 3),
+    (domain.DOMAIN, domain.ADD_LAYER_NORM): (2, 3),
+    (domain.DOMAIN, domain.BIAS_ADD_LAYER_NORM): (3, 4),
+}
+"""Inputs that scale and shift the first output of a normalisation."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A constant that is linear in a tensor's channels.
+
+    Attributes:
+        node: reads it.
+        index: the node's input.
+        axis: of the channels in the constant.
+        channels: how many of them belong to the tensor, from the first.
+    """
+
+    node: ir.Node
+    index: int
+    axis: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class SmoothingSite:
+    """A tensor that constants write and layers read.
+
+    Attributes:
+        tensor: the activation.
+        writers: all constants that scale with it.
+        readers: all layers that read it; nothing else does.
+    """
+
+    tensor: ir.Value
+    writers: tuple[Writer, ...]
+    readers: tuple[Layer, ...]
+
+
+def find_sites(layers: Sequence[Layer]) -> tuple[list[SmoothingSite], list[Skipped]]:
+    """Every site of a graph, in order, and the tensors that layers read and that are none, with reasons."""
+    readers: dict[ir.Value, list[Layer]] = {}
+    for layer in layers:
+        readers.setdefault(layer.activation, []).append(layer)
+    sites: list[SmoothingSite] = []
+    skipped: list[Skipped] = []
+    for tensor, behind in readers.items():
+        found = _writers(tensor) if _only_layers_read(tensor, behind) else "something else reads it too"
+        if isinstance(found, str):
+            skipped.append(Skipped(site(behind[0].node), found))
+        else:
+            sites.append(SmoothingSite(tensor, found, tuple(behind)))
+    return sites, skipped
+
+
+def _only_layers_read(tensor: ir.Value, layers: Sequence[Layer]) -> bool:
+    if tensor.is_graph_output():
+        return False
+    nodes = {layer.node for layer in layers}
+    return all(use.node in nodes and use.idx == 0 for use in tensor.uses())
+
+
+def _writers(tensor: ir.Value) -> tuple[Writer, ...] | str:
+    """The constants behind `tensor`, or why its channels cannot be scaled."""
+    node = tensor.producer()
+    if node is None:
+        return "an input of the graph"
+    if node.outputs[0] is not tensor:
+        return f"the second output of {node.op_type}"
+    indices = _AFFINE.get((node.domain, node.op_type))
+    if indices is not None:
+        return _affine_writers(node, indices)
+    if domain.is_fused(node, domain.MULTI_HEAD_ATTENTION) or is_operator(node, "Attention"):
+        return _value_writers(node)
+    if domain.is_fused(node, domain.BIAS_GEGLU):
+        return _gate_writers(node)
+    return f"behind {node.op_type}, which is not linear in any constant"
+
+
+def _affine_writers(node: ir.Node, indices: tuple[int, int]) -> tuple[Writer, ...] | str:
+    found = []
+    for index in indices:
+        value = node.inputs[index] if len(node.inputs) > index else None
+        if value is None:
+            continue  # a LayerNormalization needs no shift
+        tensor = constant_tensor(value)
+        if tensor is None or len(tensor.shape) != 1:
+            return "scale and shift of the normalisation are not constants of one axis"
+        found.append(Writer(node, index, 0, tensor.size))
+    return tuple(found)
+
+
+def _value_writers(node: ir.Node) -> tuple[Writer, ...] | str:
+    """Attention mixes rows; what becomes of a channel is what its value was."""
+    value = node.inputs[2]
+    if is_operator(node, "Attention") and not _has_equal_heads(node):
+        return "attention of separate heads, or of fewer heads for its values"
+    matmul = producer(value, "MatMul")
+    if value is None or matmul is None or sole_consumer(value) is not node:
+        return "attention to values that are no projection of their own"
+    if sum(each is value for each in node.inputs) != 1:
+        return "attention to values that are its queries or keys as well"
+    weight = constant_tensor(matmul.inputs[1])
+    if weight is None or len(weight.shape) != 2:
+        return "attention to values whose projection is not constant"
+    return (Writer(matmul, 1, 1, weight.shape.numpy()[1]),)
+
+
+def _has_equal_heads(node: ir.Node) -> bool:
+    query = node.attributes.get_int("q_num_heads", 0)
+    return query != 0 and query == node.attributes.get_int("kv_num_heads", 0)
+
+
+def _gate_writers(node: ir.Node) -> tuple[Writer, ...] | str:
+    """The first half of what a gate reads is multiplied with a function of the other."""
+    product, bias = node.inputs[:2]
+    matmul = producer(product, "MatMul")
+    if product is None or matmul is None or sole_consumer(product) is not node:
+        return "a gate of something else than a projection of its own"
+    weight, shift = constant_tensor(matmul.inputs[1]), constant_tensor(bias)
+    if weight is None or shift is None or len(weight.shape) != 2:
+        return "a gate whose projection is not constant"
+    width = weight.shape.numpy()[1] // 2
+    return (Writer(matmul, 1, 1, width), Writer(node, 1, 0, width))

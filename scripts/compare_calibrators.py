@@ -1,0 +1,81 @@
+"""Every way to calibrate int8 against fp32 at equal seeds: one row of a table each.
+
+    python scripts/compare_calibrators.py --out build/calibrators
+    python scripts/compare_calibrators.py --out build/calibrators-planted --model build/planted/tiny
+
+Exports a bundle for each variant (stages that variants share are computed once), compares its pictures with those of
+the fp32 bundle, and prints Markdown. The known-bad end of the scale is in docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from sdc.compiler.calibration.options import CalibrationOptions
+from sdc.compiler.compile import export_bundle
+from sdc.compiler.evaluate.evaluate import evaluate
+from sdc.compiler.evaluate.settings import Settings
+from sdc.compiler.export_plan import ExportRequest
+from sdc.compiler.stages import Source
+from sdc.engines.targets import parse_targets
+from sdc.passes.precision.range_rules import METHODS, parse_rule
+
+
+def main() -> None:
+    """Parse the command line, export, evaluate and print."""
+    parser = argparse.ArgumentParser(description="compare calibrators of int8")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the bundles and the table")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--guidance", type=float, default=1.9)
+    parser.add_argument("--only", metavar="TEXT", help="variants whose name holds this text")
+    arguments = parser.parse_args()
+    reference = arguments.out / "fp32"
+    export_bundle(ExportRequest(Source(arguments.model), "fp32", parse_targets(arguments.target), reference))
+    settings = Settings(samples=arguments.samples, guidance_scale=arguments.guidance)
+    rows = []
+    print("| int8 variant | PSNR, dB | worst 5 % | epsilon error | at the first / last timestep |")
+    print("|---|---|---|---|---|")
+    for name, options in variants().items():
+        if arguments.only and arguments.only not in name:
+            continue
+        bundle = arguments.out / "int8"
+        targets = parse_targets(arguments.target)
+        export_bundle(ExportRequest(Source(arguments.model), "int8", targets, bundle, calibration=options))
+        found = evaluate(bundle, reference, settings)
+        psnr = next(row for row in found.paired if "psnr" in row.name)
+        errors = [row.error for row in found.epsilon if row.error is not None]
+        mean = float(np.sqrt(np.mean(np.square(errors))))
+        rows.append({"name": name, "psnr_db": psnr.value.value, "noise": psnr.value.noise, "epsilon": errors})
+        print(
+            f"| {name} | {psnr.value.value:.2f} ± {psnr.value.noise or 0:.2f} | {psnr.worst_5_percent:.2f} "
+            f"| {mean:.5f} | {errors[-1]:.5f} / {errors[0]:.5f} |",
+            flush=True,
+        )
+        (arguments.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def variants() -> dict[str, CalibrationOptions]:
+    """Options by the name of their row."""
+    found = {}
+    for symmetric, method in product((True, False), METHODS):
+        label = parse_rule(method, symmetric=symmetric).label
+        found[f"{label}; plain"] = CalibrationOptions(method, symmetric, alpha=None, correct_bias=False)
+    for symmetric, method in product((True, False), ("max", "mse")):
+        label = parse_rule(method, symmetric=symmetric).label
+        for alpha, correct in ((None, True), (0.3, False), (0.5, False), (0.7, False), (0.8, False), (0.5, True)):
+            smoothed = "not smoothed" if alpha is None else f"smoothed {alpha}"
+            corrected = ", bias corrected" if correct else ""
+            options = CalibrationOptions(method, symmetric, alpha=alpha, correct_bias=correct)
+            found[f"{label}; {smoothed}{corrected}"] = options
+    return found
+
+
+if __name__ == "__main__":
+    main()
