@@ -10,21 +10,18 @@ arXiv:1712.05877, equations 1-4 with Z = 0; ONNX operator specification, Quantiz
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from itertools import chain, count
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from sdc.engines.errors import InputError, PassError
 from sdc.passes.base import Pass, PassReport, Skipped
-from sdc.passes.matching import site
 from sdc.passes.precision.activation_qdq import ActivationPairs
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.layer_roles import Role
 from sdc.passes.precision.quantisation import DEFAULT_KEPT, DEFAULT_WEIGHTS_ONLY, Layer, select_layers
-from sdc.passes.precision.scales import scale_from_range
+from sdc.passes.precision.weight_qdq import StoredWeights
 
 _MARK = "sdc.quantised_from"
 """Metadata key: digest of the calibrated graph that a quantised one came from."""
@@ -87,86 +84,18 @@ class InsertQdq(Pass):
                 f"no layer was quantised, {len(selection.kept)} stay as they are: {_most_frequent(selection.kept)}",
                 hint="keep fewer roles in floating point, or choose another precision",
             )
-        rewriter = _Rewriter(model.graph, self, ActivationPairs(model.graph, self.table))
+        activations = ActivationPairs(model.graph, self.table)
+        weights = StoredWeights(model.graph, bits=self.weight_bits, per_channel=self.per_channel)
         for layer in selection.quantised:
-            rewriter.quantise(layer)
+            activation = activations.dequantised(layer.activation, _dtype(layer))
+            layer.node.replace_input_with(1, weights.dequantised(layer))
+            layer.node.replace_input_with(0, activation)
         for layer in selection.weights_only:
-            rewriter.quantise_weight(layer)
-        rewriter.remove_unused_weights()
+            layer.node.replace_input_with(1, weights.dequantised(layer))
+        weights.remove_unused()
         model.metadata_props[_MARK] = self.table.graph_digest
-        details = {"weights_only": len(selection.weights_only), **rewriter.details()}
+        details = {"weights_only": len(selection.weights_only), "activations": len(activations), **weights.details()}
         return PassReport(self.name, len(selection.quantised), selection.kept, details=details)
-
-
-@dataclass
-class _Rewriter:
-    """What one application of the pass has inserted so far."""
-
-    graph: ir.Graph
-    options: InsertQdq
-    activations: ActivationPairs
-    weights: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
-    bytes_before: int = 0
-    bytes_after: int = 0
-
-    def quantise(self, layer: Layer) -> None:
-        """Put the layer's two operands behind Q/DQ."""
-        activation = self.activations.dequantised(layer.activation, _dtype(layer))
-        self.quantise_weight(layer)
-        layer.node.replace_input_with(0, activation)
-
-    def quantise_weight(self, layer: Layer) -> None:
-        """Put the layer's weight behind DQ."""
-        key = (layer.weight, layer.output_axis)
-        if key not in self.weights:
-            self.weights[key] = self._quantised_weight(layer)
-        layer.node.replace_input_with(1, self.weights[key])
-
-    def remove_unused_weights(self) -> None:
-        """Drop the floating-point weights that nothing reads any more."""
-        for weight, _ in self.weights:
-            name = weight.name or ""
-            if not weight.uses() and name in self.graph.initializers and not weight.is_graph_output():
-                del self.graph.initializers[name]
-
-    def details(self) -> dict[str, Any]:
-        """Figures for the report."""
-        return {
-            "activations": len(self.activations),
-            "weights": len(self.weights),
-            "weight_bytes_before": self.bytes_before,
-            "weight_bytes_after": self.bytes_after,
-            "weight_bits": self.options.weight_bits,
-            "per_channel": self.options.per_channel,
-        }
-
-    def _quantised_weight(self, layer: Layer) -> ir.Value:
-        value, axis = layer.weight, layer.output_axis
-        tensor = ir.convenience.get_const_tensor(value)
-        assert tensor is not None  # `find_layers` selects constant weights only
-        levels = 2 ** (self.options.weight_bits - 1) - 1
-        weights = tensor.numpy().astype(np.float32)
-        if not np.isfinite(weights).all():
-            raise PassError(f"the weight of {site(layer.node)} holds NaN or infinity", hint="check the checkpoint")
-        integers, scale = quantise_weights(weights, levels=levels, axis=axis if self.options.per_channel else None)
-        stored = self._initializer(f"{value.name}.int8", integers)
-        scales = self._initializer(f"{value.name}.qdq_scale", scale.astype(_dtype(layer).numpy()))
-        node = ir.node("DequantizeLinear", [stored, scales], {"axis": axis} if self.options.per_channel else {})
-        node.outputs[0].name = f"{stored.name}.dequantised"
-        node.outputs[0].shape = ir.Shape(weights.shape)
-        node.outputs[0].dtype = _dtype(layer)
-        self.graph.insert_before(layer.node, node)
-        self.bytes_before += tensor.nbytes
-        self.bytes_after += integers.nbytes + scale.nbytes
-        return node.outputs[0]
-
-    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
-        taken = self.graph.initializers
-        name = next(each for each in chain([name], (f"{name}.{i}" for i in count(2))) if each not in taken)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
 
 
 def _dtype(layer: Layer) -> ir.DataType:
@@ -174,24 +103,6 @@ def _dtype(layer: Layer) -> ir.DataType:
     tensor = ir.convenience.get_const_tensor(layer.weight)
     assert tensor is not None  # `find_layers` selects constant weights only
     return tensor.dtype
-
-
-def quantise_weights(weights: np.ndarray, *, levels: int, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric integers of a weight.
-
-    Args:
-        weights: any shape, finite.
-        levels: the largest integer.
-        axis: one scale for each index along it; a single scale if None.
-
-    Returns:
-        The integers (int8, the weight's shape, within ±levels) and the scales (float32, [weights.shape[axis]] or []).
-    """
-    others = None if axis is None else tuple(i for i in range(weights.ndim) if i != axis)
-    limits = np.abs(weights).max(axis=others)
-    scale = scale_from_range(limits, levels)
-    spread = scale if axis is None else np.expand_dims(scale, others or ())
-    return np.rint(weights / spread).astype(np.int8), scale
 
 
 def _most_frequent(kept: tuple[Skipped, ...]) -> str:

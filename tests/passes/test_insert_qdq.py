@@ -28,9 +28,10 @@ from sdc.passes.base import run_passes
 from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.pipeline import lowering_passes, precision_passes
-from sdc.passes.precision.insert_qdq import InsertQdq, quantise_weights
+from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.layer_roles import Role
 from sdc.passes.precision.scales import scale_from_range
+from sdc.passes.precision.weight_qdq import quantise_weights
 
 CONV = "y = Conv <pads = [1, 0, 1, 0], strides = [2, 1]> (x, w, b)"
 MATMUL = "m = MatMul (x, w) y = Add (m, b)"
