@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 
-from sdc.passes.base import run_passes
+from sdc.passes.base import PassReport, run_passes
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.pipeline import canonical_passes, fusion_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.formats import Format
+from sdc.passes.precision.insert_qdq import InsertQdq
+from sdc.passes.precision.plan import uniform_plan
 from sdc.passes.precision.quantisation import find_layers
 from sdc.passes.simplify.inline_functions import InlineFunctions
 
@@ -168,3 +173,9 @@ def measure_table(model: ir.Model, feeds: dict[str, np.ndarray]) -> CalibrationT
     inner = [name for name in names if name not in feeds]
     values = dict(zip(inner, run_model(model, feeds, inner), strict=True)) | feeds
     return make_table(model, {name: float(np.abs(values[name]).max()) for name in names})
+
+
+def quantise_everything(model: ir.Model, ranges: dict[str, float], **options: Any) -> PassReport:
+    """Insert Q/DQ in int8 at every layer, whatever its role."""
+    plan = uniform_plan(model, Format.INT8, kept=frozenset())
+    return InsertQdq(make_table(model, ranges), plan, **options).run(model)
