@@ -17,6 +17,7 @@ import onnx_ir as ir
 from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.component import Component
 from sdc.compiler.hoisting import hoist_component
+from sdc.compiler.precision.planning import passes_from_plan, plan_for
 from sdc.compiler.workshop.cache import Entry
 from sdc.engines.manifest import LoraEntry, ModelEntry
 from sdc.engines.specs import COMPONENTS, ComponentSpec
@@ -24,12 +25,16 @@ from sdc.engines.targets import ONNXRUNTIME, Target
 from sdc.passes.base import Pass, PassReport, run_passes
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
-from sdc.passes.precision.insert_qdq import InsertQdq
+from sdc.passes.precision.formats import FLOATING, Format
+from sdc.passes.precision.plan import PrecisionPlan
+from sdc.passes.precision.plan_file import text_from_plan
 
 MODEL_NAME = "model.onnx"
 """What the stage `export` leaves in its folder; the weights are beside it."""
 TABLE_NAME = "unet.json"
 """What the stage `calibrate` leaves in its folder."""
+PLAN_NAME = "unet.toml"
+"""What the stage `build` leaves in its folder where layers have precisions of their own."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, in
     from sdc.engines.sessions import EngineSource, open_session
     from sdc.engines.tokenizer import load_tokenizer
 
-    unet, _ = _fused_component(inputs.unet, inputs.unet_folder, inputs.fuse)
+    unet, _ = fused_component(inputs.unet, inputs.unet_folder, inputs.fuse)
     settings = pipeline_settings(inputs.configs)
     with tempfile.TemporaryDirectory(prefix="sdc-tokenizer-") as tokenizer_folder:
         for name, content in inputs.files.items():
@@ -162,9 +167,11 @@ class Recipe:
         spec: its interface.
         graph: result of the stage `export`.
         fuse: whether operators are fused.
-        precision: one of `PRECISIONS`.
-        remainder: "fp16" or "fp32", for what "int8" leaves alone.
-        table: file of the calibration; None unless the precision is "int8".
+        precision: one of `PRECISIONS`, or `MIXED`.
+        plan: with `MIXED`: of its layers.
+        in_float32: whether what is left in 16-bit floats is computed in float32, for a target without kernels for them.
+        table: file of the calibration; None unless activations are quantised.
+        overflows: result of the stage `check-fp16`; None where nothing is in float16.
         hoist: whether loop-invariant work leaves it.
     """
 
@@ -172,8 +179,10 @@ class Recipe:
     graph: Entry
     fuse: bool
     precision: str
-    remainder: str
     table: Path | None
+    plan: PrecisionPlan | None = None
+    in_float32: bool = False
+    overflows: Path | None = None
     hoist: bool = False
 
 
@@ -184,7 +193,7 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
     """
     from sdc.compiler.build import build_engine
 
-    typed, reports = typed_component(recipe)
+    typed, reports, plan = _planned_component(recipe)
     components: tuple[Component, ...] = (typed,)
     if recipe.hoist:
         components, hoisting = hoist_component(typed)
@@ -204,23 +213,42 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
     if recipe.table is not None:
         # Kept with the engine: made again on another processor, the table could differ in the last digits.
         shutil.copyfile(recipe.table, folder / TABLE_NAME)
-    return {"export": recipe.graph.result, "engines": engines}
+    if plan is not None:
+        (folder / PLAN_NAME).write_text(text_from_plan(plan), encoding="utf-8")
+    return {"export": recipe.graph.result, "engines": engines, "fp16": _overflow(recipe)}
 
 
 def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
     """The component of a recipe, before lowering, and the reports of its passes by phase."""
-    component, reports = _fused_component(recipe.spec, recipe.graph.folder, recipe.fuse)
-    quantise: tuple[Pass, ...] = ()
-    if recipe.table is not None:
-        quantise = (InsertQdq(CalibrationTable.from_json(json.loads(recipe.table.read_text(encoding="utf-8")))),)
-    passes = precision_passes(recipe.precision, quantise=quantise, remainder=recipe.remainder)
-    reports["precision"] = _run(passes, component)
+    component, reports, _ = _planned_component(recipe)
     return component, reports
 
 
-def _fused_component(
-    spec: ComponentSpec, folder: Path, fuse: bool
-) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
+def _planned_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]], PrecisionPlan | None]:
+    component, reports = fused_component(recipe.spec, recipe.graph.folder, recipe.fuse)
+    islands = frozenset((_overflow(recipe) or {}).get("float32", ()))
+    if recipe.precision in FLOATING:
+        reports["precision"] = _run(precision_passes(recipe.precision, float32=islands), component)
+        return component, reports, None
+    plan = plan_for(component, recipe.precision, recipe.plan)
+    table = None
+    if recipe.table is not None:
+        table = CalibrationTable.from_json(json.loads(recipe.table.read_text(encoding="utf-8")))
+    run = plan.with_default(Format.FP32) if recipe.in_float32 else plan
+    reports["precision"] = _run(passes_from_plan(run, table, float32=islands), component)
+    return component, reports, plan
+
+
+def _overflow(recipe: Recipe) -> dict[str, Any] | None:
+    """What float16 does not hold, as the stage `check-fp16` has it; None if it holds everything."""
+    if recipe.overflows is None:
+        return None
+    found: dict[str, Any] | None = json.loads(recipe.overflows.read_text(encoding="utf-8")).get(recipe.spec.name)
+    return found
+
+
+def fused_component(spec: ComponentSpec, folder: Path, fuse: bool) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
+    """An exported component with its operators fused, if `fuse`; and the reports of the passes by phase."""
     component = Component(spec, ir.load(folder / MODEL_NAME))
     reports = {"canonical": _run(canonical_passes(), component)}
     if fuse:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sdc.compiler.compare.subject import lone_spec
 from sdc.compiler.export_plan import ExportRequest, plan_export
 from sdc.compiler.inspect.onnx_file import inspect_onnx
+from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import MODEL_NAME, Opened, Source, export_stage, open_source
 from sdc.compiler.workshop.cache import StageCache
 from sdc.compiler.workshop.progress import Progress, StageLog
@@ -64,7 +65,7 @@ def exported_graph(
         shop = Workshop(cache, worker, StageLog(progress))
         with shop.stages.stage("load"):
             opened: Opened = worker.call(open_source, source).value
-        plan = plan_export(ExportRequest(source, "fp32", (target,), out=Path(scratch)), opened)
+        plan = plan_export(ExportRequest(source, PrecisionRequest("fp32"), (target,), out=Path(scratch)), opened)
         entry = shop.produce(
             f"export {component}",
             "export",

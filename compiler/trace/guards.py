@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sdc.compiler.bundle.writer import check_output
-from sdc.compiler.export_plan import ExportRequest
+from sdc.compiler.export_plan import ExportRequest, formats_on
+from sdc.compiler.precision.capabilities import check_formats
 from sdc.engines.environment import cache_folder
 from sdc.engines.errors import ExportError, InputError, SdcError, TargetError
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
-from sdc.passes.pipeline import PRECISIONS
 
 FULL_DISK_BYTES = 2**20
 """A disk with less room is taken for full: a library that failed on it need not have said so."""
@@ -29,17 +29,17 @@ def check_request(request: ExportRequest) -> None:
     """Check what can be known before any work.
 
     Raises:
-        InputError: an unknown precision, prompts without calibration, or an output folder that holds something else.
-        TargetError: the library that builds for a target is not installed.
+        InputError: prompts without calibration, or an output folder that holds something else.
+        TargetError: the library that builds for a target is not installed, or the target does not run the precision.
     """
-    if request.precision not in PRECISIONS:
-        raise InputError(f"unknown precision {request.precision!r}", hint=f"choose one of {', '.join(PRECISIONS)}")
-    if request.prompts_file is not None and request.precision != "int8":
+    if request.prompts_file is not None and not request.precision.calibrates:
         raise InputError(
-            f"calibration prompts have no effect on {request.precision}", hint="add --precision int8, or leave them out"
+            f"calibration prompts have no effect on {request.precision.name}",
+            hint="add --precision int8, or leave them out",
         )
     check_output(request.out)
     for target in request.targets:
+        check_formats(target, formats_on(target, request.precision))
         module = MODULES[target.backend]
         if importlib.util.find_spec(module) is None:
             extra = "tensorrt" if target.backend == TENSORRT_RTX else "compile"
