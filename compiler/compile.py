@@ -13,12 +13,15 @@ from sdc.compiler.bundle.contents import bundle_contents, bundle_manifest
 from sdc.compiler.bundle.writer import check_output, is_up_to_date, write_bundle
 from sdc.compiler.export_plan import (
     HOISTED_FROM,
+    QUANTISED,
     ExportPlan,
     ExportRequest,
+    component_plan,
     component_precision,
+    in_float32,
     plan_export,
-    remainder,
 )
+from sdc.compiler.half_stage import OVERFLOWS_NAME, HalfCheck, check_half_stage
 from sdc.compiler.stages import (
     TABLE_NAME,
     Calibration,
@@ -98,7 +101,9 @@ def export_bundle(
         worker.close()  # torch and its memory go
         calibrates = plan.calibration_key is not None and missing["unet"]
         table = calibrate_unet(shop, request, opened, plan, exported) if calibrates else None
-        built = _build_engines(shop, request, plan, exported, table)
+        checked = plan.half_key is not None and any(missing.values())
+        overflows = _check_half(shop, request, opened, plan, exported) if checked else None
+        built = _build_engines(shop, request, plan, exported, table, overflows)
         up_to_date, manifest = _write(shop, request, opened, built)
     cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())
     return ExportSummary(request.out, manifest, up_to_date, tuple(shop.stages.records))
@@ -131,7 +136,9 @@ def _export_components(
 ) -> dict[str, Entry]:
     """The graphs that later stages need, one after the other."""
     needed = [name for name in COMPONENTS if missing[name]]
-    if plan.calibration_key and missing["unet"]:
+    if plan.half_key and needed:
+        needed = list(COMPONENTS)
+    elif plan.calibration_key and missing["unet"]:
         needed = [name for name in COMPONENTS if name in (*needed, "text_encoder")]
     return {
         name: shop.produce(
@@ -162,12 +169,38 @@ def calibrate_unet(
     return shop.produce("calibrate unet", "calibrate", plan.calibration_key, calibrate_stage, inputs, reports=True)
 
 
+def _check_half(
+    shop: Workshop, request: ExportRequest, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry]
+) -> Entry:
+    assert plan.half_key is not None
+    inputs = HalfCheck(
+        model=opened.entry.name,
+        specs=plan.specs,
+        folders={name: entry.folder for name, entry in exported.items()},
+        configs=opened.configs,
+        files=opened.files,
+        prompts=plan.prompts,
+        fuse=request.fuse,
+    )
+    entry = shop.produce("check fp16", "check-fp16", plan.half_key, check_half_stage, inputs, reports=True)
+    for name, overflow in entry.result.items():
+        log.warning(
+            "%s: node %r reaches %.3g and float16 holds 65504; %d nodes around such values stay in float32",
+            name,
+            overflow["first"],
+            overflow["magnitude"],
+            len(overflow["float32"]),
+        )
+    return entry
+
+
 def _build_engines(
     shop: Workshop,
     request: ExportRequest,
     plan: ExportPlan,
     exported: Mapping[str, Entry],
     table: Entry | None,
+    overflows: Entry | None,
 ) -> dict[tuple[str, str], Entry]:
     """Passes, then an engine, for each component and target."""
     built = {}
@@ -179,10 +212,10 @@ def _build_engines(
                 graph=graph,
                 fuse=request.fuse,
                 precision=component_precision(name, request.precision),
-                remainder=remainder(target),
-                table=table.folder / TABLE_NAME
-                if table and component_precision(name, request.precision) == "int8"
-                else None,
+                plan=component_plan(name, request.precision),
+                in_float32=in_float32(target),
+                overflows=overflows.folder / OVERFLOWS_NAME if overflows else None,
+                table=table.folder / TABLE_NAME if table and name in QUANTISED else None,
                 hoist=request.hoist and name in HOISTED_FROM,
                 rule=request.calibration.rule_for(target),
                 correct_bias=request.calibration.correct_bias,

@@ -9,26 +9,38 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sdc.compiler.calibration.options import DEFAULT_CALIBRATION, CalibrationOptions
+from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import Opened, Source
 from sdc.compiler.trace.interfaces import component_spec
 from sdc.compiler.workshop.cache import digest_of, digest_sources, versions_of
 from sdc.engines.errors import InputError
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
+from sdc.passes.precision.formats import FLOATING, Format
+from sdc.passes.precision.plan import PrecisionPlan
+from sdc.passes.precision.plan_file import text_from_plan
 
 QUANTISED = ("unet",)
-"""Components that "int8" quantises; the others are exported as in "fp16"."""
+"""Components whose layers have precisions of their own; the others are exported in the default of the plan."""
 
 HOISTED_FROM = ("unet",)
 """Components that run in a loop: what does not change in it is taken out."""
 
 EXPORT_SOURCES = ("sdc.compiler.trace", "sdc.compiler.load")
 EXPORT_TOOLS = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir", "onnx", "peft")
-CALIBRATE_SOURCES = ("sdc.compiler.calibration", "sdc.compiler.stages", "sdc.passes", "sdc.engines")
+CALIBRATE_SOURCES = (
+    "sdc.compiler.calibration",
+    "sdc.compiler.precision",
+    "sdc.compiler.half_stage",
+    "sdc.compiler.stages",
+    "sdc.passes",
+    "sdc.engines",
+)
 CALIBRATE_TOOLS = ("onnxruntime-gpu", "onnxruntime", "numpy", "onnx-ir", "onnxscript")
 BUILD_SOURCES = (
     "sdc.passes",
     "sdc.compiler.build",
+    "sdc.compiler.precision",
     "sdc.compiler.component",
     "sdc.compiler.hoisting",
     "sdc.compiler.stages",
@@ -48,7 +60,7 @@ class ExportRequest:
 
     Attributes:
         source: the checkpoint.
-        precision: one of `PRECISIONS`.
+        precision: of its layers.
         targets: what engines are built for; at least one.
         out: the bundle's folder.
         fuse: whether operators are fused.
@@ -57,7 +69,7 @@ class ExportRequest:
     """
 
     source: Source
-    precision: str
+    precision: PrecisionRequest
     targets: tuple[Target, ...]
     out: Path
     fuse: bool = True
@@ -73,6 +85,7 @@ class ExportPlan:
         specs: interfaces of the components, before anything is hoisted out of them.
         export_keys: by component.
         calibration_key: None unless something is quantised.
+        half_key: of the check of float16; None where nothing is in float16.
         build_keys: by component and name of the target.
         prompts: of the calibration; None for the model's own.
     """
@@ -80,6 +93,7 @@ class ExportPlan:
     specs: Mapping[str, ComponentSpec]
     export_keys: Mapping[str, str]
     calibration_key: str | None
+    half_key: str | None
     build_keys: Mapping[tuple[str, str], str]
     prompts: tuple[str, ...] | None
 
@@ -98,8 +112,12 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     file = request.calibration.prompts_file
     prompts = None if file is None else read_prompts(file)
     calibration_key = None
-    if request.precision == "int8":
-        calibration_key = _calibration_key(request, opened, export_keys, prompts)
+    if request.precision.calibrates:
+        graphs = [export_keys["unet"], export_keys["text_encoder"]]
+        calibration_key = _drawing_key("calibrate", request, opened, graphs, prompts)
+    half_key = None
+    if Format.FP16 in request.precision.formats():
+        half_key = _drawing_key("check-fp16", request, opened, [export_keys[name] for name in COMPONENTS], prompts)
     building = [digest_sources(BUILD_SOURCES), versions_of(BUILD_TOOLS), request.fuse]
     build_keys = {
         (name, target.name): digest_of(
@@ -108,8 +126,10 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 *building,
                 export_keys[name],
                 component_precision(name, request.precision),
-                remainder(target),
+                _plan_text(name, request.precision),
+                in_float32(target),
                 [calibration_key, *_range_options(request.calibration, target)] if name in QUANTISED else None,
+                half_key,
                 request.hoist and name in HOISTED_FROM,
                 [target.name, target.backend, *target.compute_capabilities],
                 versions_of(BACKEND_TOOLS[target.backend]),
@@ -118,17 +138,34 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
         for name in COMPONENTS
         for target in request.targets
     }
-    return ExportPlan(specs, export_keys, calibration_key, build_keys, prompts)
+    return ExportPlan(specs, export_keys, calibration_key, half_key, build_keys, prompts)
 
 
-def component_precision(component: str, precision: str) -> str:
+def component_precision(component: str, precision: PrecisionRequest) -> str:
     """The precision of one component in a bundle."""
-    return "fp16" if precision == "int8" and component not in QUANTISED else precision
+    return precision.name if component in QUANTISED else precision.default.value
 
 
-def remainder(target: Target) -> str:
-    """What "int8" leaves in floating point; ONNX Runtime has no float16 kernels for CPUs and would cast to and fro."""
-    return "fp32" if target.backend == ONNXRUNTIME else "fp16"
+def component_plan(component: str, precision: PrecisionRequest) -> PrecisionPlan | None:
+    """The plan of one component, if one was given."""
+    return precision.plan if component in QUANTISED else None
+
+
+def _plan_text(component: str, precision: PrecisionRequest) -> str | None:
+    plan = component_plan(component, precision)
+    return None if plan is None else text_from_plan(plan)
+
+
+def in_float32(target: Target) -> bool:
+    """Whether what a plan leaves in 16 bits is computed in float32; ONNX Runtime has no such kernels for CPUs."""
+    return target.backend == ONNXRUNTIME
+
+
+def formats_on(target: Target, precision: PrecisionRequest) -> frozenset[Format]:
+    """What the engines of a target hold: what is asked for, but float32 where a quantised precision says 16 bits."""
+    formats = precision.formats()
+    substituted = in_float32(target) and not formats <= FLOATING
+    return formats - (FLOATING - {Format.FP32}) | {Format.FP32} if substituted else formats
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -154,16 +191,16 @@ def tool_versions(request: ExportRequest) -> dict[str, str]:
     return {"sdc": version("sdc"), **installed}
 
 
-def _calibration_key(
-    request: ExportRequest, opened: Opened, export_keys: Mapping[str, str], prompts: tuple[str, ...] | None
+def _drawing_key(
+    stage: str, request: ExportRequest, opened: Opened, graphs: list[str], prompts: tuple[str, ...] | None
 ) -> str:
+    """The key of a stage that draws pictures with some of the exported graphs."""
     return digest_of(
         [
-            "calibrate",
+            stage,
             digest_sources(CALIBRATE_SOURCES),
             versions_of(CALIBRATE_TOOLS),
-            export_keys["unet"],
-            export_keys["text_encoder"],
+            *graphs,
             {name: digest_of(content.decode("latin-1")) for name, content in opened.files.items()},
             request.fuse,
             request.calibration.alpha,

@@ -17,6 +17,7 @@ from sdc.compiler.bundle.small_files import small_files
 from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.component import Component
 from sdc.compiler.hoisting import hoist_component
+from sdc.compiler.precision.planning import passes_from_plan, plan_for
 from sdc.compiler.workshop.cache import Entry
 from sdc.engines.errors import InputError
 from sdc.engines.manifest import LoraEntry, ModelEntry
@@ -26,7 +27,10 @@ from sdc.passes.base import Pass, PassReport, run_passes
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.correct_bias import CorrectBias
+from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.precision.insert_qdq import InsertQdq
+from sdc.passes.precision.plan import PrecisionPlan
+from sdc.passes.precision.plan_file import text_from_plan
 from sdc.passes.precision.range_rules import DEFAULT_RULE, RangeRule
 from sdc.passes.precision.smooth_quant import SmoothQuant
 
@@ -37,6 +41,8 @@ MODEL_NAME = "model.onnx"
 """What the stage `export` leaves in its folder; the weights are beside it."""
 TABLE_NAME = "unet.json"
 """What the stage `calibrate` leaves in its folder."""
+PLAN_NAME = "unet.toml"
+"""What the stage `build` leaves in its folder where layers have precisions of their own."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def _calibrated(inputs: Calibration, report: Callable[[int, int], None]) -> Cali
     from sdc.engines.sessions import EngineSource, open_session
     from sdc.engines.tokenizer import load_tokenizer
 
-    unet, _ = _fused_component(inputs.unet, inputs.unet_folder, inputs.fuse)
+    unet, _ = fused_component(inputs.unet, inputs.unet_folder, inputs.fuse)
     settings = pipeline_settings(inputs.configs)
     with tempfile.TemporaryDirectory(prefix="sdc-tokenizer-") as tokenizer_folder:
         for name, content in inputs.files.items():
@@ -186,9 +192,11 @@ class Recipe:
         spec: its interface.
         graph: result of the stage `export`.
         fuse: whether operators are fused.
-        precision: one of `PRECISIONS`.
-        remainder: "fp16" or "fp32", for what "int8" leaves alone.
-        table: file of the calibration; None unless the precision is "int8".
+        precision: one of `PRECISIONS`, or `MIXED`.
+        plan: with `MIXED`: of its layers.
+        in_float32: whether what is left in 16-bit floats is computed in float32, for a target without kernels for them.
+        table: file of the calibration; None unless activations are quantised.
+        overflows: result of the stage `check-fp16`; None where nothing is in float16.
         hoist: whether loop-invariant work leaves it.
         rule: how ranges follow from the calibration.
         correct_bias: whether biases make up for rounded weights.
@@ -198,8 +206,10 @@ class Recipe:
     graph: Entry
     fuse: bool
     precision: str
-    remainder: str
     table: Path | None
+    plan: PrecisionPlan | None = None
+    in_float32: bool = False
+    overflows: Path | None = None
     hoist: bool = False
     rule: RangeRule = DEFAULT_RULE
     correct_bias: bool = False
@@ -212,7 +222,7 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
     """
     from sdc.compiler.build import build_engine
 
-    typed, reports = typed_component(recipe)
+    typed, reports, plan = _planned_component(recipe)
     components: tuple[Component, ...] = (typed,)
     if recipe.hoist:
         components, hoisting = hoist_component(typed)
@@ -233,35 +243,50 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
         # Kept with the engine: made again on another processor, the table could differ in the last digits.
         table = _table_with_ranges(recipe.table, recipe.rule)
         (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
-    return {"export": recipe.graph.result, "engines": engines}
+    if plan is not None:
+        (folder / PLAN_NAME).write_text(text_from_plan(plan), encoding="utf-8")
+    return {"export": recipe.graph.result, "engines": engines, "fp16": _overflow(recipe)}
 
 
 def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
     """The component of a recipe, before lowering, and the reports of its passes by phase."""
-    component, reports = _fused_component(recipe.spec, recipe.graph.folder, recipe.fuse)
-    quantise: tuple[Pass, ...] = ()
-    if recipe.table is not None:
-        quantise = quantising_passes(recipe.table, recipe.rule, correct_bias=recipe.correct_bias)
-    passes = precision_passes(recipe.precision, quantise=quantise, remainder=recipe.remainder)
-    reports["precision"] = _run(passes, component)
+    component, reports, _ = _planned_component(recipe)
     return component, reports
 
 
-def quantising_passes(table_file: Path, rule: RangeRule, *, correct_bias: bool) -> tuple[Pass, ...]:
+def _planned_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]], PrecisionPlan | None]:
+    component, reports = fused_component(recipe.spec, recipe.graph.folder, recipe.fuse)
+    islands = frozenset((_overflow(recipe) or {}).get("float32", ()))
+    if recipe.precision in FLOATING:
+        reports["precision"] = _run(precision_passes(recipe.precision, float32=islands), component)
+        return component, reports, None
+    plan = plan_for(component, recipe.precision, recipe.plan)
+    run = plan.with_default(Format.FP32) if recipe.in_float32 else plan
+    quantise = quantising_passes(recipe.table, recipe.rule, run, correct_bias=recipe.correct_bias)
+    reports["precision"] = _run(passes_from_plan(run, quantise, float32=islands), component)
+    return component, reports, plan
+
+
+def quantising_passes(
+    table_file: Path | None, rule: RangeRule, plan: PrecisionPlan | None, *, correct_bias: bool
+) -> tuple[Pass, ...]:
     """What stands between the fused graph and its integers, in order.
 
     Args:
-        table_file: of the calibration.
+        table_file: of the calibration; None where no activation is quantised.
         rule: how ranges follow from it.
+        plan: of the layers; None for that of "int8".
         correct_bias: whether biases make up for rounded weights.
 
     Raises:
         InputError: the file cannot be read, or is no calibration.
     """
+    if table_file is None:
+        return () if plan is None or plan.formats() <= FLOATING else (InsertQdq(None, plan),)
     table = _table_with_ranges(table_file, rule)
     smooth = () if table.smoothing is None else (SmoothQuant(table.smoothing),)
     correct = (CorrectBias(table),) if correct_bias else ()
-    return (*smooth, InsertQdq(table, rule=rule), *correct)
+    return (*smooth, InsertQdq(table, plan, rule=rule), *correct)
 
 
 @lru_cache(maxsize=1)
@@ -285,9 +310,16 @@ def read_table(path: Path) -> CalibrationTable:
     return CalibrationTable.from_json(value)
 
 
-def _fused_component(
-    spec: ComponentSpec, folder: Path, fuse: bool
-) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
+def _overflow(recipe: Recipe) -> dict[str, Any] | None:
+    """What float16 does not hold, as the stage `check-fp16` has it; None if it holds everything."""
+    if recipe.overflows is None:
+        return None
+    found: dict[str, Any] | None = json.loads(recipe.overflows.read_text(encoding="utf-8")).get(recipe.spec.name)
+    return found
+
+
+def fused_component(spec: ComponentSpec, folder: Path, fuse: bool) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
+    """An exported component with its operators fused, if `fuse`; and the reports of the passes by phase."""
     component = Component(spec, ir.load(folder / MODEL_NAME))
     reports = {"canonical": _run(canonical_passes(), component)}
     if fuse:

@@ -2,7 +2,7 @@
 
 canonical_passes   →  one spelling for everything, nothing superfluous
 fusion_passes      →  operators of domain `sdc`                               (left out by --no-fuse)
-precision_passes   →  Q/DQ pairs and float16
+precision_passes   →  Q/DQ pairs and 16-bit floats
 lowering_passes    →  standard operators in the arrangement that one backend fuses best
 """
 
@@ -33,7 +33,9 @@ from sdc.passes.lowering.lower_to_contrib import LowerToContrib
 from sdc.passes.lowering.merge_projections import MergeProjections
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.lowering.split_geglu import SplitGeGlu
+from sdc.passes.precision.cast_bf16 import CastBf16
 from sdc.passes.precision.cast_fp16 import CastFp16
+from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.raising.raise_attention import RaiseAttention
 from sdc.passes.raising.raise_gelu import RaiseGelu
 from sdc.passes.raising.raise_group_norm import RaiseGroupNorm
@@ -57,7 +59,9 @@ from sdc.passes.simplify.omit_outputs import OmitOutputs
 from sdc.passes.simplify.order_operands import OrderOperands
 from sdc.passes.simplify.remove_unused import RemoveUnused
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = tuple(each.value for each in Format)
+MIXED = "mixed"
+"""What a plan with several precisions is called where the name of one is expected."""
 BACKENDS = ("openvino", "onnxruntime", "tensorrt_rtx")
 ORT_CUDA = "onnxruntime_cuda"
 """ONNX Runtime with its CUDA provider: a graph for it can be made, no target is built from it yet."""
@@ -128,29 +132,41 @@ def fusion_passes(component: str | None = None) -> tuple[Pass, ...]:
     )
 
 
-def precision_passes(precision: str, *, quantise: tuple[Pass, ...] = (), remainder: str = "fp16") -> tuple[Pass, ...]:
+def precision_passes(
+    precision: str,
+    *,
+    quantise: tuple[Pass, ...] = (),
+    remainder: str = "fp16",
+    float32: frozenset[str] = frozenset(),
+    only: frozenset[str] | None = None,
+) -> tuple[Pass, ...]:
     """The canonical or fused graph → the same graph in a precision.
 
     Args:
-        precision: one of `PRECISIONS`.
-        quantise: passes that insert Q/DQ pairs, calibrated on the float32 graph; with "int8" only.
-        remainder: "fp16" or "fp32", for what "int8" does not quantise.
+        precision: one of `PRECISIONS`, or `MIXED`.
+        quantise: passes that put Q/DQ into the float32 graph; with quantised precisions only.
+        remainder: "fp32", "fp16" or "bf16", for what a quantised or mixed graph leaves in floating point.
+        float32: nodes that stay in float32, by their first output's name; likewise `only`: the only ones that do not.
 
     Raises:
         InputError: an unknown precision, or `quantise` and `precision` contradict each other.
     """
-    if precision not in PRECISIONS or remainder not in ("fp16", "fp32"):
+    if precision not in (*PRECISIONS, MIXED) or remainder not in FLOATING:
         raise InputError(
             f"unknown precision {precision!r} with remainder {remainder!r}",
             hint=f"choose one of {', '.join(PRECISIONS)}",
         )
-    if bool(quantise) != (precision == "int8"):
+    if precision != MIXED and bool(quantise) != (precision not in FLOATING):
         raise InputError(
             f"precision {precision!r} with {len(quantise)} quantising passes",
-            hint="int8 needs a calibrated pass, other precisions take none",
+            hint="quantised precisions need a quantising pass, others take none",
         )
-    in_half = precision == "fp16" or (precision == "int8" and remainder == "fp16")
-    return (*quantise, *((CastFp16(),) if in_half else ()), RemoveUnused(), FixNames())
+    floating = precision if precision in FLOATING else remainder
+    casts: dict[str, tuple[Pass, ...]] = {
+        Format.FP16: (CastFp16(float32=float32, only=only),),
+        Format.BF16: (CastBf16(float32=float32, only=only),),
+    }
+    return (*quantise, *casts.get(floating, ()), RemoveUnused(), FixNames())
 
 
 def lowering_passes(backend: str) -> tuple[Pass, ...]:

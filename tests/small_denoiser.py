@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,11 +11,14 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 
-from sdc.passes.base import run_passes
+from sdc.passes.base import PassReport, run_passes
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.pipeline import canonical_passes, fusion_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.formats import Format
+from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.log_histogram import LogHistogram
+from sdc.passes.precision.plan import uniform_plan
 from sdc.passes.precision.quantisation import find_layers
 from sdc.passes.precision.tensor_statistics import TensorStatistics
 from sdc.passes.simplify.inline_functions import InlineFunctions
@@ -191,3 +195,9 @@ def _statistics(value: np.ndarray, spatial_axes: int) -> TensorStatistics:
         channel_means=tuple(rows.mean(axis=0, dtype=np.float32).tolist()),
         histogram=histogram,
     )
+
+
+def quantise_everything(model: ir.Model, table: CalibrationTable, **options: Any) -> PassReport:
+    """Insert Q/DQ in int8 at every layer, whatever its role."""
+    plan = uniform_plan(model, Format.INT8, kept=frozenset())
+    return InsertQdq(table, plan, **options).run(model)

@@ -9,7 +9,7 @@ from typing import Any
 from sdc.compiler.bundle.writer import CachedFile, Contents, file_entries, json_bytes
 from sdc.compiler.export_plan import QUANTISED, ExportRequest, tool_versions
 from sdc.compiler.hoisting import common_specs
-from sdc.compiler.stages import TABLE_NAME, Opened
+from sdc.compiler.stages import PLAN_NAME, TABLE_NAME, Opened
 from sdc.compiler.trace.interfaces import pipeline_settings
 from sdc.compiler.workshop.cache import Entry
 from sdc.engines.manifest import SCHEMA, EngineEntry, Manifest, TargetEntry
@@ -29,12 +29,15 @@ def bundle_contents(request: ExportRequest, opened: Opened, built: Built) -> Con
                 contents[f"{engine}/{name}"] = CachedFile(entry, f"{engine}/{name}")
         if component in QUANTISED and TABLE_NAME in entry.files:
             contents[f"calibration/{component}.json"] = CachedFile(entry, TABLE_NAME)
+        if component in QUANTISED and PLAN_NAME in entry.files:
+            contents[f"precision/{component}.toml"] = CachedFile(entry, PLAN_NAME)
     contents["reports/passes.json"] = json_bytes(_by_component(built, "passes"))
     contents["reports/export.json"] = json_bytes(
         {
             "tools": tool_versions(request),
             "exports": {component: entry.result["export"] for (component, _), entry in built.items()},
             "engines": _by_component(built, "details"),
+            "fp16": {component: entry.result["fp16"] for (component, _), entry in built.items()},
         }
     )
     return contents
@@ -50,7 +53,7 @@ def bundle_manifest(request: ExportRequest, opened: Opened, built: Built, conten
         schema=SCHEMA,
         sdc_version=version("sdc"),
         model=opened.entry,
-        precision=request.precision,
+        precision=request.precision.name,
         fused=request.fuse,
         components=common_specs(
             {

@@ -14,6 +14,7 @@ from sdc.engines.targets import parse_targets
 if TYPE_CHECKING:
     from sdc.compiler.compile import ExportSummary
     from sdc.compiler.export_plan import ExportRequest
+    from sdc.compiler.precision.planning import PrecisionRequest
 
 SUMMARY = "compile a checkpoint into a bundle of engines"
 
@@ -32,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default=DEFAULT_PRECISION,
-        metavar="fp32|fp16|int8",
-        help=f"of weights and arithmetic; int8 quantises the UNet and leaves the rest in fp16 ({DEFAULT_PRECISION})",
+        metavar="fp32|fp16|bf16|int8|w8|w4|fp8|PLAN.toml",
+        help="of weights and arithmetic; int8, fp8 and the weight-only w8 and w4 are for the UNet and leave the rest "
+        f"in fp16; a bundle's precision/unet.toml can be edited and given back ({DEFAULT_PRECISION})",
     )
     parser.add_argument(
         "--target",
@@ -97,6 +99,7 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
 
     if args.seed is not None and args.weights != "random":
         raise InputError("--seed is the seed of random weights", hint="add --weights random, or leave it out")
+    precision = _precision_request(args.precision)
     return ExportRequest(
         source=Source(
             model=args.model,
@@ -105,13 +108,21 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
             loras=tuple(args.lora),
             config=args.config,
         ),
-        precision=args.precision,
+        precision=precision,
         targets=parse_targets(args.target),
-        out=args.out or Path("build", f"{short_name(args.model)}-{args.precision}"),
+        out=args.out or Path("build", f"{short_name(args.model)}-{precision.name}"),
         fuse=not args.no_fuse,
         hoist=not args.no_hoist,
         calibration=calibration_options(args),
     )
+
+
+def _precision_request(text: str) -> PrecisionRequest:
+    from sdc.compiler.precision.planning import PrecisionRequest
+    from sdc.passes.pipeline import MIXED
+    from sdc.passes.precision.plan_file import read_plan
+
+    return PrecisionRequest(MIXED, read_plan(Path(text))) if text.endswith(".toml") else PrecisionRequest(text)
 
 
 def short_name(model: str) -> str:
@@ -128,6 +139,12 @@ def summary_json(summary: ExportSummary) -> dict[str, Any]:
         "precision": manifest.precision,
         "targets": list(manifest.targets),
         "bytes": sum(entry.bytes for entry in manifest.files.values()),
+        "engine_bytes": {
+            target: {
+                name: sum(manifest.files[file].bytes for file in engine.files) for name, engine in entry.engines.items()
+            }
+            for target, entry in manifest.targets.items()
+        },
         "up_to_date": summary.up_to_date,
         "seconds": round(sum(record.seconds for record in summary.records), 3),
         "peak_memory_bytes": max(record.peak_memory_bytes for record in summary.records),
@@ -147,9 +164,10 @@ def summary_text(summary: ExportSummary) -> str:
     """The summary for people."""
     values = summary_json(summary)
     state = "was up to date" if summary.up_to_date else "is written"
+    unet = ", ".join(f"{each['unet'] / 1e6:.1f} MB for {name}" for name, each in values["engine_bytes"].items())
     return (
         f"{_relative(summary.out)} {state}: {values['model']}, {values['precision']}, "
-        f"for {', '.join(values['targets'])}; {values['bytes'] / 1e6:.1f} MB, {values['seconds']:.1f} s\n"
+        f"for {', '.join(values['targets'])}; {values['bytes'] / 1e6:.1f} MB (UNet {unet}), {values['seconds']:.1f} s\n"
         f'next: sdc run {_relative(summary.out)} --prompt "..."'
     )
 

@@ -18,15 +18,8 @@ from sdc.compiler.compare.execution import Execution
 from sdc.compiler.compare.exported import ExportedGraph
 from sdc.compiler.compare.footprint import Footprint, take_footprint
 from sdc.compiler.compare.outputs import Timing, compare_outputs, draw_feeds, seconds_in_turn, timing_from_seconds
-from sdc.compiler.compare.variants import (
-    Variant,
-    build_variants,
-    default_quantising,
-    is_hoisted,
-    target_independent_phases,
-)
+from sdc.compiler.compare.variants import Variant, all_phases, build_variants, is_hoisted
 from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
-from sdc.compiler.export_plan import remainder
 from sdc.compiler.plain_json import finite_json
 from sdc.compiler.trace.guards import explaining_full_disk
 from sdc.compiler.workshop.worker import Worker
@@ -117,8 +110,7 @@ def ablate(
         ExportError: an engine cannot be built, or the disk is full.
         InputError: an unknown precision, or it needs calibration.
     """
-    quantise = default_quantising(graph.table, target)
-    phases = target_independent_phases(graph.spec.name, precision, quantise=quantise, rest=remainder(target))
+    *phases, _lowering = all_phases(graph.spec.name, precision, target, table=graph.table)
     feeds = draw_feeds(graph.spec, seed=seed)
     with (
         tempfile.TemporaryDirectory(prefix="sdc-ablation-") as scratch,

@@ -10,6 +10,7 @@ from sdc.compiler.compare.subject import lone_spec
 from sdc.compiler.compile import calibrate_unet
 from sdc.compiler.export_plan import QUANTISED, ExportRequest, component_precision, plan_export
 from sdc.compiler.inspect.onnx_file import inspect_onnx
+from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import MODEL_NAME, TABLE_NAME, Opened, Source, export_stage, open_source
 from sdc.compiler.workshop.cache import StageCache
 from sdc.compiler.workshop.progress import Progress, StageLog
@@ -74,9 +75,9 @@ def exported_graph(
     if precision == "int8" and component not in QUANTISED:
         raise InputError(
             f"int8 quantises {', '.join(QUANTISED)} alone; {component} is in a bundle what it is in fp16",
-            hint=f"choose --precision {component_precision(component, precision)}",
+            hint=f"choose --precision {component_precision(component, PrecisionRequest(precision))}",
         )
-    request = ExportRequest(source, precision, (target,), out=Path())
+    request = ExportRequest(source, PrecisionRequest(precision), (target,), out=Path())
     with (
         tempfile.TemporaryDirectory(prefix="sdc-compare-") as scratch,
         Worker(log_path=Path(scratch, "worker.log")) as worker,

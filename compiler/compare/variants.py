@@ -13,7 +13,7 @@ from sdc.compiler.calibration.options import CalibrationOptions
 from sdc.compiler.compare.exported import ExportedGraph
 from sdc.compiler.compare.structure import StructureDigests
 from sdc.compiler.component import Component
-from sdc.compiler.export_plan import HOISTED_FROM, remainder
+from sdc.compiler.export_plan import HOISTED_FROM, in_float32
 from sdc.compiler.hoisting import hoist_component
 from sdc.compiler.stages import quantising_passes
 from sdc.engines.sessions import EngineSource
@@ -95,7 +95,7 @@ def default_quantising(table: Path | None, target: Target) -> tuple[Pass, ...]:
     if table is None:
         return ()
     options = CalibrationOptions()
-    return quantising_passes(table, options.rule_for(target), correct_bias=options.correct_bias)
+    return quantising_passes(table, options.rule_for(target), None, correct_bias=options.correct_bias)
 
 
 def all_phases(component: str, precision: str, target: Target, *, table: Path | None = None) -> tuple[Phase, ...]:
@@ -105,7 +105,8 @@ def all_phases(component: str, precision: str, target: Target, *, table: Path | 
         InputError: as there.
     """
     quantise = default_quantising(table, target)
-    before = target_independent_phases(component, precision, quantise=quantise, rest=remainder(target))
+    rest = "fp32" if in_float32(target) else "fp16"
+    before = target_independent_phases(component, precision, quantise=quantise, rest=rest)
     return (*before, Phase("lowering", lowering_passes(target.backend)))
 
 

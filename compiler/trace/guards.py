@@ -12,11 +12,11 @@ from pathlib import Path
 
 from sdc.compiler.bundle.writer import check_output
 from sdc.compiler.calibration.options import DEFAULT_CALIBRATION
-from sdc.compiler.export_plan import ExportRequest
+from sdc.compiler.export_plan import ExportRequest, formats_on
+from sdc.compiler.precision.capabilities import check_formats
 from sdc.engines.environment import cache_folder
 from sdc.engines.errors import ExportError, InputError, SdcError, TargetError
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
-from sdc.passes.pipeline import PRECISIONS
 
 FULL_DISK_BYTES = 2**20
 """A disk with less room is taken for full: a library that failed on it need not have said so."""
@@ -30,18 +30,18 @@ def check_request(request: ExportRequest) -> None:
     """Check what can be known before any work.
 
     Raises:
-        InputError: an unknown precision, options of calibration without one or that a target cannot run, or an output
-            folder that holds something else.
-        TargetError: the library that builds for a target is not installed.
+        InputError: options of calibration without one or that a target cannot run, or an output folder that holds
+            something else.
+        TargetError: the library that builds for a target is not installed, or the target does not run the precision.
     """
-    if request.precision not in PRECISIONS:
-        raise InputError(f"unknown precision {request.precision!r}", hint=f"choose one of {', '.join(PRECISIONS)}")
-    if request.calibration != DEFAULT_CALIBRATION and request.precision != "int8":
+    if request.calibration != DEFAULT_CALIBRATION and not request.precision.calibrates:
         raise InputError(
-            f"calibration options have no effect on {request.precision}", hint="add --precision int8, or leave them out"
+            f"calibration options have no effect on {request.precision.name}",
+            hint="add --precision int8, or leave them out",
         )
     check_output(request.out)
     for target in request.targets:
+        check_formats(target, formats_on(target, request.precision))
         request.calibration.rule_for(target)
         module = MODULES[target.backend]
         if importlib.util.find_spec(module) is None:

@@ -107,9 +107,12 @@ def _activation_name(node: ir.Node) -> str:
 
 def _mean_error(node: ir.Node, exact: ir.TensorProtocol, means: np.ndarray) -> np.ndarray:
     """(W - W') E[x]: [outputs], float64."""
-    dequantise = producer(node.inputs[1], "DequantizeLinear")
+    weight = node.inputs[1]
+    kernel = producer(weight, "Reshape")  # of a Conv whose weight is stored in blocks, as a matrix
+    dequantise = producer(weight if kernel is None else kernel.inputs[0], "DequantizeLinear")
     assert dequantise is not None  # `InsertQdq` has put it there
-    error = exact.numpy().astype(np.float64) - dequantised_constant(dequantise)
+    wanted = exact.numpy().astype(np.float64)
+    error = wanted - dequantised_constant(dequantise).reshape(wanted.shape)
     release(exact)
     if is_operator(node, Kind.CONV):
         return np.asarray(error.reshape(*error.shape[:2], -1).sum(axis=2) @ means)

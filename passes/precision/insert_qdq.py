@@ -1,4 +1,4 @@
-"""insert-qdq: put integer arithmetic into a graph, as QuantizeLinear and DequantizeLinear around its layers.
+"""insert-qdq: put short integers and floats into a graph, as QuantizeLinear and DequantizeLinear around its layers.
 
 Symmetric quantisation: q = saturate(round(x / s)), x' = s · q, with zero point 0 and, for a range r and b bits,
 s = r / (2^(b-1) - 1). For x' · w' = s_x · s_w · (q_x · q_w) a backend computes the bracket in integers.
@@ -10,11 +10,9 @@ arXiv:1712.05877, equations 1-4 with Z = 0; ONNX operator specification, Quantiz
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from itertools import chain, count
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from sdc.engines.errors import InputError, PassError
@@ -23,10 +21,12 @@ from sdc.passes.matching import site
 from sdc.passes.precision.activation_qdq import ActivationPairs
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.correct_bias import EXACT_WEIGHT
-from sdc.passes.precision.layer_roles import Role
-from sdc.passes.precision.quantisation import DEFAULT_KEPT, DEFAULT_WEIGHTS_ONLY, Layer, select_layers
+from sdc.passes.precision.formats import CALIBRATED, FLOATING, WEIGHTS_ONLY, Format
+from sdc.passes.precision.fp8_qdq import Fp8Pairs
+from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
+from sdc.passes.precision.quantisation import Layer, find_layers
 from sdc.passes.precision.range_rules import DEFAULT_RULE, RangeRule
-from sdc.passes.precision.scales import scale_from_range
+from sdc.passes.precision.weight_qdq import StoredWeights
 
 _MARK = "sdc.quantised_from"
 """Metadata key: digest of the calibrated graph that a quantised one came from."""
@@ -34,39 +34,37 @@ _MARK = "sdc.quantised_from"
 
 @dataclass(frozen=True)
 class InsertQdq(Pass):
-    """Quantise the layers that the policy selects.
+    """Quantise the layers of a plan.
 
     Before → after, for Conv, MatMul and Gemm::
 
-        y = Conv(x, w, b)  →  y = Conv(DequantizeLinear(QuantizeLinear(x, s_x)), DequantizeLinear(w_int8, s_w), b)
+        int8, fp8:  Conv(x, w, b)  →  Conv(DequantizeLinear(QuantizeLinear(x, s_x)), DequantizeLinear(q, s_w), b)
+        w8:         Conv(x, w, b)  →  Conv(x, DequantizeLinear(q, s_w), b)
+        w4:         Conv(x, w, b)  →  Conv(x, Reshape(DequantizeLinear(q, s_w, block_size)), b)
 
     1. The layer's weight is a floating-point constant; a Conv has one group; a MatMul's weight is a matrix.
-    2. Its role (`Role`) is not in `kept`.
+    2. The plan gives it one of these formats.
     3. Neither operand is dequantised already.
+    4. For "w4", the block size divides the weights of an output channel.
 
-    Where the role is in `kept` and in `weights_only`, only the weight is quantised: the layer computes in floating
-    point and reads fewer bytes.
-
-    Activations have one static scale per tensor, from the table; weights one per output channel, stored as int8.
-    A tensor that several layers read gets one pair; other readers keep the original. Biases stay in floating point.
-    Scales are rounded up to float16 values, so that a later cast to float16 changes nothing in the integers. A graph
-    that this table has quantised before is left as it is.
+    Activations have one static scale per tensor, from the table; weights one per output channel, or per block. A tensor
+    that several layers read gets one pair; other readers keep the original. Biases stay in floating point. Scales are
+    float16 values, so that a later cast to float16 changes nothing in the integers. A graph that this table or plan has
+    quantised before is left as it is.
 
     Attributes:
-        table: ranges of the graph's activations; another graph is refused.
-        kept: roles whose arithmetic stays in floating point.
-        weights_only: roles among them whose weights are stored as integers.
-        weight_bits: 2 to 8; below 8 the integers are limited to the smaller range, in int8 storage. 4 with
-            `per_channel` off is the known-bad control of evaluations.
+        table: ranges of the graph's activations; another graph is refused. None if no layer is "int8" or "fp8".
+        plan: of this graph's layers; None for that of "int8" (`uniform_plan`).
+        weight_bits: of "int8" and "w8", 2 to 8; below 8 the integers are limited to the smaller range, in int8 storage.
+            4 with `per_channel` off is the known-bad control of evaluations.
         per_channel: one weight scale per output channel, or one for the whole weight.
         rule: how activations' ranges follow from the table.
     """
 
     name: ClassVar[str] = "insert-qdq"
 
-    table: CalibrationTable
-    kept: frozenset[Role] = DEFAULT_KEPT
-    weights_only: frozenset[Role] = DEFAULT_WEIGHTS_ONLY
+    table: CalibrationTable | None
+    plan: PrecisionPlan | None = None
     weight_bits: int = 8
     per_channel: bool = True
     rule: RangeRule = DEFAULT_RULE
@@ -79,100 +77,86 @@ class InsertQdq(Pass):
         """Insert the pairs.
 
         Raises:
+            InputError: the plan names other layers than the graph has, or needs ranges and there is no table.
             PassError: the table is another graph's, a range is missing, a weight or a range is not finite, or not one
                 layer is quantised.
         """
-        if model.metadata_props.get(_MARK) == self.table.graph_digest:
-            return PassReport(self.name, 0, (Skipped("graph", "quantised with this table before"),))
-        self.table.check_graph(model)
-        selection = select_layers(model, self.kept, self.weights_only)
-        if not selection.quantised:
+        mark = self._mark()
+        if mark is not None and model.metadata_props.get(_MARK) == mark:
+            return PassReport(self.name, 0, (Skipped("graph", "quantised like this before"),))
+        if self.table is not None:
+            self.table.check_graph(model)
+        layers, skipped = find_layers(model)
+        plan = self.plan or uniform_plan(model, Format.INT8)
+        formats = _formats_of(layers, plan)
+        skipped += _kept(layers, plan)
+        if not set(formats) - FLOATING:
             raise PassError(
-                f"no layer was quantised, {len(selection.kept)} stay as they are: {_most_frequent(selection.kept)}",
-                hint="keep fewer roles in floating point, or choose another precision",
+                f"no layer was quantised, {len(skipped)} stay as they are: {_most_frequent(skipped)}",
+                hint="plan an integer format for some layers, or choose a floating-point precision",
             )
-        rewriter = _Rewriter(model.graph, self, ActivationPairs(model.graph, self.table, self.rule))
-        for layer in selection.quantised:
-            rewriter.quantise(layer)
-        for layer in selection.weights_only:
-            rewriter.quantise_weight(layer)
-        rewriter.remove_unused_weights()
-        model.metadata_props[_MARK] = self.table.graph_digest
-        details = {"weights_only": len(selection.weights_only), **rewriter.details()}
-        return PassReport(self.name, len(selection.quantised), selection.kept, details=details)
+        details = self._quantise(model.graph, list(zip(layers, formats, strict=True)), plan.block_size)
+        model.metadata_props[_MARK] = mark or plan.graph_digest
+        matched = sum(each in CALIBRATED for each in formats)
+        return PassReport(self.name, matched or details["weights_only"], tuple(skipped), details=details)
 
+    def _mark(self) -> str | None:
+        if self.table is not None:
+            return self.table.graph_digest
+        return None if self.plan is None else self.plan.graph_digest
 
-@dataclass
-class _Rewriter:
-    """What one application of the pass has inserted so far."""
-
-    graph: ir.Graph
-    options: InsertQdq
-    activations: ActivationPairs
-    weights: dict[tuple[ir.Value, int], ir.Value] = field(default_factory=dict)
-    bytes_before: int = 0
-    bytes_after: int = 0
-
-    def quantise(self, layer: Layer) -> None:
-        """Put the layer's two operands behind Q/DQ."""
-        activation = self.activations.dequantised(layer.activation, _dtype(layer))
-        self.quantise_weight(layer)
-        layer.node.replace_input_with(0, activation)
-
-    def quantise_weight(self, layer: Layer) -> None:
-        """Put the layer's weight behind DQ."""
-        key = (layer.weight, layer.output_axis)
-        if key not in self.weights:
-            self.weights[key] = self._quantised_weight(layer)
-        layer.node.meta[EXACT_WEIGHT] = layer.weight.const_value
-        layer.node.replace_input_with(1, self.weights[key])
-
-    def remove_unused_weights(self) -> None:
-        """Drop the floating-point weights that nothing reads any more."""
-        for weight, _ in self.weights:
-            name = weight.name or ""
-            if not weight.uses() and name in self.graph.initializers and not weight.is_graph_output():
-                del self.graph.initializers[name]
-
-    def details(self) -> dict[str, Any]:
-        """Figures for the report."""
+    def _quantise(self, graph: ir.Graph, layers: list[tuple[Layer, Format]], block_size: int) -> dict[str, Any]:
+        weights = StoredWeights(graph, bits=self.weight_bits, per_channel=self.per_channel, block_size=block_size)
+        pairs = self._pairs(graph, {wanted for _, wanted in layers})
+        for layer, wanted in layers:
+            activation = pairs[wanted].dequantised(layer.activation, _dtype(layer)) if wanted in pairs else None
+            if wanted not in FLOATING:
+                layer.node.meta[EXACT_WEIGHT] = layer.weight.const_value
+                layer.node.replace_input_with(1, weights.dequantised(layer, wanted))
+            if activation is not None:
+                layer.node.replace_input_with(0, activation)
+        weights.remove_unused()
         return {
-            "activations": len(self.activations),
-            "ranges": self.options.rule.label,
-            "weights": len(self.weights),
-            "weight_bytes_before": self.bytes_before,
-            "weight_bytes_after": self.bytes_after,
-            "weight_bits": self.options.weight_bits,
-            "per_channel": self.options.per_channel,
+            "weights_only": sum(wanted in WEIGHTS_ONLY for _, wanted in layers),
+            "activations": sum(map(len, pairs.values())),
+            "ranges": self.rule.label,
+            "formats": dict(sorted(Counter(wanted.value for _, wanted in layers).items())),
+            **weights.details(),
         }
 
-    def _quantised_weight(self, layer: Layer) -> ir.Value:
-        value, axis = layer.weight, layer.output_axis
-        tensor = ir.convenience.get_const_tensor(value)
-        assert tensor is not None  # `find_layers` selects constant weights only
-        levels = 2 ** (self.options.weight_bits - 1) - 1
-        weights = tensor.numpy().astype(np.float32)
-        if not np.isfinite(weights).all():
-            raise PassError(f"the weight of {site(layer.node)} holds NaN or infinity", hint="check the checkpoint")
-        integers, scale = quantise_weights(weights, levels=levels, axis=axis if self.options.per_channel else None)
-        stored = self._initializer(f"{value.name}.int8", integers)
-        scales = self._initializer(f"{value.name}.qdq_scale", scale.astype(_dtype(layer).numpy()))
-        node = ir.node("DequantizeLinear", [stored, scales], {"axis": axis} if self.options.per_channel else {})
-        node.outputs[0].name = f"{stored.name}.dequantised"
-        node.outputs[0].shape = ir.Shape(weights.shape)
-        node.outputs[0].dtype = _dtype(layer)
-        self.graph.insert_before(layer.node, node)
-        self.bytes_before += tensor.nbytes
-        self.bytes_after += integers.nbytes + scale.nbytes
-        return node.outputs[0]
+    def _pairs(self, graph: ir.Graph, formats: set[Format]) -> dict[Format, ActivationPairs | Fp8Pairs]:
+        """What quantises activations, by format."""
+        wanted = formats & CALIBRATED
+        if wanted and self.table is None:
+            raise InputError(
+                f"{' and '.join(sorted(wanted))} layers without a calibration table", hint="calibrate first"
+            )
+        pairs: dict[Format, ActivationPairs | Fp8Pairs] = {}
+        if self.table is not None and Format.INT8 in wanted:
+            pairs[Format.INT8] = ActivationPairs(graph, self.table, self.rule)
+        if self.table is not None and Format.FP8 in wanted:
+            pairs[Format.FP8] = Fp8Pairs(graph, self.table)
+        return pairs
 
-    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
-        taken = self.graph.initializers
-        name = next(each for each in chain([name], (f"{name}.{i}" for i in count(2))) if each not in taken)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+
+def _formats_of(layers: list[Layer], plan: PrecisionPlan) -> list[Format]:
+    planned = plan.by_name()
+    names = [layer.node.outputs[0].name or "" for layer in layers]
+    unknown, unplanned = sorted(set(planned) - set(names)), sorted(set(names) - set(planned))
+    if unknown or unplanned:
+        found = f"has no line for {len(unplanned)} layers ({unplanned[0]!r} ...)" if unplanned else ""
+        named = f"names {len(unknown)} that the graph does not have ({unknown[0]!r} ...)" if unknown else ""
+        raise InputError(
+            f"the precision plan {' and '.join(filter(None, (found, named)))}",
+            hint="start from the plan in a bundle of this model, and change nothing but precisions",
+        )
+    return [planned[name].format for name in names]
+
+
+def _kept(layers: list[Layer], plan: PrecisionPlan) -> list[Skipped]:
+    planned = plan.by_name()
+    found = [(layer, planned[layer.node.outputs[0].name or ""]) for layer in layers]
+    return [Skipped(site(layer.node), line.reason) for layer, line in found if line.format in FLOATING]
 
 
 def _dtype(layer: Layer) -> ir.DataType:
@@ -182,25 +166,7 @@ def _dtype(layer: Layer) -> ir.DataType:
     return tensor.dtype
 
 
-def quantise_weights(weights: np.ndarray, *, levels: int, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric integers of a weight.
-
-    Args:
-        weights: any shape, finite.
-        levels: the largest integer.
-        axis: one scale for each index along it; a single scale if None.
-
-    Returns:
-        The integers (int8, the weight's shape, within ±levels) and the scales (float32, [weights.shape[axis]] or []).
-    """
-    others = None if axis is None else tuple(i for i in range(weights.ndim) if i != axis)
-    limits = np.abs(weights).max(axis=others)
-    scale = scale_from_range(limits, levels)
-    spread = scale if axis is None else np.expand_dims(scale, others or ())
-    return np.rint(weights / spread).astype(np.int8), scale
-
-
-def _most_frequent(kept: tuple[Skipped, ...]) -> str:
+def _most_frequent(kept: list[Skipped]) -> str:
     counts = Counter(each.reason for each in kept)
     return (
         "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(3)) or "it has no Conv, MatMul or Gemm"

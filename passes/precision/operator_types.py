@@ -11,18 +11,18 @@ import onnx_ir as ir
 from sdc.engines.errors import PassError
 from sdc.passes import domain
 
-_HALF = "tensor(float16)"
+_NAMES = {ir.DataType.FLOAT16: "tensor(float16)", ir.DataType.BFLOAT16: "tensor(bfloat16)"}
 
 
-def accepts_half(node: ir.Node, index: int, version: int) -> bool:
-    """Whether operand `index` of `node` may be float16 in version `version` of the operator's domain.
+def accepts(node: ir.Node, index: int, version: int, dtype: ir.DataType) -> bool:
+    """Whether operand `index` of `node` may have the 16-bit type `dtype` in version `version` of the operator's domain.
 
     Raises:
         PassError: the operator has no schema.
     """
     if node.domain == domain.DOMAIN:
         return True
-    return _HALF in _parameter(_schema(node, version).inputs, index).types
+    return _NAMES[dtype] in _parameter(_schema(node, version).inputs, index).types
 
 
 def output_dtype(node: ir.Node, index: int, version: int) -> ir.DataType | None:

@@ -1,11 +1,12 @@
 """Which layers run in integers, and why the others do not.
 
 A *layer* is a Conv, MatMul or Gemm whose second operand is constant. Each has one `Role`, found from the shape of the
-graph around it and never from names; a policy is the set of roles that stay in floating point.
+graph around it and never from names; what a precision leaves alone is chosen by roles (`plan.py`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,7 +43,7 @@ A timestep's layers multiply one row: they cost the reading of their weights and
 million, 3 % of the UNet.
 """
 
-_REASONS = {
+REASONS = {
     Role.TIMESTEP: "depends on the timestep alone: next to no work, and its error reaches every block",
     Role.PROMPT: "depends on the prompt alone: computed once where keys and values are cached",
     Role.INPUT: "reads the network's input: first layer, few channels",
@@ -51,6 +52,7 @@ _REASONS = {
     Role.PROJECTION_OUT: "pointwise at the end of a transformer block: reads a sum that no normalisation bounds",
     Role.INTERIOR: "interior layer, kept by the policy",
 }
+"""Why a policy treats a role by itself."""
 
 
 @dataclass(frozen=True)
@@ -97,35 +99,18 @@ class Layer:
         """Number of the activation's axes behind its channels."""
         return len(self.weight.shape or ()) - 2 if self.node.op_type == Kind.CONV else 0
 
-
-@dataclass(frozen=True)
-class Selection:
-    """A policy applied to a graph.
-
-    Attributes:
-        quantised: layers to quantise, in the order of the graph.
-        weights_only: layers among the kept ones whose weights are stored as integers.
-        kept: multiplications that stay in floating point, with reasons.
-    """
-
-    quantised: tuple[Layer, ...]
-    weights_only: tuple[Layer, ...]
-    kept: tuple[Skipped, ...]
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Sizes of the weight."""
+        tensor = ir.convenience.get_const_tensor(self.weight)
+        assert tensor is not None  # `find_layers` selects constant weights only
+        return tuple(int(size) for size in tensor.shape.numpy())
 
 
-def select_layers(
-    model: ir.Model,
-    kept: frozenset[Role] = DEFAULT_KEPT,
-    weights_only: frozenset[Role] = DEFAULT_WEIGHTS_ONLY,
-) -> Selection:
-    """Divide the multiplications of the main graph into those to quantise and those to leave, with reasons."""
-    layers, skipped = find_layers(model)
-    skipped += [Skipped(site(layer.node), _REASONS[layer.role]) for layer in layers if layer.role in kept]
-    return Selection(
-        quantised=tuple(layer for layer in layers if layer.role not in kept),
-        weights_only=tuple(layer for layer in layers if layer.role in kept & weights_only),
-        kept=tuple(skipped),
-    )
+def row_length(layer: Layer) -> int:
+    """Weights of one output channel."""
+    shape = layer.weight_shape
+    return math.prod(shape) // shape[layer.output_axis]
 
 
 def find_layers(model: ir.Model) -> tuple[list[Layer], list[Skipped]]:
@@ -172,7 +157,10 @@ def _reason_against(node: ir.Node) -> str | None:
 
 
 def _is_dequantised(value: ir.Value) -> bool:
-    return is_operator(value.producer(), "DequantizeLinear")
+    node = value.producer()
+    if node is not None and is_operator(node, "Reshape") and node.inputs[0] is not None:
+        node = node.inputs[0].producer()  # weights in blocks are stored as a matrix
+    return is_operator(node, "DequantizeLinear")
 
 
 def _output_axis(node: ir.Node) -> int:

@@ -131,7 +131,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "tiny", "--precision", "fp4"], "unknown precision 'fp4'; choose one of fp32, fp16, int8"),
+        (["--model", "tiny", "--precision", "fp4"], "unknown precision 'fp4'; choose one of fp32, fp16, bf16, int8"),
         (["--model", "tiny", "--target", "cpu,gpu"], "unknown target 'gpu'; choose from"),
         (["--model", "tiny", "--target", ","], "no target was given"),
         (["--model", "tiny", "--seed", "3"], "--seed is the seed of random weights; add --weights random"),

@@ -309,10 +309,11 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes before the precision is one row of an ablation."""
 
     def phases(*args: Any, **options: Any) -> tuple[Phase, ...]:
-        *before, precision = target_independent_phases(*args, **options)
-        return (Phase("before", (Together(tuple(each for phase in before for each in phase.passes)),)), precision)
+        *before, precision, lowering = all_phases(*args, **options)
+        together = Together(tuple(each for phase in before for each in phase.passes))
+        return (Phase("before", (together,)), precision, lowering)
 
-    monkeypatch.setattr(ablation_module, "target_independent_phases", phases)
+    monkeypatch.setattr(ablation_module, "all_phases", phases)
 
 
 def hoisted_row(found: Ablation) -> AblationRow:

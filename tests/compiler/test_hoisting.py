@@ -32,7 +32,7 @@ SPEC = ComponentSpec(
 
 def recipe(folder: Path, *, hoist: bool) -> Recipe:
     ir.save(load_graph("unet"), folder / MODEL_NAME)
-    return Recipe(SPEC, Entry(folder, {}, {}), fuse=True, precision="fp32", remainder="fp32", table=None, hoist=hoist)
+    return Recipe(SPEC, Entry(folder, {}, {}), fuse=True, precision="fp32", table=None, hoist=hoist)
 
 
 @pytest.mark.parametrize("hoist", [True, False])

@@ -7,8 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_denoiser import make_feeds, make_fused_denoiser, make_model, make_table, measure_table, run_model
-from test_insert_qdq import EVERYTHING, LAYERS, make_layer, multiply, session_outputs
+from small_denoiser import (
+    make_feeds,
+    make_fused_denoiser,
+    make_model,
+    make_table,
+    measure_table,
+    quantise_everything,
+    run_model,
+)
+from test_insert_qdq import LAYERS, make_layer, multiply, session_outputs
 
 from sdc.engines.errors import PassError
 from sdc.passes.precision.activation_qdq import affine_from_range
@@ -42,7 +50,7 @@ def test_layers_compute_integers_around_a_zero_point(name: str, limits: Range):
     assert (x < limits.low).any()
     assert (x > limits.high).any()
     expected = reference(name, model, x, limits)
-    InsertQdq(make_table(model, {"x": limits}), EVERYTHING, rule=ASYMMETRIC).run(model)
+    quantise_everything(model, make_table(model, {"x": limits}), rule=ASYMMETRIC)
     (found,) = run_model(model, {"x": x})
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
@@ -60,7 +68,7 @@ def test_backends_agree_on_zero_points(name: str, limits: Range, backend: str, t
     x = (step * (random.integers(lowest - 9, lowest + 264, shape) + random.uniform(-0.4, 0.4, shape))).astype(
         np.float32
     )
-    InsertQdq(make_table(model, {"x": limits}), EVERYTHING, rule=ASYMMETRIC).run(model)
+    quantise_everything(model, make_table(model, {"x": limits}), rule=ASYMMETRIC)
     (expected,) = run_model(model, {"x": x})
     found = session_outputs(model, backend, {"x": x}, tmp_path)["y"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
@@ -98,7 +106,7 @@ def test_one_sided_values_get_twice_the_integers():
     for symmetric in (True, False):
         quantised = make_layer("matmul")
         table = make_table(quantised, {"x": (0.0, 3.0)})
-        InsertQdq(table, EVERYTHING, rule=RangeRule(symmetric=symmetric), weight_bits=8).run(quantised)
+        quantise_everything(quantised, table, rule=RangeRule(symmetric=symmetric), weight_bits=8)
         weights = quantised.graph.initializers["w.int8"].const_value.numpy()
         assert np.abs(weights).max() == 127
         (found,) = run_model(quantised, {"x": x})
@@ -112,7 +120,7 @@ def test_stored_ranges_go_before_the_statistics():
     table = make_table(model, {"x": 2.0}).with_ranges([RangeRule("max")])
     assert table.ranges == {"max, symmetric": {"x": (-2.0, 2.0)}}
     edited = type(table).from_json(table.to_json() | {"ranges": {"max, symmetric": {"x": [-1.0, 1.0]}}})
-    InsertQdq(edited, EVERYTHING, rule=RangeRule("max")).run(model)
+    quantise_everything(model, edited, rule=RangeRule("max"))
     (found,) = run_model(model, {"x": np.full((5, 7), 1.9, np.float32)})
     np.testing.assert_allclose(found, 7, rtol=0.02)
 
@@ -121,4 +129,4 @@ def test_ranges_without_zero_are_refused():
     model = make_layer("matmul")
     table = make_table(model, {"x": 2.0}).to_json() | {"ranges": {"max, symmetric": {"x": [1.0, 2.0]}}}
     with pytest.raises(PassError, match=r"range of tensor 'x' is 1\.0 to 2\.0"):
-        InsertQdq(type(make_table(model, {})).from_json(table), EVERYTHING).run(model)
+        quantise_everything(model, type(make_table(model, {})).from_json(table))

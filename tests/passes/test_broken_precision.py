@@ -16,7 +16,7 @@ from test_cast_fp16 import FP16, SINUSOID, SINUSOID_WEIGHTS
 from test_insert_qdq import LAYERS, test_layers_compute_integers
 
 from sdc.passes.precision.cast_fp16 import CastFp16
-from sdc.passes.precision.insert_qdq import scale_from_range
+from sdc.passes.precision.scales import scale_from_range
 
 Quantise = Callable[..., tuple[np.ndarray, np.ndarray]]
 
@@ -56,10 +56,10 @@ def cut_off(_: Quantise) -> Quantise:
 
 
 INTEGERS: dict[str, Broken] = {
-    "activations by too many levels": patched("precision.insert_qdq:_ACTIVATION_LEVELS", lambda _: 255),
-    "activations by too few levels": patched("precision.insert_qdq:_ACTIVATION_LEVELS", lambda levels: levels - 1),
-    "scales a little too large": patched("precision.insert_qdq:quantise_weights", with_other_scales(1.02)),
-    "integers cut off": patched("precision.insert_qdq:quantise_weights", cut_off),
+    "activations by too many levels": patched("precision.activation_qdq:_HIGHEST", lambda _: 255),
+    "activations by too few levels": patched("precision.activation_qdq:_HIGHEST", lambda levels: levels - 1),
+    "scales a little too large": patched("precision.weight_qdq:quantise_weights", with_other_scales(1.02)),
+    "integers cut off": patched("precision.weight_qdq:quantise_weights", cut_off),
 }
 
 
@@ -74,7 +74,7 @@ def test_broken_integers_are_noticed(name: str, kind: str) -> None:
 def test_scales_along_the_wrong_axis_are_noticed() -> None:
     name = "matmul-square"  # elsewhere the number of scales does not fit, and nothing can run it
     test_layers_compute_integers(name, 8, True)
-    broken = patched("precision.insert_qdq:quantise_weights", along_the_other_axis)
+    broken = patched("precision.weight_qdq:quantise_weights", along_the_other_axis)
     with broken.patch(), pytest.raises(AssertionError, match="Not equal to tolerance"):
         test_layers_compute_integers(name, 8, True)
 
@@ -84,7 +84,7 @@ CASES = {
         lambda: make_model(SINUSOID, SINUSOID_WEIGHTS),
         [{"timestep": np.array([987.3], np.float32)}],
         (CastFp16(),),
-        {"sinusoid in half": patched("precision.cast_fp16:_island_nodes", lambda _: lambda *_: set())},
+        {"sinusoid in half": patched("precision.cast_half:_island_nodes", lambda _: lambda *_: set())},
         tolerance=FP16,
     ),
 }

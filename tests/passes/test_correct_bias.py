@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_denoiser import make_feeds, make_fused_denoiser, make_model, measure_table, run_model
-from test_insert_qdq import EVERYTHING
+from small_denoiser import make_feeds, make_fused_denoiser, make_model, measure_table, quantise_everything, run_model
 
 from sdc.engines.errors import PassError
 from sdc.passes.precision.correct_bias import CorrectBias, dequantised_constant
@@ -43,7 +42,7 @@ def test_means_are_those_of_the_exact_weight(name: str):
     for correct in (False, True):
         quantised = model.clone()
         # Weights of 3 bits, so that their rounding is what is seen.
-        InsertQdq(table, EVERYTHING, weight_bits=3).run(quantised)
+        quantise_everything(quantised, table, weight_bits=3)
         if correct:
             assert CorrectBias(table).run(quantised).matched == 1
             assert CorrectBias(table).run(quantised).matched == 0
@@ -69,7 +68,7 @@ def test_what_has_no_place_for_a_bias_is_left():
     model = make_model(text, {"w": np.random.default_rng(107).normal(size=(7, 9)).astype(np.float32)})
     feeds = make_case("matmul")[1]
     table = measure_table(model, feeds)
-    InsertQdq(table, EVERYTHING).run(model)
+    quantise_everything(model, table)
     report = CorrectBias(table).run(model)
     assert (report.matched, len(report.skipped)) == (0, 1)
 
@@ -80,7 +79,7 @@ def test_gemm_that_scales_is_left():
     weights = {"w": random.normal(size=(7, 9)).astype(np.float32), "b": random.normal(size=9).astype(np.float32)}
     model = make_model(text, weights | {"rows": np.array([-1, 7]), "back": np.array([2, 6, 5, 9])})
     table = measure_table(model, make_case("gemm")[1])
-    InsertQdq(table, EVERYTHING).run(model)
+    quantise_everything(model, table)
     report = CorrectBias(table).run(model)
     assert (report.matched, report.skipped[0].reason) == (0, "a Gemm that scales its product or its bias")
 
@@ -91,7 +90,7 @@ def test_other_readers_of_a_shared_bias_keep_it():
     weights = {name: model.graph.initializers[name].const_value.numpy() for name in ("w", "b")}
     shared = make_model(text, weights)
     table = measure_table(shared, feeds)
-    InsertQdq(table, EVERYTHING, weight_bits=3).run(shared)
+    quantise_everything(shared, table, weight_bits=3)
     assert CorrectBias(table).run(shared).matched == 1
     np.testing.assert_array_equal(run_model(shared, feeds)[1], -weights["b"])
 
@@ -99,7 +98,7 @@ def test_other_readers_of_a_shared_bias_keep_it():
 def test_missing_means_are_refused():
     model, feeds, _ = make_case("matmul")
     table = measure_table(model, feeds)
-    InsertQdq(table, EVERYTHING).run(model)
+    quantise_everything(model, table)
     with pytest.raises(PassError, match="no range for tensor 'x'"):
         CorrectBias(type(table).from_json(table.to_json() | {"tensors": {}})).run(model)
 

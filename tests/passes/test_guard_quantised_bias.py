@@ -8,10 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import openvino
 import pytest
-from small_denoiser import make_model, make_table, run_model
+from small_denoiser import make_model, make_table, quantise_everything, run_model
 
 from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
-from sdc.passes.precision.insert_qdq import InsertQdq
 
 BLOCK = """<ir_version: 10, opset_import: ["": 23]> g (float[B, 6, H, W] x) => (float[B, 9, H, W] y) {{
     a = Conv <pads = [1, 1, 1, 1]> (x, w_1{bias})
@@ -30,7 +29,7 @@ def make_block(bias: float | None) -> ir.Model:
     if bias is not None:
         weights["b_1"] = np.full(9, bias, np.float32)
     model = make_model(BLOCK.format(bias="" if bias is None else ", b_1"), weights)
-    InsertQdq(make_table(model, {"x": 3.0, "b": 1.0}), frozenset()).run(model)
+    quantise_everything(model, make_table(model, {"x": 3.0, "b": 1.0}))
     return model
 
 
@@ -78,7 +77,7 @@ def test_float16():
     random = np.random.default_rng(73)
     weights = {"w_1": random.normal(size=(9, 6, 3, 3)), "w_2": random.normal(size=(9, 9, 1, 1))}
     model = make_model(text, {name: weight.astype(np.float16) for name, weight in weights.items()})
-    InsertQdq(make_table(model, {"x": 3.0, "b": 1.0}), frozenset()).run(model)
+    quantise_everything(model, make_table(model, {"x": 3.0, "b": 1.0}))
     assert GuardQuantisedBias().run(model).matched == 2
     biases = [node.inputs[2].const_value.numpy() for node in model.graph if node.op_type == "Conv"]
     assert {(bias.dtype, float(bias.max())) for bias in biases} == {(np.dtype(np.float16), 2.0**-24)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from small_denoiser import (
     make_model,
     make_table,
     measure_table,
+    quantise_everything,
     run_model,
 )
 
@@ -28,9 +30,12 @@ from sdc.passes.base import run_passes
 from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.pipeline import lowering_passes, precision_passes
-from sdc.passes.precision.insert_qdq import InsertQdq, quantise_weights
+from sdc.passes.precision.formats import Format
+from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.layer_roles import Role
+from sdc.passes.precision.plan import uniform_plan
 from sdc.passes.precision.scales import scale_from_range
+from sdc.passes.precision.weight_qdq import quantise_weights
 
 CONV = "y = Conv <pads = [1, 0, 1, 0], strides = [2, 1]> (x, w, b)"
 MATMUL = "m = MatMul (x, w) y = Add (m, b)"
@@ -45,8 +50,6 @@ LAYERS = {
     "gemm-transposed": (GEMM_TRANSPOSED, (5, 7), (11, 7), 0),
 }
 """Body, shapes of x and w, and the axis of output channels."""
-
-EVERYTHING = frozenset[Role]()
 
 
 def make_layer(name: str) -> ir.Model:
@@ -99,9 +102,7 @@ def test_layers_compute_integers(name: str, bits: int, per_channel: bool):
     x = np.random.default_rng(31).normal(size=LAYERS[name][1]).astype(np.float32)
     limit = 0.5 * float(np.abs(x).max())  # so that values beyond it saturate
     expected = reference(name, model, x, limit, levels=2 ** (bits - 1) - 1, per_channel=per_channel)
-    report = InsertQdq(make_table(model, {"x": limit}), EVERYTHING, weight_bits=bits, per_channel=per_channel).run(
-        model
-    )
+    report = quantise_everything(model, make_table(model, {"x": limit}), weight_bits=bits, per_channel=per_channel)
     assert report.matched == 1
     assert model.graph.initializers["w.int8"].dtype == ir.DataType.INT8
     (found,) = run_model(model, {"x": x})
@@ -138,7 +139,7 @@ def test_backends_agree_with_the_graph(name: str, backend: str, tmp_path: Path):
     # Values clear of the middle between two integers: no backend's rounding can turn them.
     shape = LAYERS[name][1]
     x = (step * (random.integers(-120, 121, shape) + random.uniform(-0.4, 0.4, shape))).astype(np.float32)
-    InsertQdq(make_table(model, {"x": limit}), EVERYTHING).run(model)
+    quantise_everything(model, make_table(model, {"x": limit}))
     (expected,) = run_model(model, {"x": x})
     found = session_outputs(model, backend, {"x": x}, tmp_path)["y"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
@@ -168,7 +169,7 @@ def test_operators_of_the_denoiser():
     assert not before - after
     assert report.details is not None
     assert (report.details["activations"], report.details["weights"], report.details["weights_only"]) == (6, 9, 2)
-    assert len(report.skipped) == 6
+    assert len(report.skipped) == 4
     assert {value.dtype for name, value in model.graph.initializers.items() if name.startswith("b_")} == {
         ir.DataType.FLOAT
     }
@@ -180,8 +181,9 @@ def test_weights_only_layers_keep_their_activations():
     model, feeds = make_denoiser(), make_feeds()
     table = measure_table(model, feeds)
     (exact,) = run_model(model, feeds)
-    other_layers = frozenset(Role) - {Role.INTERIOR}
-    InsertQdq(table, other_layers, frozenset({Role.TIMESTEP, Role.SHORTCUT})).run(model)
+    plan = uniform_plan(model, Format.INT8, kept=frozenset(Role) - {Role.INTERIOR})
+    shortcuts = (replace(line, format=Format.W8) if line.role is Role.SHORTCUT else line for line in plan.layers)
+    InsertQdq(table, replace(plan, layers=tuple(shortcuts))).run(model)
     layers = {node.name or node.outputs[0].name: node for node in model.graph if node.op_type in ("Gemm", "Conv")}
     producers = {name: [_operator(value) for value in layers[name].inputs[:2]] for name in ("time_1", "time_3", "skip")}
     assert producers["time_1"] == ["Expand", "DequantizeLinear"]
@@ -207,7 +209,7 @@ def test_other_readers_of_a_quantised_tensor_keep_the_original():
     model = make_model(text, {"w": weight})
     x = np.random.default_rng(43).normal(size=(5, 7)).astype(np.float32)
     _, z, u = run_model(model, {"x": x})
-    InsertQdq(make_table(model, {"x": 2.0}), EVERYTHING).run(model)
+    quantise_everything(model, make_table(model, {"x": 2.0}))
     y, z_after, u_after = run_model(model, {"x": x})
     assert not np.array_equal(y, x @ weight)
     np.testing.assert_array_equal(z_after, z)
@@ -221,7 +223,7 @@ def test_shared_weight_is_stored_once_for_each_axis():
         { y = MatMul (x, w) z = Gemm (x, w) v = Gemm <transB = 1> (x, w) }"""
     weight = np.random.default_rng(47).normal(size=(7, 7)).astype(np.float32)
     model = make_model(text, {"w": weight})
-    report = InsertQdq(make_table(model, {"x": 4.0}), EVERYTHING).run(model)
+    report = quantise_everything(model, make_table(model, {"x": 4.0}))
     assert report.matched == 3
     stored = [
         value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT8 and value.shape.rank()
@@ -250,7 +252,8 @@ def test_layers_that_are_quantised_already_are_left():
     model = make_denoiser()
     InsertQdq(measure_table(model, make_feeds())).run(model)
     del model.metadata_props["sdc.quantised_from"]
-    again = InsertQdq(measure_table(model, make_feeds()), EVERYTHING).run(model)
+    everything = uniform_plan(model, Format.INT8, kept=frozenset())
+    again = InsertQdq(measure_table(model, make_feeds()), everything).run(model)
     assert again.matched == 4
     assert sum("already quantised" in skipped.reason for skipped in again.skipped) == 9
 
@@ -268,22 +271,22 @@ def test_tables_of_other_graphs_are_refused():
 def test_zero_quantised_layers_is_an_error():
     model = make_denoiser()
     with pytest.raises(PassError, match="no layer was quantised, 13 stay"):
-        InsertQdq(measure_table(model, make_feeds()), frozenset(Role)).run(model)
+        InsertQdq(measure_table(model, make_feeds()), uniform_plan(model, Format.FP16)).run(model)
 
 
 def test_missing_and_impossible_ranges_are_refused():
     model = make_layer("matmul")
     with pytest.raises(PassError, match="no range for tensor 'x'"):
-        InsertQdq(make_table(model, {"other": 1.0}), EVERYTHING).run(model)
+        quantise_everything(model, make_table(model, {"other": 1.0}))
     with pytest.raises(PassError, match="range of tensor 'x' is nan"):
-        InsertQdq(make_table(model, {"x": float("nan")}), EVERYTHING).run(model)
+        quantise_everything(model, make_table(model, {"x": float("nan")}))
 
 
 def test_weights_that_are_not_finite_are_refused():
     text = '<ir_version: 10, opset_import: ["": 23]> g (float[5, 3] x) => (float[5, 2] y) { y = MatMul (x, w) }'
     model = make_model(text, {"w": np.array([[1, 2], [np.inf, 3], [4, 5]], np.float32)})
     with pytest.raises(PassError, match="NaN or infinity"):
-        InsertQdq(make_table(model, {"x": 1.0}), EVERYTHING).run(model)
+        quantise_everything(model, make_table(model, {"x": 1.0}))
 
 
 @pytest.mark.parametrize("bits", [1, 9])
@@ -298,7 +301,7 @@ def test_zero_ranges_stay_zero():
     array = weight.const_value.numpy().copy()
     array[:, 4] = 0
     weight.const_value = ir.tensor(array, name="w")
-    InsertQdq(make_table(model, {"x": 0.0}), EVERYTHING).run(model)
+    quantise_everything(model, make_table(model, {"x": 0.0}))
     (y,) = run_model(model, {"x": np.zeros((2, 5, 7), np.float32)})
     bias = model.graph.initializers["b"].const_value.numpy()
     np.testing.assert_array_equal(y, np.broadcast_to(bias, y.shape))
@@ -331,7 +334,7 @@ def test_float16_graph_gets_float16_scales():
     outputs = {}
     for dtype, name in ((np.float16, "float16"), (np.float32, "float")):
         model = make_model(text.replace("float16", name), {"w": weight.astype(dtype)})
-        InsertQdq(make_table(model, {"x": 2.0}), EVERYTHING).run(model)
+        quantise_everything(model, make_table(model, {"x": 2.0}))
         scales = [value for key, value in model.graph.initializers.items() if key.endswith("qdq_scale")]
         assert {scale.const_value.numpy().dtype for scale in scales} == {np.dtype(dtype)}
         (outputs[name],) = run_model(model, {"x": x.astype(dtype)})

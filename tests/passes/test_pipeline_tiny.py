@@ -202,9 +202,9 @@ def test_missed_site_is_reported_and_the_rest_is_fused(caplog: pytest.LogCapture
 def test_contradicting_precisions_are_refused() -> None:
     with pytest.raises(InputError, match="unknown precision"):
         precision_passes("bf8")
-    with pytest.raises(InputError, match="needs a calibrated pass"):
+    with pytest.raises(InputError, match="need a quantising pass"):
         precision_passes("int8")
-    with pytest.raises(InputError, match="needs a calibrated pass"):
+    with pytest.raises(InputError, match="need a quantising pass"):
         precision_passes("fp16", quantise=(RaiseSilu(),))
 
 

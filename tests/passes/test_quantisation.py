@@ -11,7 +11,7 @@ from small_denoiser import make_denoiser, make_fused_denoiser, make_model
 
 from sdc.engines.errors import PassError
 from sdc.passes.precision.layer_roles import Role
-from sdc.passes.precision.quantisation import DEFAULT_KEPT, find_layers, select_layers
+from sdc.passes.precision.quantisation import find_layers
 
 
 def expected_role(weight: str) -> Role:
@@ -43,20 +43,6 @@ def test_shape_of_the_picture_is_no_dependence_on_it():
     model = make_denoiser()
     assert [n.op_type for n in model.graph if "sample" in {v.name for v in n.inputs if v}].count("Shape") == 2
     assert found_roles(model)["w_time_1"] is Role.TIMESTEP
-
-
-def test_default_policy_gives_reasons():
-    selection = select_layers(make_denoiser())
-    assert {layer.role for layer in selection.quantised} == set(Role) - DEFAULT_KEPT
-    kept = {skipped.site: skipped.reason for skipped in selection.kept}
-    assert len(kept) == 6
-    assert any("skip connection" in reason for reason in kept.values())
-
-
-def test_policy_is_the_callers():
-    selection = select_layers(make_denoiser(), frozenset({Role.INTERIOR}))
-    assert Role.INTERIOR not in {layer.role for layer in selection.quantised}
-    assert len(selection.kept) == 5
 
 
 SINGLE = (

@@ -6,7 +6,15 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from small_denoiser import make_feeds, make_fused_denoiser, make_model, make_table, measure_table, run_model
+from small_denoiser import (
+    make_feeds,
+    make_fused_denoiser,
+    make_model,
+    make_table,
+    measure_table,
+    quantise_everything,
+    run_model,
+)
 
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.precision.insert_qdq import InsertQdq
@@ -72,7 +80,7 @@ def test_onnxruntime_optimises_a_biased_layer():
     random = np.random.default_rng(53)
     weights = {"w": random.normal(size=(7, 11)).astype(np.float32), "b": random.normal(size=11).astype(np.float32)}
     model = make_model(text, weights)
-    InsertQdq(make_table(model, {"x": 3.0}), frozenset()).run(model)
+    quantise_everything(model, make_table(model, {"x": 3.0}))
 
     def load() -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()

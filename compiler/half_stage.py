@@ -1,0 +1,91 @@
+"""The stage `check-fp16` of an export: what float16 does not hold, before any engine is built in it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sdc.compiler.bundle.writer import json_bytes
+from sdc.compiler.stages import fused_component
+from sdc.engines.specs import ComponentSpec
+
+OVERFLOWS_NAME = "fp16.json"
+"""What the stage leaves in its folder: an `Overflow` by component."""
+
+_PROMPTS = 2
+_STEPS = 4
+"""Enough to see what overflows: in the networks that are known to, by a factor of ten and at every step."""
+
+_LARGEST_SIZE = 32
+"""Of latents: magnitudes depend on prompt and timestep far more than on the size of the picture."""
+
+
+@dataclass(frozen=True)
+class HalfCheck:
+    """Input of the stage.
+
+    Attributes:
+        model: name of the model; prompts are chosen by it.
+        specs: interface of each component.
+        folders: where the stage `export` left each.
+        configs: full configurations of the networks.
+        files: of the bundle, by path.
+        prompts: None for the model's own.
+        fuse: as for the engines.
+    """
+
+    model: str
+    specs: Mapping[str, ComponentSpec]
+    folders: Mapping[str, Path]
+    configs: Mapping[str, Mapping[str, Any]]
+    files: Mapping[str, bytes]
+    prompts: tuple[str, ...] | None
+    fuse: bool
+
+
+def check_half_stage(inputs: HalfCheck, folder: Path, report: Callable[[int, int], None]) -> Any:
+    """Draw a few pictures in float32, and note which nodes write values that float16 does not hold."""
+    from sdc.compiler.calibration.prompts import prompts_for
+    from sdc.compiler.precision.half_safety import HalfCheckSettings, find_overflows
+    from sdc.compiler.trace.interfaces import pipeline_settings
+    from sdc.engines.schedule_config import schedule_from_config
+    from sdc.engines.tokenizer import load_tokenizer
+
+    settings = pipeline_settings(inputs.configs)
+    with tempfile.TemporaryDirectory(prefix="sdc-tokenizer-") as tokenizer_folder:
+        for name, content in inputs.files.items():
+            if name.startswith("tokenizer/"):
+                Path(tokenizer_folder, Path(name).name).write_bytes(content)
+        tokenizer = load_tokenizer(Path(tokenizer_folder), max_tokens=settings.max_tokens)
+    components = {
+        name: fused_component(spec, inputs.folders[name], inputs.fuse)[0] for name, spec in inputs.specs.items()
+    }
+    unet = inputs.specs["unet"]
+    pixels = {"H": settings.default_height_px, "W": settings.default_width_px}
+    height, width = (_size(unet, symbol, size // settings.vae_reduction) for symbol, size in pixels.items())
+    found = find_overflows(
+        components,
+        tokenizer=tokenizer,
+        schedule=schedule_from_config(json.loads(inputs.files["scheduler/scheduler_config.json"])),
+        settings=settings,
+        drawn=HalfCheckSettings(
+            prompts=(inputs.prompts or prompts_for(inputs.model))[:_PROMPTS], latent_size=(height, width), steps=_STEPS
+        ),
+        on_run=report,
+    )
+    values = {name: asdict(overflow) for name, overflow in found.items()}
+    (folder / OVERFLOWS_NAME).write_bytes(json_bytes(values))
+    return json.loads(json.dumps(values))
+
+
+def _size(spec: ComponentSpec, symbol: str, size: int) -> int:
+    """The model's own size, or as far below it as the component's range allows down to the largest one looked at."""
+    allowed = spec.dimensions.get(symbol)
+    if allowed is None or size <= _LARGEST_SIZE:
+        return size
+    wanted = max(_LARGEST_SIZE, allowed.minimum)
+    return wanted - wanted % allowed.multiple or allowed.multiple

@@ -1,0 +1,126 @@
+"""What targets run, what a request stands for, and plans that go through a whole export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from minimal_pipeline import save_minimal_pipeline
+from small_denoiser import make_fused_denoiser
+
+from sdc.compiler.cli.export import summary_json
+from sdc.compiler.compile import export_bundle
+from sdc.compiler.export_plan import ExportRequest, component_precision, formats_on
+from sdc.compiler.precision.capabilities import check_formats, runnable_formats
+from sdc.compiler.precision.planning import PrecisionRequest
+from sdc.compiler.stages import Source
+from sdc.compiler.workshop.cache import StageCache
+from sdc.engines.errors import InputError, TargetError
+from sdc.engines.targets import TARGETS, parse_targets
+from sdc.passes.pipeline import MIXED
+from sdc.passes.precision.formats import Format
+from sdc.passes.precision.plan import uniform_plan
+from sdc.passes.precision.plan_file import read_plan
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted", "message"),
+    [
+        ("cpu", Format.FP8, "does not run fp8; the nearest that it runs is int8$"),
+        ("ort-cpu", Format.BF16, "does not run bf16; the nearest that it runs is fp16$"),
+        ("rtx", Format.FP8, r"does not run fp8; the nearest that it runs is int8, and sm89\+sm120 would run it"),
+        ("sm75", Format.W4, "does not run w4; the nearest that it runs is w8$"),
+        ("sm75", Format.BF16, "the nearest that it runs is fp16$"),
+        ("sm75", Format.FP32, "the nearest that it runs is fp16$"),
+    ],
+)
+def test_what_a_target_does_not_run_has_a_nearest(target: str, wanted: Format, message: str):
+    with pytest.raises(TargetError, match=message):
+        check_formats(TARGETS[target], [Format.INT8, wanted])
+
+
+def test_what_targets_run():
+    assert runnable_formats(TARGETS["sm89"]) == set(Format)
+    assert runnable_formats(parse_targets("sm75+sm89")[0]) == runnable_formats(TARGETS["sm75"])
+    for target in TARGETS.values():
+        check_formats(target, [Format.INT8, Format.W8, Format.FP16])
+
+
+@pytest.mark.parametrize("name", ["int7", MIXED])
+def test_requests_that_mean_nothing_are_refused(name: str):
+    with pytest.raises(InputError):
+        PrecisionRequest(name)
+
+
+def test_plan_beside_a_single_precision_is_refused():
+    with pytest.raises(InputError, match="do not go together"):
+        PrecisionRequest("int8", uniform_plan(make_fused_denoiser(), Format.INT8))
+
+
+def test_what_a_request_stands_for():
+    assert PrecisionRequest("w4").formats() == {Format.W4, Format.FP16}
+    assert not PrecisionRequest("w4").calibrates
+    assert PrecisionRequest("fp8").calibrates
+    assert component_precision("vae_decoder", PrecisionRequest("int8")) == "fp16"
+    assert component_precision("vae_decoder", PrecisionRequest("bf16")) == "bf16"
+    plan = uniform_plan(make_fused_denoiser(), Format.INT8, default=Format.BF16)
+    mixed = PrecisionRequest(MIXED, plan)
+    assert component_precision("vae_decoder", mixed) == "bf16"
+    # ONNX Runtime computes in float32 what a quantised graph leaves alone.
+    assert Format.BF16 not in formats_on(TARGETS["ort-cpu"], mixed)
+    assert Format.BF16 in formats_on(TARGETS["ort-cpu"], PrecisionRequest("bf16"))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StageCache, str]:
+    """A folder with a w8 bundle, the cache of its stages, and the model."""
+    folder = tmp_path_factory.mktemp("plans")
+    (folder / "model").mkdir()
+    model = save_minimal_pipeline(folder / "model")
+    cache = StageCache(folder / "cache")
+    request = ExportRequest(
+        Source(str(model)), PrecisionRequest("w8"), parse_targets("ort-cpu,cpu"), folder / "w8", hoist=False
+    )
+    summary = export_bundle(request, cache=cache)
+    sizes = summary_json(summary)["engine_bytes"]
+    assert set(sizes) == {"ort-cpu", "cpu"}
+    assert sizes["cpu"]["unet"] == sum(each.stat().st_size for each in (folder / "w8" / "unet").glob("openvino*"))
+    return folder, cache, str(model)
+
+
+def test_edited_plan_goes_through_an_export(exported: tuple[Path, StageCache, str]):
+    folder, cache, model = exported
+    path = folder / "w8" / "precision" / "unet.toml"
+    plan = read_plan(path)
+    assert plan.formats() == {Format.W8}
+    name = plan.layers[-1].name
+    lines = path.read_text(encoding="utf-8").splitlines()
+    edited = [line.replace('precision = "w8"', 'precision = "fp32"') if f'"{name}"' in line else line for line in lines]
+    assert edited != lines
+    (folder / "edited.toml").write_text("\n".join(edited), encoding="utf-8")
+    request = ExportRequest(
+        Source(model),
+        PrecisionRequest(MIXED, read_plan(folder / "edited.toml")),
+        parse_targets("ort-cpu,cpu"),
+        folder / "mixed",
+        hoist=False,
+    )
+    summary = export_bundle(request, cache=cache)
+    assert summary.manifest.precision == MIXED
+    written = read_plan(folder / "mixed" / "precision" / "unet.toml")
+    assert written.by_name()[name].format is Format.FP32
+    assert np.array_equal([each.name for each in written.layers], [each.name for each in plan.layers])
+
+
+def test_plan_of_another_model_stops_the_export(exported: tuple[Path, StageCache, str]):
+    folder, cache, model = exported
+    request = ExportRequest(
+        Source(model),
+        PrecisionRequest(MIXED, uniform_plan(make_fused_denoiser(), Format.W8)),
+        parse_targets("ort-cpu"),
+        folder / "other",
+    )
+    with pytest.raises(InputError, match="belongs to the graph"):
+        export_bundle(request, cache=cache)
+    assert not (folder / "other").exists()
