@@ -76,7 +76,7 @@ class Worker:
                 on_report(*content)
                 kind, *content = connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise self._death(function.__name__) from error
+            raise self._death(_name_of(function)) from error
         if kind == _ERROR:
             raise content[0]
         return Outcome(*content)
@@ -121,6 +121,11 @@ class Worker:
                 hint="probably the machine ran out of memory: close other programs, or use a machine with more",
             )
         return ExportError(f"the process that ran {function} ended with code {code}{said}", hint="please report this")
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Of a function, or of the one in a `functools.partial`."""
+    return str(getattr(getattr(function, "func", function), "__name__", function))
 
 
 def _tail(path: Path) -> str:

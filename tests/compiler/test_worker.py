@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,8 @@ def test_memory_is_that_of_the_call(worker: Worker) -> None:
 def test_a_killed_worker_is_an_error_that_tells_its_last_words(worker: Worker) -> None:
     with pytest.raises(ExportError, match=r"print_and_die was killed; it said last: out of luck.*memory"):
         worker.call(print_and_die, "out of luck\n", signal.SIGKILL)
+    with pytest.raises(ExportError, match=r"print_and_die was killed"):
+        worker.call(partial(print_and_die, "out of luck\n"), signal.SIGKILL)
     assert worker.call(double, 5).value == 10
     with pytest.raises(ExportError, match="leave ended with code 7"):
         worker.call(leave, 7)
