@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdc.compiler.automatic_stage import Automatic, automatic_stage
 from sdc.compiler.bundle.contents import bundle_contents, bundle_manifest
 from sdc.compiler.bundle.writer import check_output, is_up_to_date, write_bundle
 from sdc.compiler.export_plan import (
@@ -16,6 +17,8 @@ from sdc.compiler.export_plan import (
     QUANTISED,
     ExportPlan,
     ExportRequest,
+    automatic_basis,
+    automatic_rule,
     component_plan,
     component_precision,
     in_float32,
@@ -23,6 +26,7 @@ from sdc.compiler.export_plan import (
 )
 from sdc.compiler.half_stage import OVERFLOWS_NAME, HalfCheck, check_half_stage
 from sdc.compiler.stages import (
+    PLAN_NAME,
     TABLE_NAME,
     Calibration,
     Opened,
@@ -41,6 +45,8 @@ from sdc.compiler.workshop.workshop import Workshop
 from sdc.engines.environment import cache_folder
 from sdc.engines.manifest import Manifest
 from sdc.engines.specs import COMPONENTS
+from sdc.passes.precision.plan import PrecisionPlan
+from sdc.passes.precision.plan_file import read_plan
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +109,9 @@ def export_bundle(
         table = calibrate_unet(shop, request, opened, plan, exported) if calibrates else None
         checked = plan.half_key is not None and any(missing.values())
         overflows = _check_half(shop, request, opened, plan, exported) if checked else None
+        if plan.automatic_key and table is not None:
+            chosen = _choose_precisions(shop, request, opened, plan, exported, table)
+            request = replace(request, precision=replace(request.precision, plan=chosen))
         built = _build_engines(shop, request, plan, exported, table, overflows)
         up_to_date, manifest = _write(shop, request, opened, built)
     cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())
@@ -173,15 +182,7 @@ def _check_half(
     shop: Workshop, request: ExportRequest, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry]
 ) -> Entry:
     assert plan.half_key is not None
-    inputs = HalfCheck(
-        model=opened.entry.name,
-        specs=plan.specs,
-        folders={name: entry.folder for name, entry in exported.items()},
-        configs=opened.configs,
-        files=opened.files,
-        prompts=plan.prompts,
-        fuse=request.fuse,
-    )
+    inputs = _drawing(request, opened, plan, exported)
     entry = shop.produce("check fp16", "check-fp16", plan.half_key, check_half_stage, inputs, reports=True)
     for name, overflow in entry.result.items():
         log.warning(
@@ -192,6 +193,51 @@ def _check_half(
             len(overflow["float32"]),
         )
     return entry
+
+
+def _drawing(request: ExportRequest, opened: Opened, plan: ExportPlan, exported: Mapping[str, Entry]) -> HalfCheck:
+    return HalfCheck(
+        model=opened.entry.name,
+        specs=plan.specs,
+        folders={name: entry.folder for name, entry in exported.items()},
+        configs=opened.configs,
+        files=opened.files,
+        prompts=plan.prompts,
+        fuse=request.fuse,
+    )
+
+
+def _choose_precisions(
+    shop: Workshop,
+    request: ExportRequest,
+    opened: Opened,
+    plan: ExportPlan,
+    exported: Mapping[str, Entry],
+    table: Entry,
+) -> PrecisionPlan:
+    assert plan.automatic_key is not None
+    assert request.precision.budget_db is not None
+    default, rates = automatic_basis(request)
+    inputs = Automatic(
+        drawing=_drawing(request, opened, plan, exported),
+        table=table.folder / TABLE_NAME,
+        budget_db=request.precision.budget_db,
+        default=default,
+        rates=rates,
+        rule=automatic_rule(request),
+        correct_bias=request.calibration.correct_bias,
+    )
+    entry = shop.produce("plan unet", "plan", plan.automatic_key, automatic_stage, inputs, reports=True)
+    found = {name: count for name, count in entry.result["layers"].items() if count}
+    log.warning(
+        "unet: %s; %.1f dB measured for %g dB asked; the layers take %.0f %% of the time in %s, by the model of rates",
+        ", ".join(f"{count} layers {name}" for name, count in found.items()),
+        entry.result["psnr_db"],
+        entry.result["budget_db"],
+        100 * entry.result["modelled_time"],
+        default,
+    )
+    return read_plan(entry.folder / PLAN_NAME)
 
 
 def _build_engines(

@@ -9,16 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sdc.compiler.calibration.options import DEFAULT_CALIBRATION, CalibrationOptions
-from sdc.compiler.precision.planning import PrecisionRequest
+from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Opened, Source
 from sdc.compiler.trace.interfaces import component_spec
 from sdc.compiler.workshop.cache import digest_of, digest_sources, versions_of
 from sdc.engines.errors import InputError
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
+from sdc.passes.pipeline import MIXED
 from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.precision.plan import PrecisionPlan
 from sdc.passes.precision.plan_file import text_from_plan
+from sdc.passes.precision.range_rules import RangeRule
 
 QUANTISED = ("unet",)
 """Components whose layers have precisions of their own; the others are exported in the default of the plan."""
@@ -32,6 +34,7 @@ CALIBRATE_SOURCES = (
     "sdc.compiler.calibration",
     "sdc.compiler.precision",
     "sdc.compiler.half_stage",
+    "sdc.compiler.automatic_stage",
     "sdc.compiler.stages",
     "sdc.passes",
     "sdc.engines",
@@ -85,6 +88,7 @@ class ExportPlan:
         specs: interfaces of the components, before anything is hoisted out of them.
         export_keys: by component.
         calibration_key: None unless something is quantised.
+        automatic_key: of the choice of precisions; None where the user has made it.
         half_key: of the check of float16; None where nothing is in float16.
         build_keys: by component and name of the target.
         prompts: of the calibration; None for the model's own.
@@ -93,6 +97,7 @@ class ExportPlan:
     specs: Mapping[str, ComponentSpec]
     export_keys: Mapping[str, str]
     calibration_key: str | None
+    automatic_key: str | None
     half_key: str | None
     build_keys: Mapping[tuple[str, str], str]
     prompts: tuple[str, ...] | None
@@ -115,6 +120,12 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     if request.precision.calibrates:
         graphs = [export_keys["unet"], export_keys["text_encoder"]]
         calibration_key = _drawing_key("calibrate", request, opened, graphs, prompts)
+    automatic_key = None
+    if request.precision.budget_db is not None:
+        ranges = [automatic_rule(request).label, request.calibration.correct_bias]
+        automatic_key = digest_of(
+            ["plan", calibration_key, str(request.precision.budget_db), *automatic_basis(request), *ranges]
+        )
     half_key = None
     if Format.FP16 in request.precision.formats():
         half_key = _drawing_key("check-fp16", request, opened, [export_keys[name] for name in COMPONENTS], prompts)
@@ -129,6 +140,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 _plan_text(name, request.precision),
                 in_float32(target),
                 [calibration_key, *_range_options(request.calibration, target)] if name in QUANTISED else None,
+                automatic_key if name in QUANTISED else None,
                 half_key,
                 request.hoist and name in HOISTED_FROM,
                 [target.name, target.backend, *target.compute_capabilities],
@@ -138,12 +150,14 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
         for name in COMPONENTS
         for target in request.targets
     }
-    return ExportPlan(specs, export_keys, calibration_key, half_key, build_keys, prompts)
+    return ExportPlan(specs, export_keys, calibration_key, automatic_key, half_key, build_keys, prompts)
 
 
 def component_precision(component: str, precision: PrecisionRequest) -> str:
     """The precision of one component in a bundle."""
-    return precision.name if component in QUANTISED else precision.default.value
+    if component not in QUANTISED:
+        return precision.default.value
+    return MIXED if precision.name == AUTO else precision.name
 
 
 def component_plan(component: str, precision: PrecisionRequest) -> PrecisionPlan | None:
@@ -154,6 +168,18 @@ def component_plan(component: str, precision: PrecisionRequest) -> PrecisionPlan
 def _plan_text(component: str, precision: PrecisionRequest) -> str | None:
     plan = component_plan(component, precision)
     return None if plan is None else text_from_plan(plan)
+
+
+def automatic_basis(request: ExportRequest) -> tuple[Format, str]:
+    """What automatic precisions are weighed against: the floating-point type, and the key of `RATES`."""
+    default = Format.FP32 if all(map(in_float32, request.targets)) else request.precision.default
+    return default, "gpu" if any(target.backend == TENSORRT_RTX for target in request.targets) else "cpu"
+
+
+def automatic_rule(request: ExportRequest) -> RangeRule:
+    """How ranges are found while precisions are chosen: as for the target that allows least."""
+    rules = [request.calibration.rule_for(target) for target in request.targets]
+    return next((rule for rule in rules if rule.symmetric), rules[0])
 
 
 def in_float32(target: Target) -> bool:

@@ -7,11 +7,16 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.stages import fused_component
+from sdc.engines.manifest import PipelineSettings
 from sdc.engines.specs import ComponentSpec
+from sdc.engines.tokenizer import ClipTokenizer
+
+if TYPE_CHECKING:
+    from sdc.compiler.precision.half_safety import HalfCheckSettings
 
 OVERFLOWS_NAME = "fp16.json"
 """What the stage leaves in its folder: an `Overflow` by component."""
@@ -49,37 +54,50 @@ class HalfCheck:
 
 def check_half_stage(inputs: HalfCheck, folder: Path, report: Callable[[int, int], None]) -> Any:
     """Draw a few pictures in float32, and note which nodes write values that float16 does not hold."""
-    from sdc.compiler.calibration.prompts import prompts_for
-    from sdc.compiler.precision.half_safety import HalfCheckSettings, find_overflows
-    from sdc.compiler.trace.interfaces import pipeline_settings
+    from sdc.compiler.precision.half_safety import find_overflows
     from sdc.engines.schedule_config import schedule_from_config
-    from sdc.engines.tokenizer import load_tokenizer
 
-    settings = pipeline_settings(inputs.configs)
-    with tempfile.TemporaryDirectory(prefix="sdc-tokenizer-") as tokenizer_folder:
-        for name, content in inputs.files.items():
-            if name.startswith("tokenizer/"):
-                Path(tokenizer_folder, Path(name).name).write_bytes(content)
-        tokenizer = load_tokenizer(Path(tokenizer_folder), max_tokens=settings.max_tokens)
     components = {
         name: fused_component(spec, inputs.folders[name], inputs.fuse)[0] for name, spec in inputs.specs.items()
     }
-    unet = inputs.specs["unet"]
-    pixels = {"H": settings.default_height_px, "W": settings.default_width_px}
-    height, width = (_size(unet, symbol, size // settings.vae_reduction) for symbol, size in pixels.items())
+    settings, drawn = draw_settings(inputs, pictures=_PROMPTS, steps=_STEPS)
     found = find_overflows(
         components,
-        tokenizer=tokenizer,
+        tokenizer=open_tokenizer(inputs),
         schedule=schedule_from_config(json.loads(inputs.files["scheduler/scheduler_config.json"])),
         settings=settings,
-        drawn=HalfCheckSettings(
-            prompts=(inputs.prompts or prompts_for(inputs.model))[:_PROMPTS], latent_size=(height, width), steps=_STEPS
-        ),
+        drawn=drawn,
         on_run=report,
     )
     values = {name: asdict(overflow) for name, overflow in found.items()}
     (folder / OVERFLOWS_NAME).write_bytes(json_bytes(values))
     return json.loads(json.dumps(values))
+
+
+def open_tokenizer(inputs: HalfCheck) -> ClipTokenizer:
+    """The model's tokenizer."""
+    from sdc.compiler.trace.interfaces import pipeline_settings
+    from sdc.engines.tokenizer import load_tokenizer
+
+    with tempfile.TemporaryDirectory(prefix="sdc-tokenizer-") as folder:
+        for name, content in inputs.files.items():
+            if name.startswith("tokenizer/"):
+                Path(folder, Path(name).name).write_bytes(content)
+        return load_tokenizer(Path(folder), max_tokens=pipeline_settings(inputs.configs).max_tokens)
+
+
+def draw_settings(inputs: HalfCheck, *, pictures: int, steps: int) -> tuple[PipelineSettings, HalfCheckSettings]:
+    """What surrounds the networks, and what to draw with them."""
+    from sdc.compiler.calibration.prompts import prompts_for
+    from sdc.compiler.precision.half_safety import HalfCheckSettings
+    from sdc.compiler.trace.interfaces import pipeline_settings
+
+    settings = pipeline_settings(inputs.configs)
+    unet = inputs.specs["unet"]
+    pixels = {"H": settings.default_height_px, "W": settings.default_width_px}
+    height, width = (_size(unet, symbol, size // settings.vae_reduction) for symbol, size in pixels.items())
+    prompts = (inputs.prompts or prompts_for(inputs.model))[:pictures]
+    return settings, HalfCheckSettings(prompts=prompts, latent_size=(height, width), steps=steps)
 
 
 def _size(spec: ComponentSpec, symbol: str, size: int) -> int:

@@ -33,9 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         default=DEFAULT_PRECISION,
-        metavar="fp32|fp16|bf16|int8|w8|w4|fp8|PLAN.toml",
+        metavar="fp32|fp16|bf16|int8|w8|w4|fp8|auto|PLAN.toml",
         help="of weights and arithmetic; int8, fp8 and the weight-only w8 and w4 are for the UNet and leave the rest "
         f"in fp16; a bundle's precision/unet.toml can be edited and given back ({DEFAULT_PRECISION})",
+    )
+    parser.add_argument(
+        "--quality-budget",
+        metavar="N[dB]",
+        help="of --precision auto: the least PSNR of pictures to float32's; layers are int8 where it allows",
     )
     parser.add_argument(
         "--target",
@@ -99,7 +104,7 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
 
     if args.seed is not None and args.weights != "random":
         raise InputError("--seed is the seed of random weights", hint="add --weights random, or leave it out")
-    precision = _precision_request(args.precision)
+    precision = _precision_request(args.precision, args.quality_budget)
     return ExportRequest(
         source=Source(
             model=args.model,
@@ -117,12 +122,24 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
     )
 
 
-def _precision_request(text: str) -> PrecisionRequest:
+def _precision_request(text: str, budget: str | None) -> PrecisionRequest:
     from sdc.compiler.precision.planning import PrecisionRequest
     from sdc.passes.pipeline import MIXED
     from sdc.passes.precision.plan_file import read_plan
 
-    return PrecisionRequest(MIXED, read_plan(Path(text))) if text.endswith(".toml") else PrecisionRequest(text)
+    budget_db = None if budget is None else _decibels(budget)
+    plan = read_plan(Path(text)) if text.endswith(".toml") else None
+    return PrecisionRequest(text if plan is None else MIXED, plan, budget_db)
+
+
+def _decibels(text: str) -> float:
+    try:
+        value = float(text.lower().removesuffix("db"))
+    except ValueError as error:
+        raise InputError(f"--quality-budget {text!r} is no number of decibels", hint="for example 35dB") from error
+    if not 0 < value < 100:
+        raise InputError(f"--quality-budget {text!r} is beyond reach", hint="pictures look the same from 40 dB on")
+    return value
 
 
 def short_name(model: str) -> str:

@@ -86,21 +86,23 @@ def find_overflows(
     return {name: overflow for name, overflow in found.items() if overflow is not None}
 
 
-def _draw(pipeline: Pipeline, drawn: HalfCheckSettings, index: int) -> None:
+def picture_generation(pipeline: Pipeline, drawn: HalfCheckSettings, index: int) -> Generation:
+    """One of the pictures to draw."""
     height, width = (size * pipeline.settings.vae_reduction for size in drawn.latent_size)
-    latents = pipeline.denoise(
-        Generation(
-            prompts=(drawn.prompts[index],),
-            negative_prompts=("",),
-            sampler="ddim",
-            steps=drawn.steps,
-            guidance_scale=drawn.guidance_scale,
-            seeds=(drawn.seed + index,),
-            height_px=height,
-            width_px=width,
-        )
+    return Generation(
+        prompts=(drawn.prompts[index],),
+        negative_prompts=("",),
+        sampler="ddim",
+        steps=drawn.steps,
+        guidance_scale=drawn.guidance_scale,
+        seeds=(drawn.seed + index,),
+        height_px=height,
+        width_px=width,
     )
-    pictures = pipeline.decode(latents)
+
+
+def _draw(pipeline: Pipeline, drawn: HalfCheckSettings, index: int) -> None:
+    pictures = pipeline.decode(pipeline.denoise(picture_generation(pipeline, drawn, index)))
     pipeline.networks.session("vae_encoder").run({"sample": pictures})
 
 

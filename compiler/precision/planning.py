@@ -11,27 +11,38 @@ from sdc.passes.pipeline import MIXED, PRECISIONS, precision_passes
 from sdc.passes.precision.formats import CALIBRATED, FLOATING, Format
 from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
 
+AUTO = "auto"
+"""The name of what is chosen by measurement."""
+
 
 @dataclass(frozen=True)
 class PrecisionRequest:
     """What the user asks for.
 
     Attributes:
-        name: one of `PRECISIONS`, or `MIXED`.
-        plan: with `MIXED`: of the UNet's layers, with the type of everything else.
+        name: one of `PRECISIONS`, `MIXED`, or `AUTO`.
+        plan: with `MIXED`, and with `AUTO` once it is chosen: of the UNet's layers, with the type of everything else.
+        budget_db: with `AUTO`: the least PSNR of pictures to those in float32.
     """
 
     name: str
     plan: PrecisionPlan | None = None
+    budget_db: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in (*PRECISIONS, MIXED):
+        if self.name not in (*PRECISIONS, MIXED, AUTO):
             raise InputError(
                 f"unknown precision {self.name!r}",
-                hint=f"choose one of {', '.join(PRECISIONS)}, or give a plan: a file whose name ends in .toml",
+                hint=f"choose one of {', '.join(PRECISIONS)}, {AUTO}, or give a plan: a file whose name ends in .toml",
             )
-        if (self.name == MIXED) != (self.plan is not None):
+        if self.name != AUTO and (self.name == MIXED) != (self.plan is not None):
             raise InputError(f"precision {self.name!r} and a plan do not go together", hint="give one of them")
+
+        if (self.name == AUTO) != (self.budget_db is not None):
+            raise InputError(
+                f"precision {self.name!r} {'needs' if self.name == AUTO else 'takes no'} --quality-budget",
+                hint="for example --precision auto --quality-budget 35dB",
+            )
 
     @property
     def default(self) -> Format:
@@ -42,7 +53,9 @@ class PrecisionRequest:
 
     def formats(self) -> frozenset[Format]:
         """All that occur, as far as is known before the graph."""
-        layers = frozenset({Format(self.name)}) if self.plan is None else self.plan.formats()
+        # Before it is chosen, an automatic plan may hold what it chooses from.
+        single = Format.INT8 if self.name == AUTO else self.name
+        layers = frozenset({Format(single)}) if self.plan is None else self.plan.formats()
         return layers | {self.default}
 
     @property

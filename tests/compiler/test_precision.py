@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from sdc.compiler.cli.export import summary_json
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.export_plan import ExportRequest, component_precision, formats_on
 from sdc.compiler.precision.capabilities import check_formats, runnable_formats
-from sdc.compiler.precision.planning import PrecisionRequest
+from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Source
 from sdc.compiler.workshop.cache import StageCache
 from sdc.engines.errors import InputError, TargetError
@@ -47,10 +48,15 @@ def test_what_targets_run():
         check_formats(target, [Format.INT8, Format.W8, Format.FP16])
 
 
-@pytest.mark.parametrize("name", ["int7", MIXED])
+@pytest.mark.parametrize("name", ["int7", MIXED, AUTO])
 def test_requests_that_mean_nothing_are_refused(name: str):
     with pytest.raises(InputError):
         PrecisionRequest(name)
+
+
+def test_budget_beside_a_single_precision_is_refused():
+    with pytest.raises(InputError, match="takes no --quality-budget"):
+        PrecisionRequest("int8", budget_db=35.0)
 
 
 def test_plan_beside_a_single_precision_is_refused():
@@ -111,6 +117,22 @@ def test_edited_plan_goes_through_an_export(exported: tuple[Path, StageCache, st
     written = read_plan(folder / "mixed" / "precision" / "unet.toml")
     assert written.by_name()[name].format is Format.FP32
     assert np.array_equal([each.name for each in written.layers], [each.name for each in plan.layers])
+
+
+def test_automatic_plan_keeps_to_its_budget(exported: tuple[Path, StageCache, str]):
+    folder, cache, model = exported
+    request = ExportRequest(
+        Source(model), PrecisionRequest(AUTO, budget_db=58.0), parse_targets("ort-cpu"), folder / "auto", hoist=False
+    )
+    summary = export_bundle(request, cache=cache)
+    assert summary.manifest.precision == AUTO
+    plan = read_plan(folder / "auto" / "precision" / "unet.toml")
+    assert Format.INT8 in plan.formats()
+    assert all("alone it changes epsilon by" in layer.reason for layer in plan.layers)
+    (entry,) = cache.root.glob("plan/*/entry.json")
+    found = re.search(r'"psnr_db": ([0-9.]+)', entry.read_text(encoding="utf-8"))
+    assert found is not None
+    assert float(found[1]) >= 58
 
 
 def test_plan_of_another_model_stops_the_export(exported: tuple[Path, StageCache, str]):

@@ -1,0 +1,123 @@
+"""What each layer's quantisation costs, and the plan that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_denoiser import make_feeds, make_fused_denoiser, measure_table, run_model
+
+from sdc.compiler.component import Component
+from sdc.compiler.precision.automatic import RATES, choose_plan
+from sdc.compiler.precision.sensitivity import Sensitivity, measure_sensitivity
+from sdc.engines.errors import InputError
+from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
+from sdc.passes.precision.formats import FLOATING, Format
+from sdc.passes.precision.insert_qdq import InsertQdq
+from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
+from sdc.passes.precision.switched_layers import SWITCHES, switch_layers
+
+SPEC = ComponentSpec(
+    "unet",
+    (
+        TensorSpec("sample", "float32", ("B", 3, "H", "W")),
+        TensorSpec("timestep", "float32", (1,)),
+        TensorSpec("encoder_hidden_states", "float32", ("B", 5, 7)),
+    ),
+    (TensorSpec("out_sample", "float32", ("B", 3, "H", "W")),),
+    {"B": DimensionRange(1, 2, 4), "H": DimensionRange(4, 5, 8), "W": DimensionRange(4, 7, 8)},
+)
+SIZES = {"B": 2, "H": 5, "W": 7}
+
+
+def wanted_plan(model: ir.Model) -> PrecisionPlan:
+    return uniform_plan(model, Format.INT8, default=Format.FP32, sizes=SIZES, kept=frozenset())
+
+
+def only(plan: PrecisionPlan, names: set[str]) -> PrecisionPlan:
+    layers = (layer if layer.name in names else replace(layer, format=Format.FP32) for layer in plan.layers)
+    return replace(plan, layers=tuple(layers))
+
+
+def test_switches_choose_between_the_two_graphs():
+    model, feeds = make_fused_denoiser(), make_feeds()
+    table, plan = measure_table(model, feeds), wanted_plan(model)
+    switched = switch_layers(model, table, plan)
+    (exact,) = run_model(model, feeds)
+    off = {**feeds, SWITCHES: np.zeros(len(plan.layers), bool)}
+    np.testing.assert_array_equal(run_model(switched, off)[0], exact)
+    for name in ("query", "skip", "time_1"):
+        expected = model.clone()
+        InsertQdq(table, only(plan, {name})).run(expected)
+        switches = np.array([layer.name == name for layer in plan.layers])
+        assert switches.sum() == 1
+        (found,) = run_model(switched, {**feeds, SWITCHES: switches})
+        np.testing.assert_array_equal(found, run_model(expected, feeds)[0])
+        assert not np.array_equal(found, exact)
+
+
+def test_sensitivity_is_the_error_of_a_layer_alone():
+    model, samples = make_fused_denoiser(), [make_feeds(1), make_feeds(2)]
+    table, plan = measure_table(model, samples[0]), wanted_plan(model)
+    runs: list[tuple[int, int]] = []
+    found = measure_sensitivity(
+        Component(SPEC, model), table, plan, samples, on_run=lambda done, of: runs.append((done, of))
+    )
+    assert runs[-1] == (2 * (len(plan.layers) + 1),) * 2
+    assert set(found.layers) == {layer.name for layer in plan.layers}
+    for names, error in (({"block"}, found.layers["block"]), (set(found.layers), found.all_layers)):
+        quantised = model.clone()
+        InsertQdq(table, only(plan, names)).run(quantised)
+        exact = np.stack([run_model(model, each)[0] for each in samples])
+        changed = np.stack([run_model(quantised, each)[0] for each in samples])
+        expected = np.square(changed - exact).sum() / np.square(exact).sum()
+        # ONNX Runtime's own optimisations turn single roundings.
+        assert error == pytest.approx(expected, rel=0.2)
+
+
+def additive(errors: dict[str, float]) -> Callable[[PrecisionPlan], float]:
+    """Pictures whose PSNR is that of the layers' summed errors."""
+
+    def measure(plan: PrecisionPlan) -> float:
+        total = sum(errors[layer.name] for layer in plan.layers if layer.format not in FLOATING)
+        return float(-10 * np.log10(total + 1e-12))
+
+    return measure
+
+
+def test_choice_meets_the_budget_with_the_least_kept():
+    plan = wanted_plan(make_fused_denoiser())
+    random = np.random.default_rng(3)
+    errors = {layer.name: float(10 ** random.uniform(-6, -3)) for layer in plan.layers}
+    measure = additive(errors)
+    chosen = choose_plan(plan, Sensitivity(errors, 1.0), measure, budget_db=35.0, rates=RATES["cpu"])
+    assert chosen.psnr_db == measure(chosen.plan) >= 35.0
+    assert measure(plan) < 35.0
+    kept = [layer for layer in chosen.plan.layers if layer.format in FLOATING]
+    assert 0 < len(kept) < len(plan.layers)
+    assert chosen.predicted_error == pytest.approx(10 ** (-chosen.psnr_db / 10), rel=1e-5)
+    assert 1 / 12 < chosen.modelled_time < 1
+    # Of what is kept, the one ranked last would break the budget.
+    last = max(kept, key=lambda layer: int(layer.reason.split("number ")[1].split()[0]))
+    restored = (replace(layer, format=Format.INT8) if layer is last else layer for layer in chosen.plan.layers)
+    assert measure(replace(chosen.plan, layers=tuple(restored))) < 35.0
+    assert "kept for 35 dB" in last.reason
+
+
+def test_loose_budget_keeps_nothing_and_impossible_budget_is_refused():
+    plan = wanted_plan(make_fused_denoiser())
+    errors = {layer.name: 1e-4 for layer in plan.layers}
+    sensitivity, measure = Sensitivity(errors, 1.0), additive(errors)
+    loose = choose_plan(plan, sensitivity, measure, budget_db=10.0, rates=RATES["cpu"])
+    assert loose.plan.formats() == {Format.INT8}
+    with pytest.raises(InputError, match="no layer can be quantised within 90 dB"):
+        choose_plan(plan, sensitivity, measure, budget_db=90.0, rates=RATES["cpu"])
+
+
+def test_nothing_faster_is_refused():
+    plan = uniform_plan(make_fused_denoiser(), Format.FP32, sizes=SIZES)
+    with pytest.raises(InputError, match="no layer would be faster"):
+        choose_plan(plan, Sensitivity({}, 0.0), lambda _: 0.0, budget_db=10.0, rates=RATES["cpu"])
