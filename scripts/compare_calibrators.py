@@ -21,6 +21,7 @@ from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.evaluate import evaluate
 from sdc.compiler.evaluate.settings import Settings
 from sdc.compiler.export_plan import ExportRequest
+from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import Source
 from sdc.engines.targets import parse_targets
 from sdc.passes.precision.range_rules import METHODS, parse_rule
@@ -37,7 +38,9 @@ def main() -> None:
     parser.add_argument("--only", metavar="TEXT", help="variants whose name holds this text")
     arguments = parser.parse_args()
     reference = arguments.out / "fp32"
-    export_bundle(ExportRequest(Source(arguments.model), "fp32", parse_targets(arguments.target), reference))
+    export_bundle(
+        ExportRequest(Source(arguments.model), PrecisionRequest("fp32"), parse_targets(arguments.target), reference)
+    )
     settings = Settings(samples=arguments.samples, guidance_scale=arguments.guidance)
     rows = []
     print("| int8 variant | PSNR, dB | worst 5 % | epsilon error | at the first / last timestep |")
@@ -47,7 +50,9 @@ def main() -> None:
             continue
         bundle = arguments.out / "int8"
         targets = parse_targets(arguments.target)
-        export_bundle(ExportRequest(Source(arguments.model), "int8", targets, bundle, calibration=options))
+        export_bundle(
+            ExportRequest(Source(arguments.model), PrecisionRequest("int8"), targets, bundle, calibration=options)
+        )
         found = evaluate(bundle, reference, settings)
         psnr = next(row for row in found.paired if "psnr" in row.name)
         errors = [row.error for row in found.epsilon if row.error is not None]

@@ -20,6 +20,7 @@ from sdc.compiler.evaluate.metrics import psnr
 from sdc.compiler.export_plan import ExportRequest
 from sdc.compiler.load import load_checkpoint, load_model
 from sdc.compiler.load.lora import LoraSource
+from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import Source, open_source
 from sdc.compiler.trace.adopt import adopt_graph
 from sdc.compiler.trace.exporters import Exporter
@@ -55,7 +56,7 @@ def draw(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Drawn]:
 
     def export_and_draw(model: Path) -> Drawn:
         out = folder / str(len(list(folder.iterdir())))
-        request = ExportRequest(Source(str(model)), "fp32", parse_targets("ort-cpu"), out)
+        request = ExportRequest(Source(str(model)), PrecisionRequest("fp32"), parse_targets("ort-cpu"), out)
         summary = export_bundle(request, cache=StageCache(folder / "cache"))
         with load(out) as pipeline:
             generation = pipeline.plan(["a lighthouse", "two boats at dawn"], steps=3, guidance_scale=4.0, seed=5)
