@@ -49,9 +49,8 @@ def main() -> None:
         if arguments.only and arguments.only not in name:
             continue
         bundle = arguments.out / "int8"
-        targets = parse_targets(arguments.target)
         export_bundle(
-            ExportRequest(Source(arguments.model), PrecisionRequest("int8"), targets, bundle, calibration=options)
+            ExportRequest(source, PrecisionRequest("int8"), targets, bundle, calibration=options)
         )
         found = evaluate(bundle, reference, settings)
         psnr = next(row for row in found.paired if "psnr" in row.name)
