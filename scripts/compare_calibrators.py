@@ -49,9 +49,7 @@ def main() -> None:
         if arguments.only and arguments.only not in name:
             continue
         bundle = arguments.out / "int8"
-        export_bundle(
-            ExportRequest(source, PrecisionRequest("int8"), targets, bundle, calibration=options)
-        )
+        export_bundle(ExportRequest(source, PrecisionRequest("int8"), targets, bundle, calibration=options))
         found = evaluate(bundle, reference, settings)
         psnr = next(row for row in found.paired if "psnr" in row.name)
         errors = [row.error for row in found.epsilon if row.error is not None]
