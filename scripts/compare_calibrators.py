@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--only", metavar="TEXT", help="variants whose name holds this text")
     arguments = parser.parse_args()
     reference = arguments.out / "fp32"
+    source, targets = Source(arguments.model), parse_targets(arguments.target)
+    export_bundle(ExportRequest(source, PrecisionRequest("fp32"), targets, reference))
     export_bundle(
         ExportRequest(Source(arguments.model), PrecisionRequest("fp32"), parse_targets(arguments.target), reference)
     )
