@@ -40,9 +40,6 @@ def main() -> None:
     reference = arguments.out / "fp32"
     source, targets = Source(arguments.model), parse_targets(arguments.target)
     export_bundle(ExportRequest(source, PrecisionRequest("fp32"), targets, reference))
-    export_bundle(
-        ExportRequest(Source(arguments.model), PrecisionRequest("fp32"), parse_targets(arguments.target), reference)
-    )
     settings = Settings(samples=arguments.samples, guidance_scale=arguments.guidance)
     rows = []
     print("| int8 variant | PSNR, dB | worst 5 % | epsilon error | at the first / last timestep |")
