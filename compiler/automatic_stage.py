@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sdc.compiler.build.built import save_onnx
+from sdc.compiler.calibration.table_file import read_table
 from sdc.compiler.component import Component
 from sdc.compiler.evaluate.metrics import psnr
 from sdc.compiler.half_stage import HalfCheck, draw_settings, open_tokenizer
@@ -20,7 +21,7 @@ from sdc.compiler.precision.automatic import RATES, choose_plan
 from sdc.compiler.precision.half_safety import HalfCheckSettings, picture_generation
 from sdc.compiler.precision.planning import passes_from_plan
 from sdc.compiler.precision.sensitivity import measure_sensitivity
-from sdc.compiler.stages import PLAN_NAME, fused_component, quantising_passes, read_table
+from sdc.compiler.stages import PLAN_NAME, fused_component, quantising_passes
 from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule_config import schedule_from_config
 from sdc.engines.session import Run, Session

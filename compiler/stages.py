@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from sdc.compiler.bundle.small_files import small_files
 from sdc.compiler.bundle.writer import json_bytes
+from sdc.compiler.calibration.table_file import read_table
 from sdc.compiler.component import Component
 from sdc.compiler.hoisting import hoist_component
 from sdc.compiler.precision.planning import passes_from_plan, plan_for
 from sdc.compiler.workshop.cache import Entry
-from sdc.engines.errors import InputError
 from sdc.engines.manifest import LoraEntry, ModelEntry
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, Target
@@ -293,21 +293,6 @@ def quantising_passes(
 def _table_with_ranges(path: Path, rule: RangeRule) -> CalibrationTable:
     """A calibration with both kinds of ranges of a method written down: targets of one bundle share the file."""
     return read_table(path).with_ranges([replace(rule, symmetric=symmetric) for symmetric in (True, False)])
-
-
-def read_table(path: Path) -> CalibrationTable:
-    """A calibration that an export has left.
-
-    Raises:
-        InputError: the file cannot be read, or is no calibration.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the calibration {path}: {error}", hint="give a calibration/unet.json") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is no calibration", hint="give a calibration/unet.json")
-    return CalibrationTable.from_json(value)
 
 
 def _overflow(recipe: Recipe) -> dict[str, Any] | None:

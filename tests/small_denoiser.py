@@ -11,6 +11,7 @@ import onnx.parser
 import onnx_ir as ir
 import onnxruntime
 
+from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.passes.base import PassReport, run_passes
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.pipeline import canonical_passes, fusion_passes
@@ -22,6 +23,18 @@ from sdc.passes.precision.plan import uniform_plan
 from sdc.passes.precision.quantisation import find_layers
 from sdc.passes.precision.tensor_statistics import TensorStatistics
 from sdc.passes.simplify.inline_functions import InlineFunctions
+
+SPEC = ComponentSpec(
+    "unet",
+    (
+        TensorSpec("sample", "float32", ("B", 3, "H", "W")),
+        TensorSpec("timestep", "float32", (1,)),
+        TensorSpec("encoder_hidden_states", "float32", ("B", 5, 7)),
+    ),
+    (TensorSpec("out_sample", "float32", ("B", 3, "H", "W")),),
+    {"B": DimensionRange(1, 2, 4), "H": DimensionRange(4, 5, 8), "W": DimensionRange(4, 7, 8)},
+)
+"""Interface of the denoiser."""
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 23]>

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdc.engines.errors import InputError
+from sdc.compiler.calibration.table_file import read_table
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.outliers import Outlier, find_outliers
 from sdc.passes.precision.timestep_drift import (
@@ -81,13 +80,7 @@ def inspect_calibration(path: Path) -> CalibrationDescription:
     Raises:
         InputError: the file cannot be read, or is no calibration.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}", hint="give a bundle's calibration/unet.json") from error
-    if not isinstance(value, dict) or "graph_digest" not in value:
-        raise InputError(f"{path} is no calibration", hint="give a bundle's calibration/unet.json")
-    table = CalibrationTable.from_json(value)
+    table = read_table(path)
     magnitudes = relative_magnitudes(table)
     choices = []
     for count in (each for each in COUNTS if each < len(table.timesteps)):

@@ -16,8 +16,8 @@ RATES = {
 }
 """Multiply-adds a second relative to float32.
 
-Source: cpu, matrix products on two cores with AMX: 0.43, 2.6 and 4.6 to 5.7 TFLOP/s in fp32, bf16 and int8. gpu: the
-dense tensor-core rates in NVIDIA's Ada architecture whitepaper, float32 as TF32 halved; not measured here.
+Source: cpu, matrix products on two cores with AMX: 0.43, 2.6 and 4.6 to 5.7 TFLOP/s in fp32, bf16 and int8. fp16
+stands for bf16. gpu: assumed, neither measured nor taken from a document; replace them with measured rates.
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def _check_operators(model: ir.Model, source: Path) -> None:
         )
 
 
-def _order(values: Sequence[ir.Value], tensors: Sequence[TensorSpec], source: Path, kind: str) -> None:
+def _order(values: MutableSequence[ir.Value], tensors: Sequence[TensorSpec], source: Path, kind: str) -> None:
     """Bring the graph's inputs or outputs into the interface's order, without further outputs."""
     found = {value.name: value for value in values}
     names = [tensor.name for tensor in tensors]
@@ -102,7 +102,7 @@ def _order(values: Sequence[ir.Value], tensors: Sequence[TensorSpec], source: Pa
             f"{source} has the {kind}s {', '.join(map(str, found))}; expected {', '.join(names)}",
             hint="names are those of optimum's own export for the task text-to-image",
         )
-    values[:] = [found[name] for name in names]  # type: ignore[index]
+    values[:] = [found[name] for name in names]
 
 
 def _fit_input(model: ir.Model, value: ir.Value, tensor: TensorSpec, source: Path) -> None:

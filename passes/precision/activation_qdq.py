@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from sdc.passes.matching import add_initializer
 from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.qdq_pair import insert_pair
 from sdc.passes.precision.range_rules import Range, RangeRule
 from sdc.passes.precision.scales import scale_from_range
 
@@ -49,18 +50,7 @@ class ActivationPairs:
         name = value.name or ""
         step, integer = affine_from_range(self._table.range_of(name, self._rule), symmetric=self._rule.symmetric)
         scale = add_initializer(self._graph, step.astype(dtype.numpy()), f"{name}.qdq_scale")
-        zero_point = self._zero_point(integer)
-        quantise = ir.node("QuantizeLinear", [value, scale, zero_point])
-        dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], scale, zero_point])
-        quantise.outputs[0].name, dequantise.outputs[0].name = f"{scale.name}.int8", f"{scale.name}.dequantised"
-        quantise.outputs[0].dtype, dequantise.outputs[0].dtype = ir.DataType.INT8, dtype
-        quantise.outputs[0].shape = dequantise.outputs[0].shape = value.shape
-        producer = value.producer()
-        if producer is not None:
-            self._graph.insert_after(producer, [quantise, dequantise])
-        else:
-            self._graph.insert_before(self._graph[0], [quantise, dequantise])
-        return dequantise.outputs[0]
+        return insert_pair(self._graph, value, scale, self._zero_point(integer), dtype, kind="int8")
 
     def _zero_point(self, integer: int) -> ir.Value:
         if integer not in self._zero_points:

@@ -105,14 +105,19 @@ def _activation_name(node: ir.Node) -> str:
     return "" if source is None else source.name or ""
 
 
-def _mean_error(node: ir.Node, exact: ir.TensorProtocol, means: np.ndarray) -> np.ndarray:
-    """(W - W') E[x]: [outputs], float64."""
+def _dequantise_of(node: ir.Node) -> ir.Node:
+    """What a layer's weight comes from."""
     weight = node.inputs[1]
     kernel = producer(weight, "Reshape")  # of a Conv whose weight is stored in blocks, as a matrix
     dequantise = producer(weight if kernel is None else kernel.inputs[0], "DequantizeLinear")
     assert dequantise is not None  # `InsertQdq` has put it there
+    return dequantise
+
+
+def _mean_error(node: ir.Node, exact: ir.TensorProtocol, means: np.ndarray) -> np.ndarray:
+    """(W - W') E[x]: [outputs], float64."""
     wanted = exact.numpy().astype(np.float64)
-    error = wanted - dequantised_constant(dequantise).reshape(wanted.shape)
+    error = wanted - dequantised_constant(_dequantise_of(node)).reshape(wanted.shape)
     release(exact)
     if is_operator(node, Kind.CONV):
         return np.asarray(error.reshape(*error.shape[:2], -1).sum(axis=2) @ means)
@@ -147,10 +152,10 @@ def _add_to_bias(graph: ir.Graph, node: ir.Node, index: int, addend: np.ndarray)
     value = node.inputs[index] if len(node.inputs) > index else None
     tensor = constant_tensor(value)
     if tensor is None:
-        weight = constant_tensor(producer(node.inputs[1], "DequantizeLinear").inputs[1])  # type: ignore[union-attr]
-        assert weight is not None
+        scale = constant_tensor(_dequantise_of(node).inputs[1])
+        assert scale is not None  # scales of weights are constants
         node.resize_inputs(max(len(node.inputs), index + 1))
-        bias, name = addend.astype(weight.dtype.numpy()), f"{node.outputs[0].name}.bias"
+        bias, name = addend.astype(scale.dtype.numpy()), f"{node.outputs[0].name}.bias"
     else:
         assert value is not None
         bias, name = (tensor.numpy() + addend).astype(tensor.dtype.numpy()), f"{value.name}.corrected"

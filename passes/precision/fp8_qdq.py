@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from sdc.passes.matching import add_initializer
 from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.qdq_pair import insert_pair
 from sdc.passes.precision.range_rules import MAX, RangeRule
 from sdc.passes.precision.scales import scale_from_range
 
@@ -47,17 +48,7 @@ class Fp8Pairs:
         if self._zero_point is None:
             zero = np.zeros((), ml_dtypes.float8_e4m3fn)
             self._zero_point = add_initializer(self._graph, zero, "sdc.fp8_zero_point")
-        quantise = ir.node("QuantizeLinear", [value, scale, self._zero_point])
-        dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], scale, self._zero_point])
-        quantise.outputs[0].name, dequantise.outputs[0].name = f"{scale.name}.fp8", f"{scale.name}.dequantised"
-        quantise.outputs[0].dtype, dequantise.outputs[0].dtype = ir.DataType.FLOAT8E4M3FN, dtype
-        quantise.outputs[0].shape = dequantise.outputs[0].shape = value.shape
-        producer = value.producer()
-        if producer is not None:
-            self._graph.insert_after(producer, [quantise, dequantise])
-        else:
-            self._graph.insert_before(self._graph[0], [quantise, dequantise])
-        return dequantise.outputs[0]
+        return insert_pair(self._graph, value, scale, self._zero_point, dtype, kind="fp8")
 
 
 def fp8_weights(weights: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -72,8 +72,6 @@ class LogHistogram:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LogHistogram) and np.array_equal(self._counts, other._counts)
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 @dataclass(frozen=True)
 class Density:

@@ -8,28 +8,17 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from small_denoiser import make_feeds, make_fused_denoiser, measure_table, run_model
+from small_denoiser import SPEC, make_feeds, make_fused_denoiser, measure_table, run_model
 
 from sdc.compiler.component import Component
 from sdc.compiler.precision.automatic import RATES, choose_plan
 from sdc.compiler.precision.sensitivity import Sensitivity, measure_sensitivity
 from sdc.engines.errors import InputError
-from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
 from sdc.passes.precision.switched_layers import SWITCHES, switch_layers
 
-SPEC = ComponentSpec(
-    "unet",
-    (
-        TensorSpec("sample", "float32", ("B", 3, "H", "W")),
-        TensorSpec("timestep", "float32", (1,)),
-        TensorSpec("encoder_hidden_states", "float32", ("B", 5, 7)),
-    ),
-    (TensorSpec("out_sample", "float32", ("B", 3, "H", "W")),),
-    {"B": DimensionRange(1, 2, 4), "H": DimensionRange(4, 5, 8), "W": DimensionRange(4, 7, 8)},
-)
 SIZES = {"B": 2, "H": 5, "W": 7}
 
 

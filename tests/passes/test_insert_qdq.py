@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from small_denoiser import (
+    SPEC,
     make_denoiser,
     make_feeds,
     make_fused_denoiser,
@@ -24,7 +25,7 @@ from sdc.compiler.build import build_engine
 from sdc.compiler.component import Component
 from sdc.engines.errors import InputError, PassError
 from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
+from sdc.engines.specs import ComponentSpec, TensorSpec
 from sdc.engines.targets import TARGETS
 from sdc.passes.base import run_passes
 from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
@@ -373,15 +374,5 @@ def test_tensorrt_builds_the_graph(remainder: str, tmp_path: Path):
     run_passes(precision_passes("int8", quantise=(InsertQdq(table),), remainder=remainder), model)
     run_passes(lowering_passes("tensorrt_rtx"), model)
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph) == 6
-    spec = ComponentSpec(
-        "unet",
-        (
-            TensorSpec("sample", "float32", ("B", 3, "H", "W")),
-            TensorSpec("timestep", "float32", (1,)),
-            TensorSpec("encoder_hidden_states", "float32", ("B", 5, 7)),
-        ),
-        (TensorSpec("out_sample", "float32", ("B", 3, "H", "W")),),
-        {"B": DimensionRange(1, 2, 4), "H": DimensionRange(4, 5, 8), "W": DimensionRange(4, 7, 8)},
-    )
-    built = build_engine(Component(spec, model), TARGETS["sm89"], tmp_path)
+    built = build_engine(Component(SPEC, model), TARGETS["sm89"], tmp_path)
     assert (tmp_path / built.files[0]).stat().st_size > 0
