@@ -112,6 +112,7 @@ def export_bundle(
         if plan.automatic_key and table is not None:
             chosen = _choose_precisions(shop, request, opened, plan, exported, table)
             request = replace(request, precision=replace(request.precision, plan=chosen))
+        worker.close()  # what was held for the checks goes
         built = _build_engines(shop, request, plan, exported, table, overflows)
         up_to_date, manifest = _write(shop, request, opened, built)
     cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())

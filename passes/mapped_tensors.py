@@ -12,3 +12,10 @@ def release(tensor: ir.TensorProtocol) -> None:
     if isinstance(tensor, ir.ExternalTensor):
         with suppress(BufferError):  # somebody else is reading it
             tensor.release()
+
+
+def release_weights(model: ir.Model) -> None:
+    """Likewise, of all weights of the main graph."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            release(value.const_value)

@@ -31,6 +31,7 @@ from sdc.engines.targets import ONNXRUNTIME
 from sdc.engines.tokenizer import ClipTokenizer
 from sdc.passes.base import run_passes
 from sdc.passes.graph_digest import digest_from_model
+from sdc.passes.mapped_tensors import release_weights
 from sdc.passes.precision.calibration_table import CalibrationTable, Smoothing
 from sdc.passes.precision.observe_activations import MAXIMA, MEANS, MINIMA, ObserveActivations, Observed, samples_name
 from sdc.passes.precision.quantisation import find_layers
@@ -160,16 +161,9 @@ def _observing_session(unet: Component, tensors: tuple[Observed, ...]) -> Iterat
     with tempfile.TemporaryDirectory(prefix="sdc-calibrate-") as folder:
         path = Path(folder) / "model.onnx"
         save_onnx(observed, path)
-        _release_mapped_weights(observed)
+        release_weights(observed)
         with open_session(EngineSource(spec, _BACKEND, (path,), {"inference_precision": "f32"})) as session:
             yield session
-
-
-def _release_mapped_weights(model: ir.Model) -> None:
-    """Give back the pages of weights that are mapped from files; they are mapped again when they are next read."""
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value.release()
 
 
 def _denoise_all(unet: Session, surroundings: Surroundings, settings: CalibrationSettings) -> None:

@@ -19,9 +19,11 @@ from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule import Schedule
 from sdc.engines.session import Run, Session
 from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.sessions.onnxruntime import RUN_FEW_TIMES
 from sdc.engines.specs import TensorSpec
 from sdc.engines.targets import ONNXRUNTIME
 from sdc.engines.tokenizer import ClipTokenizer
+from sdc.passes.mapped_tensors import release_weights
 from sdc.passes.precision.magnitudes import MAGNITUDES, Observed, Overflow, find_overflow, observe_magnitudes
 
 
@@ -55,6 +57,8 @@ def find_overflows(
 ) -> dict[str, Overflow]:
     """What does not fit into float16, by component; components of which everything does are not in the result.
 
+    The UNet and either half of the VAE are loaded one after the other.
+
     Args:
         components: text encoder, UNet and VAE in float32, before any precision pass; they are not changed.
         tokenizer: of the model; likewise `schedule` and `settings`.
@@ -78,10 +82,16 @@ def find_overflows(
             specs={name: component.spec for name, component in components.items()},
             load_session=load,
         )
+        latents = []
         for index in range(len(drawn.prompts)):
-            _draw(pipeline, drawn, index)
+            latents.append(pipeline.denoise(picture_generation(pipeline, drawn, index)))
             if on_run is not None:
                 on_run(index + 1, len(drawn.prompts))
+        stack.close()  # the text encoder and the UNet go before the VAE comes
+        pictures = [pipeline.decode(each) for each in latents]
+        stack.close()
+        for each in pictures:
+            pipeline.networks.session("vae_encoder").run({"sample": each})
         found = {name: recorder.overflow() for name, recorder in recorders.items()}
     return {name: overflow for name, overflow in found.items() if overflow is not None}
 
@@ -101,11 +111,6 @@ def picture_generation(pipeline: Pipeline, drawn: HalfCheckSettings, index: int)
     )
 
 
-def _draw(pipeline: Pipeline, drawn: HalfCheckSettings, index: int) -> None:
-    pictures = pipeline.decode(pipeline.denoise(picture_generation(pipeline, drawn, index)))
-    pipeline.networks.session("vae_encoder").run({"sample": pictures})
-
-
 @contextmanager
 def _recording(component: Component) -> Iterator[_Recorder]:
     """The network in float32 with the extra output, loaded into a backend."""
@@ -115,7 +120,8 @@ def _recording(component: Component) -> Iterator[_Recorder]:
     with tempfile.TemporaryDirectory(prefix="sdc-half-") as folder:
         path = Path(folder) / "model.onnx"
         save_onnx(observed.model, path)
-        with open_session(EngineSource(spec, ONNXRUNTIME, (path,))) as session:
+        release_weights(observed.model)
+        with open_session(EngineSource(spec, ONNXRUNTIME, (path,), {RUN_FEW_TIMES: True})) as session:
             yield _Recorder(session, observed)
 
 

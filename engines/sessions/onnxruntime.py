@@ -12,6 +12,9 @@ from sdc.engines.sessions.feeds import HeldFeeds
 from sdc.engines.sessions.source import EngineSource
 
 PROVIDERS = ["CPUExecutionProvider"]
+RUN_FEW_TIMES = "run_few_times"
+"""Option of an engine: load fast and small. Optimising a UNet takes longer than a few runs of it save, and the memory
+pattern keeps a second block for all activations."""
 _ERRORS_ONLY = 3
 _FLOAT32_LEVEL = "1"
 """Source: ONNX Runtime's MatMulNBits, accuracy_level: 1 computes in float32."""
@@ -22,8 +25,12 @@ class OnnxRuntimeSession:
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
         self.spec = source.spec
+        options = session_options(threads)
+        if source.options.get(RUN_FEW_TIMES):
+            options.enable_mem_pattern = False
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            session = onnxruntime.InferenceSession(source.files[0], session_options(threads), providers=PROVIDERS)
+            session = onnxruntime.InferenceSession(source.files[0], options, providers=PROVIDERS)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise source.unreadable(error) from error
         # ONNX Runtime falls back to another provider with no more than a warning: make it an error.
