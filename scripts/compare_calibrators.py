@@ -35,17 +35,22 @@ def main() -> None:
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--guidance", type=float, default=1.9)
-    parser.add_argument("--only", metavar="TEXT", help="variants whose name holds this text")
+    parser.add_argument("--seed", type=int, default=0, help="of the run; another one has pictures of other seeds")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these variants alone, by the names in the table")
     arguments = parser.parse_args()
     reference = arguments.out / "fp32"
     source, targets = Source(arguments.model), parse_targets(arguments.target)
     export_bundle(ExportRequest(source, PrecisionRequest("fp32"), targets, reference))
-    settings = Settings(samples=arguments.samples, guidance_scale=arguments.guidance)
+    settings = Settings(samples=arguments.samples, seed=arguments.seed, guidance_scale=arguments.guidance)
     rows = []
     print("| int8 variant | PSNR, dB | worst 5 % | epsilon error | at the first / last timestep |")
     print("|---|---|---|---|---|")
-    for name, options in variants().items():
-        if arguments.only and arguments.only not in name:
+    chosen = variants()
+    for name in arguments.only or chosen:
+        if name not in chosen:
+            parser.error(f"no variant is named {name!r}; there are: {', '.join(map(repr, chosen))}")
+    for name, options in chosen.items():
+        if arguments.only and name not in arguments.only:
             continue
         bundle = arguments.out / "int8"
         export_bundle(ExportRequest(source, PrecisionRequest("int8"), targets, bundle, calibration=options))

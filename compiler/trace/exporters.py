@@ -104,7 +104,11 @@ EXPORTERS = {
 
 
 def export_checkpoint(exporter: Exporter, checkpoint: Checkpoint, spec: ComponentSpec, folder: Path) -> Path:
-    """Write a checkpoint's network as `exporter` does; returns the graph's path."""
+    """Write a checkpoint's network as `exporter` does; returns the graph's path.
+
+    In float16, the TorchScript exporter writes a causal `scaled_dot_product_attention` with a float32 mask and no cast
+    back, which is no valid graph; a text encoder is written from its attention in single operators instead.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {symbol: _traced_size(symbol, allowed) for symbol, allowed in spec.dimensions.items()}
     feeds = example_feeds(spec, sizes, vocabulary=100)
@@ -115,7 +119,10 @@ def export_checkpoint(exporter: Exporter, checkpoint: Checkpoint, spec: Componen
     inputs = {name: torch.from_numpy(value) for name, value in feeds.items()}
     outputs = [tensor.name for tensor in spec.outputs]
     path = folder / "model.onnx"
-    export_with(exporter, traceable_module(checkpoint, spec.name), inputs, outputs, path, free=free)
+    module = traceable_module(checkpoint, spec.name)
+    if spec.name == "text_encoder" and exporter.kind == "torchscript" and exporter.dtype == torch.float16:
+        module.network.set_attn_implementation("eager")
+    export_with(exporter, module, inputs, outputs, path, free=free)
     return path
 
 

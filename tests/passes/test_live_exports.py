@@ -21,6 +21,9 @@ SITES = {
     sdxl_unet: {"Attention": 36, "GroupNormalization": 31, "LayerNormalization": 54, "Gelu": 18},
 }
 
+NORMS_WITH_SILU = 25
+"""Of the 31; the other six begin a transformer each."""
+
 
 def feeds(network: Network, *, batch: int, height: int, width: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(4)
@@ -54,3 +57,21 @@ def test_sites_and_equality(make: Callable[[], Network], exporter: str, tmp_path
     sizes = [feeds(network, batch=3, height=8, width=12), feeds(network, batch=1, height=4, width=20)]
     apply_proven(canonical_passes(), model.clone(), sizes)
     apply_proven((*canonical_passes(), *fusion_passes()), model, sizes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", SITES)
+@pytest.mark.parametrize("exporter", ["torchscript-17-fp16", "dynamo-18-fp16", "dynamo-23-fp16"])
+def test_sites_in_float16(make: Callable[[], Network], exporter: str, tmp_path: Path) -> None:
+    network = make()
+    path = tmp_path / "model.onnx"
+    export_with(EXPORTERS[exporter], network.module, network.inputs, list(network.outputs), path, free=network.free)
+    model = ir.load(path)
+    run_passes((*canonical_passes(), *fusion_passes()), model)
+    fused = Counter(node.op_type for node in model.graph)
+    assert fused["MultiHeadAttention"] == SITES[make]["Attention"]
+    assert fused["BiasGeGlu"] == SITES[make]["Gelu"]
+    assert fused["AddLayerNorm"] + fused["LayerNormalization"] == SITES[make]["LayerNormalization"]
+    with_silu = fused["GroupNormSilu"] + fused["AddGroupNormSilu"] + fused["ConcatGroupNormSilu"]
+    assert with_silu == NORMS_WITH_SILU
+    assert with_silu + fused["AddGroupNorm"] == SITES[make]["GroupNormalization"]
