@@ -25,14 +25,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bits", type=int, default=4)
     arguments = parser.parse_args()
+    layers = write_control(arguments.out, bits=arguments.bits)
+    print(f"{arguments.out}: {layers} layers rounded to {arguments.bits} bits per tensor")
+
+
+def write_control(out: Path, *, bits: int) -> int:
+    """Write the folder; returns how many layers were rounded."""
     with as_file(files("sdc.compiler") / "models" / "tiny") as folder:
         pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     layers = [module for module in pipeline.unet.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     with torch.no_grad():
         for layer in layers:
-            layer.weight.copy_(round_weight(layer.weight, arguments.bits))
-    pipeline.save_pretrained(arguments.out)
-    print(f"{arguments.out}: {len(layers)} layers rounded to {arguments.bits} bits per tensor")
+            layer.weight.copy_(round_weight(layer.weight, bits))
+    pipeline.save_pretrained(out)
+    return len(layers)
 
 
 def round_weight(weight: Tensor, bits: int) -> Tensor:

@@ -1,0 +1,273 @@
+"""Every precision on every backend that runs here, against fp32 at equal prompts and seeds.
+
+    python scripts/quality_table.py --out build/quality                            # 5,000 pictures, 3 seeds: hours
+    python scripts/quality_table.py --out build/quality --seeds 1 --samples 1000   # a first look
+
+Prints the tables of docs/results.md. Can be interrupted: pictures of fp32 and what was seen of every run are kept in the folder, and made again only if an
+engine changes. Bundles are exported anew, from the cache where nothing changed. Reference: fp32 on OpenVINO.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from make_control import write_control
+
+from sdc.compiler.compare.outputs import seconds_in_turn
+from sdc.compiler.compile import export_bundle
+from sdc.compiler.evaluate.epsilon import EpsilonRow, epsilon_rows
+from sdc.compiler.evaluate.figures import other_seed_figures, run_figures, worst_figures
+from sdc.compiler.evaluate.gather import PictureMaker, Record, gather
+from sdc.compiler.evaluate.opened import OpenedBundle, opened
+from sdc.compiler.evaluate.seed_noise import seed_noise
+from sdc.compiler.evaluate.settings import TRIPLES, Settings, prompt_triples, prompts_of_model, prompts_of_triples
+from sdc.compiler.evaluate.statistics import MODELS_FOLDER, Statistics, load_statistics
+from sdc.compiler.evaluate.stored_runs import engines_digest, load_record, save_record, stored_pictures
+from sdc.compiler.evaluate.verdicts import load_judge
+from sdc.compiler.export_plan import ExportRequest
+from sdc.compiler.precision.capabilities import check_formats
+from sdc.compiler.precision.planning import AUTO, PrecisionRequest
+from sdc.compiler.stages import Source
+from sdc.compiler.tiny.judge import Judge
+from sdc.engines.errors import TargetError
+from sdc.engines.targets import Target, parse_targets
+from sdc.passes.pipeline import PRECISIONS
+
+CONTROL = "4 bits per tensor (known bad)"
+MODEL = "tiny"
+UNET_PARTS = ("unet", "unet_prompt", "unet_timestep")
+TIMED_ROUNDS = 15
+FIGURES = (
+    *("paired.psnr_db", "paired.ssim", "paired.feature_distance", "paired.frechet_to_reference"),
+    *("change.frechet_to_real", "bundle.frechet_to_real", "bundle.garment", "bundle.colour", "bundle.held_out"),
+)
+HEADINGS = (
+    *("precision, target", "PSNR, dB", "worst 5 %", "SSIM", "feature distance", "Fréchet to fp32"),
+    *("change of Fréchet to real", "Fréchet to real", "garment, %", "colour, %", "unseen pairs, %"),
+    *("UNet, MB", "ms a step", "ratio (quartiles)"),
+)
+DECIMALS = {"paired.psnr_db": 2, "paired.ssim": 5, "paired.feature_distance": 4, "paired.frechet_to_reference": 4}
+"""Of figures that are no percentages; 3 otherwise."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: precision and target.
+        bundle: its folder.
+        settings: of the first seed, with the target.
+    """
+
+    name: str
+    bundle: Path
+    settings: Settings
+
+
+def main() -> None:
+    """Export everything, make the pictures that are not there yet, time, print."""
+    options = arguments()
+    settings = Settings(samples=options.samples, guidance_scale=options.guidance, steps=options.steps)
+    rows = export_rows(options.out, options.precisions, options.budget, parse_targets(options.target), settings)
+    kept = options.out / f"runs-{options.samples}-{options.steps}-{options.guidance:g}"
+    kept.mkdir(parents=True, exist_ok=True)
+    judge_path = MODELS_FOLDER / "judge.safetensors"
+    judge = load_judge(judge_path)
+    statistics = load_statistics(MODELS_FOLDER / "statistics.safetensors", judge_path=judge_path)
+    records: dict[str, list[Record]] = {row.name: [] for row in rows}
+    for seed in range(options.seeds):
+        for row in rows:
+            records[row.name].append(run(row, rows[0], seed, kept, judge))
+    epsilon = {row.name: epsilon_errors(row, rows[0], statistics) for row in rows[1:]}
+    seconds = time_steps(rows)
+    print_quality(rows, records, seconds, statistics)
+    print_epsilon(epsilon)
+    (options.out / "epsilon.json").write_text(json.dumps(epsilon, indent=1) + "\n", encoding="utf-8")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for bundles, pictures and figures")
+    parser.add_argument("--samples", type=int, default=5000, help="pictures of each run")
+    parser.add_argument("--seeds", type=int, default=3, help="runs with different seeds")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=1.9)
+    parser.add_argument("--target", default="cpu,ort-cpu", help="cpu first: the reference is its fp32")
+    parser.add_argument("--precisions", nargs="+", choices=(*PRECISIONS, AUTO), default=[*PRECISIONS, AUTO])
+    parser.add_argument("--budget", type=float, default=50.0, metavar="DB", help="of auto")
+    return parser.parse_args()
+
+
+def export_rows(
+    out: Path, precisions: list[str], budget_db: float, targets: tuple[Target, ...], settings: Settings
+) -> list[Row]:
+    """A bundle of every precision for every target that runs it, the reference first, the known-bad control last."""
+    rows = []
+    requests = {name: PrecisionRequest(name, budget_db=budget_db if name == AUTO else None) for name in precisions}
+    requests = {"fp32": PrecisionRequest("fp32")} | requests
+    control = out / "control" / MODEL
+    if not control.exists():
+        write_control(control, bits=4)
+    exports = [(name, Source(MODEL), request, targets) for name, request in requests.items()]
+    exports.append((CONTROL, Source(str(control)), PrecisionRequest("fp32"), targets[:1]))
+    for name, source, precision, wanted in exports:
+        # A bundle for each target: "auto" chooses layers anew for each, int8 the kind of its ranges.
+        for target in wanted:
+            try:
+                check_formats(target, precision.formats())
+            except TargetError as error:
+                print(f"{name}, {target.name}: {error}")
+                continue
+            bundle = out / "bundles" / f"{name.split(' (')[0].replace(' ', '-')}-{target.name}"
+            export_bundle(ExportRequest(source, precision, (target,), bundle))
+            rows.append(Row(f"{name}, {target.name}", bundle, replace(settings, target=target.name)))
+    return rows
+
+
+def run(row: Row, reference: Row, seed: int, kept: Path, judge: Judge) -> Record:
+    """What was seen of the row's pictures of one seed, now or in an earlier call."""
+    seeded = replace(row.settings, seed=seed)
+    with ExitStack() as stack:
+        made = stack.enter_context(opened(row.bundle, seeded))
+        wanted = stack.enter_context(opened(reference.bundle, replace(reference.settings, seed=seed)))
+        ours, theirs = (engines_digest(each.manifest, each.target) for each in (made, wanted))
+        path = kept / f"{theirs}-{ours}-{seed}.npz"
+        if not path.exists():
+            prompts, seeds = prompts_of_model(MODEL, seeded.samples), seeded.picture_seeds()
+            told = partial(tell, f"{row.name}, seed {seed}", seeded.samples)
+            pictures = stored_pictures(
+                kept / f"{theirs}-{seed}.npy",
+                wanted.make_pictures,
+                prompts,
+                seeds,
+                batch=wanted.largest_batch(),
+                progress=told,
+            )
+            bundle: PictureMaker = pictures if row == reference else made.make_pictures
+            batch = made.largest_batch()
+            record = gather(
+                *(prompts, seeds),
+                bundle=bundle,
+                reference=pictures,
+                judge=judge,
+                period=TRIPLES,
+                batch=batch,
+                progress=told,
+            )
+            save_record(record, path)
+    return load_record(path)
+
+
+def tell(name: str, total: int, done: int) -> None:
+    """A line at every tenth."""
+    if done * 10 // total > (done - 1) * 10 // total:
+        print(f"{name}: {done} of {total}", flush=True)
+
+
+def epsilon_errors(row: Row, reference: Row, statistics: Statistics) -> dict[int, float]:
+    """Relative error of the UNet's prediction by timestep."""
+    with opened(row.bundle, row.settings) as made, opened(reference.bundle, reference.settings) as wanted:
+        found: tuple[EpsilonRow, ...] = epsilon_rows(
+            made.predict_noise,
+            wanted.predict_noise,
+            latents=statistics.latents.astype(np.float32),
+            encoder_hidden_states=wanted.pipeline.encode(prompts_of_triples(statistics.triples)),
+            schedule=wanted.pipeline.schedule,
+            seed=0,
+        )
+    return {each.timestep: each.error for each in found if each.error is not None}
+
+
+def time_steps(rows: list[Row]) -> np.ndarray:
+    """Seconds of a step of one picture, guidance included, all rows in turn: [rounds, rows]."""
+    with ExitStack() as stack:
+        bundles = [stack.enter_context(opened(row.bundle, row.settings)) for row in rows]
+        calls = [partial(denoise_one, bundle) for bundle in bundles]
+        return seconds_in_turn(calls, rounds=TIMED_ROUNDS) / rows[0].settings.steps
+
+
+def denoise_one(bundle: OpenedBundle) -> None:
+    """The loop of one picture."""
+    bundle.pipeline.denoise(bundle.plan(prompts_of_model(MODEL, 1), [0]))
+
+
+def print_quality(
+    rows: list[Row], records: Mapping[str, list[Record]], seconds: np.ndarray, statistics: Statistics
+) -> None:
+    """Means over seeds; ± is the standard deviation over seeds, of one seed by the jackknife."""
+    triples = prompt_triples(rows[0].settings.samples)
+    print(markdown_row(*HEADINGS), markdown_row(*["---"] * len(HEADINGS)), sep="\n")
+    for place, row in enumerate(rows):
+        mean, noise = figures_over_seeds(records[row.name], triples, statistics)
+        worst = np.mean([worst_figures(record)["paired.psnr_db"][0] for record in records[row.name]])
+        cells = {name: written(name, mean[name], noise.get(name)) for name in FIGURES}
+        ratios = np.quantile(seconds[:, place] / seconds[:, 0], (0.25, 0.5, 0.75))
+        print(
+            markdown_row(
+                *(row.name, cells.pop("paired.psnr_db"), f"{worst:.2f}", *cells.values()),
+                *(f"{unet_bytes(row) / 1e6:.1f}", f"{1000 * np.median(seconds[:, place]):.2f}"),
+                f"{ratios[1]:.2f} ({ratios[0]:.2f} to {ratios[2]:.2f})",
+            )
+        )
+    others = [other_seed_figures(record, TRIPLES) for record in records[rows[0].name]]
+    names = [name for name in FIGURES if name.startswith("paired.") and name in others[0]]
+    means = {name: written(name, float(np.mean([each[name] for each in others])), None) for name in names}
+    print(f"fp32 against itself at other seeds: {', '.join(f'{name[7:]} {value}' for name, value in means.items())}")
+    floors = {name: value for name, value in statistics.figures.items() if name.startswith("reconstruct")}
+    print(f"real pictures after the autoencoder: {', '.join(f'{name} {value:.4g}' for name, value in floors.items())}")
+
+
+def figures_over_seeds(
+    records: list[Record], triples: np.ndarray, statistics: Statistics
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and noise of every figure."""
+    everything = np.arange(len(triples))
+    runs = [run_figures(record, triples, statistics.real, everything) for record in records]
+    mean = {name: float(np.mean([each[name] for each in runs])) for name in runs[0]}
+    if len(runs) > 1:
+        return mean, {name: float(np.std([each[name] for each in runs], ddof=1)) for name in mean}
+    return mean, seed_noise(lambda index: run_figures(records[0], triples, statistics.real, index), len(triples))
+
+
+def unet_bytes(row: Row) -> int:
+    """Of the files of the UNet and its hoisted parts."""
+    with opened(row.bundle, row.settings) as bundle:
+        engines = bundle.manifest.targets[bundle.target].engines
+        files = {name for part in UNET_PARTS if part in engines for name in engines[part].files}
+        return sum(bundle.manifest.files[name].bytes for name in files)
+
+
+def written(name: str, value: float, noise: float | None) -> str:
+    """A figure with its noise; accuracies in percent."""
+    percent = name.split(".")[1] in ("garment", "colour", "held_out")
+    scale, digits = (100, 2) if percent else (1, DECIMALS.get(name, 3))
+    spread = "" if noise is None else f" ± {scale * noise:.{digits}f}"
+    return f"{scale * value:.{digits}f}{spread}"
+
+
+def print_epsilon(epsilon: Mapping[str, Mapping[int, float]]) -> None:
+    """Per cent, by timestep."""
+    timesteps = sorted({timestep for errors in epsilon.values() for timestep in errors})
+    print()
+    print(markdown_row("epsilon error, %, at timestep", *map(str, timesteps)))
+    print(markdown_row("---", *["---"] * len(timesteps)))
+    for name, errors in epsilon.items():
+        print(markdown_row(name, *(f"{100 * errors[timestep]:.3f}" for timestep in timesteps)))
+
+
+def markdown_row(*cells: str) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Pictures and records that are kept: made once, and read as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdc.compiler.evaluate.gather import Likeness, Record
+from sdc.compiler.evaluate.stored_runs import load_record, save_record, stored_pictures
+from sdc.compiler.tiny.judge import Verdict
+from sdc.engines.errors import InputError
+
+PROMPTS = ["a", "b", "c", "d", "e"]
+SEEDS = [7, 3, 9, 1, 4]
+
+
+class Maker:
+    """Pictures that are their seed all over; counts its calls."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.calls = 0
+        self.fail_at = fail_at
+
+    def __call__(self, _prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        return np.stack([np.full((3, 4, 4), seed, np.float32) for seed in seeds])
+
+
+def plain(record: Record) -> dict[str, list[object] | None]:
+    parts = {name: getattr(record, name) for name in ("bundle", "reference", "likeness", "other_seed")}
+    return {name: part and [value.tolist() for value in vars(part).values()] for name, part in parts.items()}
+
+
+def ignore(_done: int) -> None:
+    pass
+
+
+def test_pictures_are_made_once(tmp_path: Path) -> None:
+    make, path = Maker(), tmp_path / "pictures.npy"
+    for _ in range(2):
+        look_up = stored_pictures(path, make, PROMPTS, SEEDS, batch=2, progress=ignore)
+    assert make.calls == 3
+    assert look_up(["e", "a"], [4, 7])[:, 0, 0, 0].tolist() == [4, 7]
+
+
+def test_an_interrupted_run_leaves_no_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.npy"
+    with pytest.raises(KeyboardInterrupt):
+        stored_pictures(path, Maker(fail_at=2), PROMPTS, SEEDS, batch=2, progress=ignore)
+    assert not path.exists()
+    look_up = stored_pictures(path, Maker(), PROMPTS, SEEDS, batch=2, progress=ignore)
+    assert look_up(PROMPTS, SEEDS)[:, 2, 3, 3].tolist() == SEEDS
+
+
+def test_pictures_of_another_run_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pictures.npy"
+    stored_pictures(path, Maker(), PROMPTS, SEEDS, batch=2, progress=ignore)
+    with pytest.raises(InputError, match="should hold 4 pictures, found 5"):
+        stored_pictures(path, Maker(), PROMPTS[:4], SEEDS[:4], batch=2, progress=ignore)
+
+
+@pytest.mark.parametrize("repeated", [True, False])
+def test_a_record_is_read_as_it_was(tmp_path: Path, repeated: bool) -> None:
+    random = np.random.default_rng(0)
+
+    def verdict() -> Verdict:
+        classes = (torch.from_numpy(random.integers(0, 8, 5)) for _ in range(3))
+        return Verdict(torch.from_numpy(random.standard_normal((5, 64), np.float32)), *classes)
+
+    likeness = Likeness(random.random(5), random.random(5))
+    record = Record(verdict(), verdict(), likeness, Likeness(random.random(2), random.random(2)) if repeated else None)
+    save_record(record, tmp_path / "record.npz")
+    found = load_record(tmp_path / "record.npz")
+    assert plain(found) == plain(record)
+    assert [path.name for path in tmp_path.iterdir()] == ["record.npz"]
