@@ -3,8 +3,8 @@
     python scripts/quality_table.py --out build/quality                            # 5,000 pictures, 3 seeds: hours
     python scripts/quality_table.py --out build/quality --seeds 1 --samples 1000   # a first look
 
-Prints the tables of docs/results.md. Can be interrupted: pictures of fp32 and what was seen of every run are kept in the folder, and made again only if an
-engine changes. Bundles are exported anew, from the cache where nothing changed. Reference: fp32 on OpenVINO.
+Prints the tables of docs/results.md. Can be interrupted: pictures of fp32 and what was seen of every run are kept in
+the folder, and made again only if an engine changes. Bundles are exported anew, from the cache where nothing changed.
 """
 
 from __future__ import annotations
