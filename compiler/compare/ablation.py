@@ -195,7 +195,7 @@ def _time(variants: Sequence[Variant], feeds: Sequence[Feeds], *, rounds: int, t
         for place in range(len(variants)):
             which = (index + place) % len(variants)
             with _session(variants[which], threads) as session:
-                seconds[index, which] = seconds_in_turn([_call(session, feeds[which])], rounds=1, warm_ups=1)[0, 0]
+                seconds[index, which] = seconds_in_turn([_call(session, feeds[which])], rounds=1)[0, 0]
     return seconds
 
 
