@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from sdc.compiler.build.built import save_onnx
-from sdc.compiler.inspect.onnx_file import inspect_onnx
+from sdc.compiler.inspect.onnx_file import inspect_onnx, weight_files
 from sdc.engines.errors import InputError
 from sdc.engines.targets import Target
 from sdc.passes.base import PassReport, run_passes
@@ -53,6 +53,12 @@ def optimize_file(source: Path, out: Path, target: Target | None) -> Optimized:
     inspect_onnx(source)  # all weights are there
     if out.resolve() == source.resolve():
         raise InputError(f"{out} is the file to optimise", hint="choose another -o")
+    weights_out = out.with_name(f"{out.name}_data")
+    if weights_out.resolve() in {file.resolve() for file in weight_files(source)}:
+        raise InputError(
+            f"the weights of {out} would take the place of {weights_out}, which holds those of {source}",
+            hint="choose another -o",
+        )
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out} cannot be written: there is no such folder", hint="make the folder first")
     model = ir.load(source)

@@ -129,6 +129,14 @@ def scalar(value: ir.Value | None) -> float | None:
     return None if tensor is None or tensor.size != 1 else float(tensor.numpy().item())
 
 
+def permutation(transpose: ir.Node) -> tuple[int, ...]:
+    """The order of a Transpose's axes; without one, all are reversed. Empty if the rank is unknown."""
+    if "perm" in transpose.attributes:
+        return tuple(transpose.attributes["perm"].as_ints())
+    rank = len(dimensions(transpose.inputs[0]) or dimensions(transpose.outputs[0]) or ())
+    return tuple(reversed(range(rank)))
+
+
 def is_close(number: float | None, expected: float, dtype: ir.DataType | None) -> bool:
     """Whether a constant of the graph is `expected`, as well as its element type can say it."""
     # Four roundings: of the constant itself, and of those it was computed from.

@@ -112,7 +112,7 @@ def find_faults(rows: Mapping[tuple[str, str], Raised]) -> list[str]:
         if row.norms_with_silu[0] != row.norms_with_silu[1] or row.fused_attention != row.sites["Attention"]:
             faults.append(f"{component} of {label}: sites are not fused")
         for difference in (row.canonical_difference, row.fused_difference):
-            if not label.endswith("fp16") and not difference <= TOLERANCE:
+            if not row.half and not difference <= TOLERANCE:
                 faults.append(f"{component} of {label}: {difference:.1e} from its source")
     return faults
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from make_control import write_control
 
-from sdc.compiler.compare.outputs import seconds_in_turn
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.epsilon import EpsilonRow, epsilon_rows
 from sdc.compiler.evaluate.figures import other_seed_figures, run_figures, worst_figures
@@ -29,14 +29,14 @@ from sdc.compiler.evaluate.opened import OpenedBundle, opened
 from sdc.compiler.evaluate.seed_noise import seed_noise
 from sdc.compiler.evaluate.settings import TRIPLES, Settings, prompt_triples, prompts_of_model, prompts_of_triples
 from sdc.compiler.evaluate.statistics import MODELS_FOLDER, Statistics, load_statistics
-from sdc.compiler.evaluate.stored_runs import engines_digest, load_record, save_record, stored_pictures
-from sdc.compiler.evaluate.verdicts import load_judge
+from sdc.compiler.evaluate.stored_runs import load_record, run_digest, save_record, stored_pictures
+from sdc.compiler.evaluate.verdicts import digest_of, load_judge
 from sdc.compiler.export_plan import ExportRequest
 from sdc.compiler.precision.capabilities import check_formats
 from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Source
 from sdc.compiler.tiny.judge import Judge
-from sdc.engines.errors import TargetError
+from sdc.engines.errors import NumericalError, SdcError, TargetError
 from sdc.engines.targets import Target, parse_targets
 from sdc.passes.pipeline import PRECISIONS
 
@@ -83,9 +83,14 @@ def main() -> None:
     judge = load_judge(judge_path)
     statistics = load_statistics(MODELS_FOLDER / "statistics.safetensors", judge_path=judge_path)
     records: dict[str, list[Record]] = {row.name: [] for row in rows}
+    digest = digest_of(judge_path)
     for seed in range(options.seeds):
-        for row in rows:
-            records[row.name].append(run(row, rows[0], seed, kept, judge))
+        for row in list(rows):
+            try:
+                records[row.name].append(run(row, rows[0], seed, kept, judge, digest))
+            except NumericalError as error:
+                print(f"{row.name}: not in the table: {error}")
+                rows.remove(row)
     epsilon = {row.name: epsilon_errors(row, rows[0], statistics) for row in rows[1:]}
     seconds = time_steps(rows)
     print_quality(rows, records, seconds, statistics)
@@ -115,8 +120,8 @@ def export_rows(
     requests = {name: PrecisionRequest(name, budget_db=budget_db if name == AUTO else None) for name in precisions}
     requests = {"fp32": PrecisionRequest("fp32")} | requests
     control = out / "control" / MODEL
-    if not control.exists():
-        write_control(control, bits=4)
+    shutil.rmtree(control, ignore_errors=True)
+    write_control(control, bits=4)
     exports = [(name, Source(MODEL), request, targets) for name, request in requests.items()]
     exports.append((CONTROL, Source(str(control)), PrecisionRequest("fp32"), targets[:1]))
     for name, source, precision, wanted in exports:
@@ -128,32 +133,36 @@ def export_rows(
                 print(f"{name}, {target.name}: {error}")
                 continue
             bundle = out / "bundles" / f"{name.split(' (')[0].replace(' ', '-')}-{target.name}"
-            export_bundle(ExportRequest(source, precision, (target,), bundle))
+            try:
+                export_bundle(ExportRequest(source, precision, (target,), bundle))
+            except SdcError as error:
+                print(f"{name}, {target.name}: not in the table: {error}")
+                continue
             rows.append(Row(f"{name}, {target.name}", bundle, replace(settings, target=target.name)))
     return rows
 
 
-def run(row: Row, reference: Row, seed: int, kept: Path, judge: Judge) -> Record:
+def run(row: Row, reference: Row, seed: int, kept: Path, judge: Judge, judge_digest: str) -> Record:
     """What was seen of the row's pictures of one seed, now or in an earlier call."""
     seeded = replace(row.settings, seed=seed)
     with ExitStack() as stack:
         made = stack.enter_context(opened(row.bundle, seeded))
         wanted = stack.enter_context(opened(reference.bundle, replace(reference.settings, seed=seed)))
-        ours, theirs = (engines_digest(each.manifest, each.target) for each in (made, wanted))
+        ours, theirs = (run_digest(each.manifest, each.target, judge_digest) for each in (made, wanted))
         path = kept / f"{theirs}-{ours}-{seed}.npz"
         if not path.exists():
             prompts, seeds = prompts_of_model(MODEL, seeded.samples), seeded.picture_seeds()
-            told = partial(tell, f"{row.name}, seed {seed}", seeded.samples)
+            batch = made.largest_batch()
+            told = partial(tell, f"{row.name}, seed {seed}", seeded.samples, batch)
             pictures = stored_pictures(
                 kept / f"{theirs}-{seed}.npy",
                 wanted.make_pictures,
                 prompts,
                 seeds,
-                batch=wanted.largest_batch(),
+                batch=batch,
                 progress=told,
             )
             bundle: PictureMaker = pictures if row == reference else made.make_pictures
-            batch = made.largest_batch()
             record = gather(
                 *(prompts, seeds),
                 bundle=bundle,
@@ -167,9 +176,9 @@ def run(row: Row, reference: Row, seed: int, kept: Path, judge: Judge) -> Record
     return load_record(path)
 
 
-def tell(name: str, total: int, done: int) -> None:
+def tell(name: str, total: int, batch: int, done: int) -> None:
     """A line at every tenth."""
-    if done * 10 // total > (done - 1) * 10 // total:
+    if done * 10 // total > max(done - batch, 0) * 10 // total:
         print(f"{name}: {done} of {total}", flush=True)
 
 
@@ -188,16 +197,20 @@ def epsilon_errors(row: Row, reference: Row, statistics: Statistics) -> dict[int
 
 
 def time_steps(rows: list[Row]) -> np.ndarray:
-    """Seconds of a step of one picture, guidance included, all rows in turn: [rounds, rows]."""
+    """Mean seconds of the UNet's engine in a step of one picture, guidance included, rows in turn: [rounds, rows]."""
     with ExitStack() as stack:
         bundles = [stack.enter_context(opened(row.bundle, row.settings)) for row in rows]
-        calls = [partial(denoise_one, bundle) for bundle in bundles]
-        return seconds_in_turn(calls, rounds=TIMED_ROUNDS) / rows[0].settings.steps
+        for bundle in bundles:
+            mean_step_seconds(bundle)
+        return np.array([[mean_step_seconds(bundle) for bundle in bundles] for _ in range(TIMED_ROUNDS)])
 
 
-def denoise_one(bundle: OpenedBundle) -> None:
-    """The loop of one picture."""
-    bundle.pipeline.denoise(bundle.plan(prompts_of_model(MODEL, 1), [0]))
+def mean_step_seconds(bundle: OpenedBundle) -> float:
+    """Of the loop of one picture."""
+    seconds: list[float] = []
+    generation = bundle.plan(prompts_of_model(MODEL, 1), [0])
+    bundle.pipeline.denoise(generation, on_step=lambda step: seconds.append(step.seconds))
+    return float(np.mean(seconds))
 
 
 def print_quality(

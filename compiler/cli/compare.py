@@ -43,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     passes.add_argument(
         "--precision",
         default="fp32",
-        metavar="fp32|fp16|int8",
-        help="of the engines, calibrated as by `sdc export`; errors are against the graph as exported (fp32)",
+        choices=("fp32", "fp16", "int8"),
+        help="of the engines, calibrated as by `sdc export`, without its float32 islands; errors are against the graph "
+        "as exported (fp32)",
     )
     passes.add_argument(
         "--tolerance",

@@ -162,8 +162,8 @@ def _row(variant: Variant, reference: Footprint, found: Footprint, timing: Timin
         nodes=variant.nodes,
         execution=found.execution,
         peak_memory_bytes=found.peak_memory_bytes,
-        relative_rms=max(output.relative_rms for output in outputs),
-        psnr_db=min(_psnr(reference.outputs[name], found.outputs[name]) for name in reference.outputs),
+        relative_rms=float(np.max([output.relative_rms for output in outputs])),  # NaN stays, unlike in max()
+        psnr_db=float(np.min([_psnr(wanted, found.outputs[name]) for name, wanted in reference.outputs.items()])),
         timing=timing,
     )
 

@@ -170,7 +170,14 @@ def _difference_of_interfaces(first: Subject, second: Subject, name: str) -> str
     for what, one, other in (("inputs", left.inputs, right.inputs), ("outputs", left.outputs, right.outputs)):
         if set(one) != set(other):
             return _told(what, one, other)
+    sizes = [{symbol: allowed.optimum for symbol, allowed in spec.dimensions.items()} for spec in (left, right)]
+    if sizes[0] != sizes[1]:
+        return f"they are tuned for different sizes: {_told_sizes(sizes[0])} and {_told_sizes(sizes[1])}"
     return None
+
+
+def _told_sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{symbol} {size}" for symbol, size in sizes.items())
 
 
 def _told(what: str, first: Sequence[TensorSpec], second: Sequence[TensorSpec]) -> str:

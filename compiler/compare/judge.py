@@ -78,7 +78,7 @@ class Judge:
             if digest != self._last:
                 self._last = digest
                 self._error = relative_error(self._reference, self._run_plainly(model))
-        except (SdcError, RuntimeError) as failure:
+        except Exception as failure:  # a pass that dies of anything is the one that is looked for
             return _failed(name, model, failure)
         return BisectionStep(name, len(model.graph), self._error)
 
@@ -144,7 +144,8 @@ class Judge:
 
 
 def _failed(name: str, model: ir.Model, failure: Exception) -> BisectionStep:
-    text = one_line(failure) if isinstance(failure, SdcError) else str(failure)
+    known = isinstance(failure, SdcError | RuntimeError)
+    text = one_line(failure) if known else f"{type(failure).__name__}: {one_line(failure)}"
     return BisectionStep(name, len(model.graph), float("inf"), text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 
@@ -62,14 +63,15 @@ class Timing:
 def draw_feeds(spec: ComponentSpec, *, seed: int) -> dict[str, np.ndarray]:
     """Inputs of a component at the sizes that it is tuned for.
 
-    Normal numbers for what is noise, a timestep in the middle, token ids from the beginning of the vocabulary.
+    Normal numbers for what is noise, a timestep in the middle, token ids from the beginning of the vocabulary. What an
+    input gets depends on its name, not on its place among the others.
 
     Raises:
         InputError: an input has an element type that no value can be drawn for.
     """
-    random = np.random.default_rng(seed)
     feeds: dict[str, np.ndarray] = {}
     for tensor in spec.inputs:
+        random = np.random.default_rng([seed, crc32(tensor.name.encode())])
         shape = tuple(size if isinstance(size, int) else spec.dimensions[size].optimum for size in tensor.shape)
         if tensor.name == "timestep":
             feeds[tensor.name] = np.full(shape, TIMESTEP, tensor.dtype)

@@ -16,6 +16,7 @@ from numpy.lib.format import open_memmap
 
 from sdc.compiler.evaluate.gather import Likeness, PictureMaker, Record
 from sdc.compiler.tiny.judge import Verdict
+from sdc.compiler.workshop.cache import digest_sources
 from sdc.engines.errors import InputError
 from sdc.engines.manifest import Manifest
 
@@ -23,11 +24,32 @@ VERDICT_FIELDS = ("features", "garments", "colours", "backgrounds")
 LIKENESS_FIELDS = ("psnr_db", "ssim")
 
 
-def engines_digest(manifest: Manifest, target: str) -> str:
-    """Sixteen hexadecimal digits that change with any file that a target's engines read."""
-    names = sorted(name for engine in manifest.targets[target].engines.values() for name in engine.files)
-    digests = [(name, manifest.files[name].sha256) for name in names]
-    return sha256(json.dumps(digests).encode()).hexdigest()[:16]
+RUNTIME_SOURCES = (
+    "sdc.engines",
+    "sdc.compiler.evaluate.gather",
+    "sdc.compiler.evaluate.metrics",
+    "sdc.compiler.tiny.judge",
+)
+"""Code that pictures and what is seen of them depend on."""
+
+PIPELINE_FOLDERS = ("scheduler", "tokenizer")
+
+
+def run_digest(manifest: Manifest, target: str, judge_digest: str) -> str:
+    """Sixteen hexadecimal digits that change with whatever changes a run's pictures or what is seen of them.
+
+    That is: the target's engines, their options and libraries; schedule and tokeniser; the runtime's code; the judge.
+    """
+    entry = manifest.targets[target]
+    engines = {name for engine in entry.engines.values() for name in engine.files}
+    files = [
+        (name, file.sha256)
+        for name, file in sorted(manifest.files.items())
+        if name in engines or name.split("/")[0] in PIPELINE_FOLDERS
+    ]
+    options = {name: dict(engine.options) for name, engine in entry.engines.items()}
+    everything = [files, options, dict(entry.built_with), judge_digest, digest_sources(RUNTIME_SOURCES)]
+    return sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def stored_pictures(
@@ -93,12 +115,12 @@ def save_record(record: Record, path: Path) -> None:
 def load_record(path: Path) -> Record:
     """Read what `save_record` wrote."""
     with np.load(path) as arrays:
-        verdicts = [
+        bundle, reference = (
             Verdict(*(torch.from_numpy(arrays[f"{owner}.{name}"]) for name in VERDICT_FIELDS))
             for owner in ("bundle", "reference")
-        ]
+        )
         likeness = Likeness(*(arrays[f"likeness.{name}"] for name in LIKENESS_FIELDS))
         other = None
         if "other_seed.psnr_db" in arrays:
             other = Likeness(*(arrays[f"other_seed.{name}"] for name in LIKENESS_FIELDS))
-        return Record(*verdicts, likeness, other)
+        return Record(bundle, reference, likeness, other)

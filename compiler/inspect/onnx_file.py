@@ -60,6 +60,15 @@ def _load(path: Path) -> ir.Model:
     return model
 
 
+def weight_files(path: Path) -> list[Path]:
+    """Files beside an ONNX file that hold its weights.
+
+    Raises:
+        InputError: it is no ONNX model, or a file is missing or too short.
+    """
+    return _weight_files(_load(path), path)
+
+
 def _weight_files(model: ir.Model, path: Path) -> list[Path]:
     """Files that hold external weights, after checking that every weight lies inside its file."""
     ends: dict[Path, int] = {}

@@ -121,7 +121,7 @@ def export_checkpoint(exporter: Exporter, checkpoint: Checkpoint, spec: Componen
     path = folder / "model.onnx"
     module = traceable_module(checkpoint, spec.name)
     if spec.name == "text_encoder" and exporter.kind == "torchscript" and exporter.dtype == torch.float16:
-        module.network.set_attn_implementation("eager")
+        module.network.set_attn_implementation("eager")  # type: ignore[operator, union-attr]  # nn.Module's getattr
     export_with(exporter, module, inputs, outputs, path, free=free)
     return path
 

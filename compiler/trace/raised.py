@@ -35,6 +35,7 @@ class Raised:
         fused_attention: fused operators that hold an attention with its heads' split and merge.
         canonical_difference: largest over all sizes and outputs of the difference to the source on ONNX Runtime
             without optimisations, relative to the output's largest value; likewise `fused_difference`.
+        half: whether the source computes in float16.
         seconds: of all passes.
         peak_memory_bytes: of the process while they ran.
     """
@@ -46,6 +47,7 @@ class Raised:
     fused_attention: int
     canonical_difference: float
     fused_difference: float
+    half: bool
     seconds: float
     peak_memory_bytes: int
 
@@ -64,6 +66,7 @@ def raise_and_compare(path: Path, spec: ComponentSpec, sizes: Sequence[Mapping[s
     expected = run_graph(path, feeds)
     model = ir.load(path)
     source_nodes = len(model.graph)
+    half = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values())
     with tempfile.TemporaryDirectory(prefix="sdc-raised-") as folder, PeakMemory() as memory:
         begin = time.perf_counter()
         run_passes(canonical_passes(), model)
@@ -84,6 +87,7 @@ def raise_and_compare(path: Path, spec: ComponentSpec, sizes: Sequence[Mapping[s
         fused_attention=fused["MultiHeadAttention"],
         canonical_difference=canonical,
         fused_difference=difference,
+        half=half,
         seconds=seconds,
         peak_memory_bytes=memory.peak_bytes,
     )

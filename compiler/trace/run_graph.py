@@ -37,7 +37,7 @@ def run_graph(path: Path, feeds: Sequence[Arrays]) -> list[Arrays]:
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, relative to the largest expected value.
+    """Largest difference, relative to the largest expected value; infinity where `found` is not finite.
 
     Raises:
         ValueError: the shapes differ, or `expected` is not finite: no difference to it means anything.
@@ -46,5 +46,7 @@ def relative_difference(found: np.ndarray, expected: np.ndarray) -> float:
         raise ValueError(f"shapes {found.shape} and {expected.shape} differ")
     if not np.isfinite(expected).all():
         raise ValueError("the source graph gives NaN or infinity")
+    if not np.isfinite(found).all():
+        return float("inf")
     wanted = expected.astype(np.float64)
     return float(np.abs(found.astype(np.float64) - wanted).max() / np.abs(wanted).max())

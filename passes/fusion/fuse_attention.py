@@ -13,6 +13,7 @@ from sdc.passes.fusion.sites import check_fused, count_fused
 from sdc.passes.matching import (
     dimensions,
     is_operator,
+    permutation,
     producer,
     replace_nodes,
     same_size,
@@ -133,7 +134,7 @@ def _heads_and_size(value: ir.Value | None) -> tuple[int, int] | None:
 
 
 def _is_head_transpose(node: ir.Node | None) -> bool:
-    return is_operator(node, "Transpose") and tuple(node.attributes["perm"].as_ints()) == _SPLIT  # type: ignore[union-attr]
+    return node is not None and is_operator(node, "Transpose") and permutation(node) == _SPLIT
 
 
 def _before_split(value: ir.Value | None) -> ir.Value | None:

@@ -36,7 +36,7 @@ def check_fused(name: str, sites: int, skipped: Sequence[Skipped], *, required: 
         found = f"missed {len(skipped)}: {reasons}" if skipped else "the graph holds nothing that looks like one"
         raise PassError(
             f"{name}: expected at least one site, fused none ({found})",
-            hint="export with opset 23 through torch.onnx.export(dynamo=True), or turn fusion off (--no-fuse)",
+            hint="the graph spells them in a way that no pass knows: turn fusion off (--no-fuse), and report the graph",
         )
     if skipped:
         log.warning("%s: fused %d of %d sites, missed %s", name, sites, sites + len(skipped), reasons)

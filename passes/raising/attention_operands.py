@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from sdc.passes.matching import dimensions, is_operator, producer, same_size
+from sdc.passes.matching import dimensions, is_operator, permutation, producer, same_size
 from sdc.passes.raising.attention_scores import step_over_number
 
 
@@ -53,10 +53,10 @@ def read_transposed(value: ir.Value) -> Operand:
     transpose = producer(found.value, "Transpose")
     if unfolded is not None:
         source, order = unfolded, None
-    elif transpose is not None and transpose.inputs[0] is not None:
-        permutation = transpose.attributes["perm"].as_ints()
+    elif transpose is not None and transpose.inputs[0] is not None and permutation(transpose):
+        swapped = permutation(transpose)
         source = transpose.inputs[0]
-        order = tuple(permutation[axis] for axis in swap)
+        order = tuple(swapped[axis] for axis in swap)
     else:
         source, order = found.value, swap
     if order == tuple(range(rank)):
@@ -70,7 +70,7 @@ def _between_folds(value: ir.Value) -> ir.Value | None:
     unfold = producer(value, "Reshape")
     transpose = producer(unfold.inputs[0], "Transpose") if unfold is not None else None
     fold = producer(transpose.inputs[0], "Reshape") if transpose is not None else None
-    if fold is None or transpose is None or tuple(transpose.attributes["perm"].as_ints()) != (0, 2, 1):
+    if fold is None or transpose is None or permutation(transpose) != (0, 2, 1):
         return None
     old, middle, new = dimensions(fold.inputs[0]), dimensions(fold.outputs[0]), dimensions(value)
     if old is None or middle is None or new is None or len(old) != 4 or len(new) != 4 or None in old:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from sdc.passes.base import Pass, PassReport, Skipped
 from sdc.passes.matching import dimensions, is_operator, site, sole_consumer
 from sdc.passes.raising.attention_operands import Operand, read_operand, read_transposed, unfold_heads
-from sdc.passes.raising.attention_scores import read_scores, read_weighted_sum
+from sdc.passes.raising.attention_scores import Scores, read_scores, read_weighted_sum
 from sdc.passes.raising.attention_site import AttentionSite, replace_by_attention
 from sdc.passes.raising.causal_pattern import is_causal_mask
 
@@ -44,7 +44,9 @@ class RaiseAttention(Pass):
     2. Between MatMul and Softmax stand only numbers, conversions and one mask that is not scaled with the scores.
     3. The sizes of q, k and v are known and fit, none is repeated along batch or heads; head size and number of heads
        are numbers.
-    4. With folded heads, q, k and v are folded from the same number of heads, a mask has no axis of batch or heads, and
+    4. A mask has a row for each query and a column for each key. One by Where hides with a number so low that a score
+       is lost beside it (-1e9; -6e4 in float16), or is causal: a row that hides all keys averages the values.
+    5. With folded heads, q, k and v are folded from the same number of heads, a mask has no axis of batch or heads, and
        the only reader of the result unfolds it.
 
     Not matched: grouped queries, soft caps, dropout, attention whose probabilities are an output.
@@ -109,6 +111,17 @@ def _match(softmax: ir.Node) -> AttentionSite | str | None:
     return _reason_against(found) or found
 
 
+def _hides_whole_rows(scores: Scores) -> bool:
+    """Whether ``Where(allowed, scores, fill)`` may be written as a sum with 0 or the fill, even in rows that hide all.
+
+    There, the sum must round to the fill. In a causal mask no row hides all.
+    """
+    if scores.allowed is None or is_causal_mask(scores.allowed, allows=scores.allowed_when):
+        return True
+    lowest = -6e4 if scores.product.outputs[0].dtype == ir.DataType.FLOAT16 else -1e9
+    return scores.fill <= lowest
+
+
 def _reason_against(found: AttentionSite) -> str | None:
     query, key, value = (operand.sizes for operand in (found.query, found.key, found.value))
     rank = len(query)
@@ -125,8 +138,12 @@ def _reason_against(found: AttentionSite) -> str | None:
             return f"the mask has shape {mask}"
         if mask[-2] == 1 and found.query.sizes[-2] != 1:
             return f"the mask's shape {mask} is one row for all queries, which runtimes refuse"
+        if mask[-1] == 1 and found.key.sizes[-2] != 1:
+            return f"the mask's shape {mask} is one column for all keys, which runtimes refuse"
         if folded and any(size != 1 for size in mask[:-2]):
             return f"the mask's shape {mask} has an axis for batch or heads, which are folded together"
+        if not _hides_whole_rows(found.scores):
+            return f"hidden scores are {found.scores.fill:g}: too near to the others' for a row that hides all keys"
     result = dimensions(found.output)
     if result != (*query[:-1], value[-1]):
         return f"the result has shape {result}, expected {(*query[:-1], value[-1])}"

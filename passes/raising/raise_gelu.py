@@ -10,7 +10,16 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from sdc.passes.base import Pass, PassReport, Skipped
-from sdc.passes.matching import is_close, is_operator, producer, replace_by_several, scalar, site, sole_consumer
+from sdc.passes.matching import (
+    dimensions,
+    is_close,
+    is_operator,
+    producer,
+    replace_by_several,
+    scalar,
+    site,
+    sole_consumer,
+)
 
 _CUBIC = 0.044715
 """Source: Hendrycks and Gimpel, arXiv:1606.08415, section 2, the tanh approximation."""
@@ -47,6 +56,9 @@ class RaiseGelu(Pass):
             old = None if x is None else _product(node, x)
             if x is None or old is None:
                 skipped.append(Skipped(site(node), "the argument is not GELU's" if x is None else "the product is not"))
+                continue
+            if dimensions(old[-1].outputs[0]) != dimensions(x):
+                skipped.append(Skipped(site(node), "a number adds axes to the result"))
                 continue
             attributes = {} if node.op_type == "Erf" else {"approximate": "tanh"}
             raised = ir.node("Gelu", [x], attributes)

@@ -163,4 +163,6 @@ def _affine(x: ir.Value, normalised: ir.Node, epsilon: float) -> _Site | str:
         return f"gamma and beta are {[str(each.dtype) for each in parameters]}, x is {x.dtype}"
     if nodes[-1].outputs[0].dtype != x.dtype:
         return f"takes {x.dtype} and gives {nodes[-1].outputs[0].dtype}"
+    if dimensions(nodes[-1].outputs[0]) != dimensions(x):
+        return "a number adds axes to the result"
     return _Site(x, parameters[0], parameters[1], epsilon, nodes)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from sdc.passes import domain
 from sdc.passes.base import Pass, PassReport, Skipped
-from sdc.passes.matching import is_close, is_operator, producer, replace_nodes, scalar, site, sole_consumer
+from sdc.passes.matching import dimensions, is_close, is_operator, producer, replace_nodes, scalar, site, sole_consumer
 
 FACTOR = 1.702
 """Source: Hendrycks and Gimpel, arXiv:1606.08415, section 2, the sigmoid approximation."""
@@ -68,5 +68,7 @@ def _match(node: ir.Node) -> tuple[ir.Value, list[ir.Node]] | str | None:
             return f"the factor is {factor}, expected {FACTOR}"
         if sole_consumer(gate.outputs[0]) is not node or sole_consumer(scaled.outputs[0]) is not gate:
             return "something else reads the Sigmoid or its argument"
+        if dimensions(node.outputs[0]) != dimensions(argument):
+            return "the factor adds axes to the result"
         return argument, [scaled, gate, node]
     return None

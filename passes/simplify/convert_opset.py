@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from sdc.engines.errors import PassError
@@ -80,6 +81,8 @@ def _convert(node: ir.Node, version: int) -> bool:
         return True
     if version > OPSET and any(value is not None for value in node.inputs[6:]) and node.op_type == "Attention":
         raise _refusal(node, version, "lengths of padded keys")
+    if version > OPSET and not onnx.defs.has(node.op_type, OPSET, ""):
+        raise _refusal(node, version, "there is no such operator")
     return False
 
 

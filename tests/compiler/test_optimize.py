@@ -63,4 +63,14 @@ def test_unusable_requests_write_nothing(source: Path, tmp_path: Path, capsys: p
         assert main(arguments) != 0
         assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["no.onnx"]
+
+
+def test_weights_of_the_source_are_not_overwritten(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    renamed = source.rename(source.with_name("original.onnx"))
+    try:
+        assert main(["optimize", str(renamed), "-o", str(source)]) != 0
+        assert "holds those of" in capsys.readouterr().err
+        assert not source.exists()
+    finally:
+        renamed.rename(source)
     assert np.isfinite(run_model(whole(source), feed("vae_decoder"))["sample"]).all()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from whole_bundle import write_whole_bundle
 
 from sdc.compiler.evaluate.gather import Likeness, Record
-from sdc.compiler.evaluate.stored_runs import load_record, save_record, stored_pictures
+from sdc.compiler.evaluate.stored_runs import load_record, run_digest, save_record, stored_pictures
 from sdc.compiler.tiny.judge import Verdict
+from sdc.engines.bundle import open_bundle
 from sdc.engines.errors import InputError
+from sdc.engines.manifest import FileEntry, Manifest, TargetEntry
 
 PROMPTS = ["a", "b", "c", "d", "e"]
 SEEDS = [7, 3, 9, 1, 4]
@@ -79,3 +83,32 @@ def test_a_record_is_read_as_it_was(tmp_path: Path, repeated: bool) -> None:
     found = load_record(tmp_path / "record.npz")
     assert plain(found) == plain(record)
     assert [path.name for path in tmp_path.iterdir()] == ["record.npz"]
+
+
+def test_the_digest_changes_with_all_that_changes_pictures_or_verdicts(tmp_path: Path) -> None:
+    manifest = open_bundle(write_whole_bundle(tmp_path / "bundle", targets=("ort-cpu", "cpu"))).manifest
+    target = manifest.targets["ort-cpu"]
+    unet = target.engines["unet"]
+
+    def with_file(name: str) -> Manifest:
+        return replace(manifest, files={**manifest.files, name: FileEntry("0" * 64, 1)})
+
+    def with_target(entry: TargetEntry) -> Manifest:
+        return replace(manifest, targets={**manifest.targets, "ort-cpu": entry})
+
+    same = run_digest(manifest, "ort-cpu", "judge")
+    others = [
+        run_digest(manifest, "ort-cpu", "another judge"),
+        run_digest(with_file(unet.files[0]), "ort-cpu", "judge"),
+        run_digest(with_file("scheduler/scheduler_config.json"), "ort-cpu", "judge"),
+        run_digest(with_file("tokenizer/tokenizer.json"), "ort-cpu", "judge"),
+        run_digest(with_target(replace(target, built_with={"onnxruntime": "0"})), "ort-cpu", "judge"),
+        run_digest(
+            with_target(replace(target, engines={**target.engines, "unet": replace(unet, options={"a": 1})})),
+            "ort-cpu",
+            "judge",
+        ),
+    ]
+    assert len({same, *others}) == 1 + len(others)
+    assert run_digest(with_file("reports/passes.json"), "ort-cpu", "judge") == same
+    assert run_digest(with_file(manifest.targets["cpu"].engines["unet"].files[0]), "ort-cpu", "judge") == same

@@ -92,3 +92,11 @@ def test_what_cannot_be_converted_is_refused(opset: int, body: str, reason: str)
     )
     with pytest.raises(PassError, match=reason):
         ConvertOpset().run(ir.serde.deserialize_model(onnx.parser.parse_model(text)))
+
+
+def test_operator_that_is_newer_is_refused() -> None:
+    text = """<ir_version: 12, opset_import: ["": 24]>
+    g (float[2, 6, 4] past, float[2, 1, 4] update, int64[2] at) => (float[2, 6, 4] y)
+    { y = TensorScatter <axis = 1> (past, update, at) }"""
+    with pytest.raises(PassError, match=r"TensorScatter.*of opset 24 cannot be brought to opset 23: there is no such"):
+        ConvertOpset().run(make_model(text, {}))

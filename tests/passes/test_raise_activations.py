@@ -10,9 +10,11 @@ import pytest
 from equality import apply_proven, make_model, operators
 from small_graphs import normal
 
+from sdc.passes.base import Pass
 from sdc.passes.raising.raise_gelu import RaiseGelu
 from sdc.passes.raising.raise_quick_gelu import RaiseQuickGelu
 from sdc.passes.raising.raise_split import RaiseSplit
+from sdc.passes.shapes.resolve_shapes import ResolveShapes
 from sdc.passes.simplify.remove_unused import RemoveUnused
 
 HEAD = """<ir_version: 10, opset_import: ["": 23]>
@@ -111,6 +113,17 @@ def test_spellings_of_quick_gelu_are_one_node(body: str) -> None:
     (report,) = apply_proven(RaiseQuickGelu(), model, FEEDS)
     assert report.matched == 1
     assert operators(model) == ["sdc.QuickGelu"]
+
+
+@pytest.mark.parametrize(
+    ("pass_", "body", "wide"),
+    [(RaiseQuickGelu(), QUICK, "factor"), (RaiseGelu(), ERF, "half"), (RaiseGelu(), TANH, "half")],
+)
+def test_number_that_adds_axes_stays(pass_: Pass, body: str, wide: str) -> None:
+    value = HEAD[HEAD.index(f"{wide} = {{") :].split("{")[1].split("}")[0]
+    head = HEAD.replace("=> (float[B, 3, 10] y)", "=> (float[1, B, 3, 10] y)")
+    head = head.replace(f"float {wide} = {{{value}}}", f"float[1, 1, 1, 1] {wide} = {{{value}}}")
+    assert apply_proven((ResolveShapes(), pass_), make_model(head + body, {}), FEEDS)[1].matched == 0
 
 
 def test_quick_gelu_in_half_precision() -> None:

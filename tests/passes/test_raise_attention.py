@@ -21,7 +21,7 @@ PASSES = (RaiseAttention(), RemoveUnused(), CancelNoOps(), InferShapes())
 HEAD = """<ir_version: 10, opset_import: ["": 23]>
 attention (float[B, 11, 10] x, float[B, 7, 9] context) => (float[B, 11, 10] y)
 <int64[4] split = {0, 0, 3, 5}, int64[3] merge = {0, 0, 15}, float scale = {0.4472136}, float root = {0.66874030},
- float inverse = {2.2360680}, float other = {0.3}, float zero = {0}, float hidden = {-3e38},
+ float inverse = {2.2360680}, float other = {0.3}, float zero = {0}, float hidden = {-3e38}, float low = {-10000},
  int64[3] fold = {-1, 11, 5}, int64[3] fold_keys = {-1, 7, 5}, int64[4] unfold = {-1, 3, 11, 5},
  int64[4] unfold_keys = {-1, 3, 5, 7}>
 """
@@ -182,6 +182,8 @@ def masked(scores: str) -> str:
 
 VISIBLE = np.ones((11, 7), bool)
 VISIBLE[4, 2] = VISIBLE[0, 5:] = False
+BLIND = VISIBLE & (np.arange(11) != 4)[:, None]
+"""Hides all keys from one query."""
 CAUSAL = np.tril(np.ones((11, 7), bool))
 
 
@@ -193,6 +195,7 @@ CAUSAL = np.tril(np.ones((11, 7), bool))
         ("scores = Add (scaled, mask)", normal(9, 3, 11, 7)),
         ("scores = Where (mask, scaled, hidden)", VISIBLE),
         ("scores = Where (mask, hidden, scaled)", ~VISIBLE),
+        ("scores = Where (mask, scaled, hidden)", BLIND),
     ],
 )
 def test_masks_stay(scores: str, mask: np.ndarray) -> None:
@@ -208,6 +211,36 @@ def test_mask_of_one_row_is_not_causal() -> None:
     (report, *_) = apply_proven(PASSES, model, FEEDS)
     assert report.matched == 0
     assert "one row for all queries" in report.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("scores", "mask"),
+    [("scores = Add (scaled, mask)", normal(9, 11, 1)), ("scores = Where (mask, scaled, hidden)", VISIBLE[:, :1])],
+)
+def test_mask_of_one_column_stays(scores: str, mask: np.ndarray) -> None:
+    model = attention(masked(scores), masks={"mask": mask})
+    (report, *_) = apply_proven(PASSES, model, FEEDS)
+    assert report.matched == 0
+    assert "one column for all keys" in report.skipped[0].reason
+
+
+def test_hidden_score_that_is_not_low_stays() -> None:
+    model = attention(masked("scores = Where (mask, scaled, low)"), masks={"mask": BLIND})
+    (report, *_) = apply_proven(PASSES, model, FEEDS)
+    assert report.matched == 0
+    assert "too near" in report.skipped[0].reason
+
+
+def test_keys_turned_by_the_default_order() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]>
+    attention (float[2, 6, 4] q, float[6, 4, 2] k, float[2, 6, 3] v) => (float[2, 6, 3] y) {
+        turned = Transpose (k)
+        raw = MatMul (q, turned)
+        probabilities = Softmax <axis = -1> (raw)
+        y = MatMul (probabilities, v)
+    }"""
+    feeds = [{"q": normal(1, 2, 6, 4), "k": normal(2, 6, 4, 2), "v": normal(3, 2, 6, 3)}]
+    apply_proven(PASSES, make_model(text, {}), feeds)
 
 
 @pytest.mark.parametrize(
