@@ -59,6 +59,8 @@ def optimize_file(source: Path, out: Path, target: Target | None) -> Optimized:
             f"the weights of {out} would take the place of {weights_out}, which holds those of {source}",
             hint="choose another -o",
         )
+    if out.is_dir():
+        raise InputError(f"{out} is a folder", hint=f"name a file, for example {out / 'model.onnx'}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out} cannot be written: there is no such folder", hint="make the folder first")
     model = ir.load(source)

@@ -28,6 +28,10 @@ def run(args: argparse.Namespace) -> int:
     targets = parse_targets(args.target) if args.target else (None,)
     if len(targets) > 1:
         raise InputError(f"{len(targets)} targets were given, an .onnx file can be for one", hint="run it for each")
+    taken = {args.source: "source", args.out: "result", args.out.with_name(f"{args.out.name}_data"): "result's weights"}
+    for path, what in taken.items():
+        if args.report is not None and args.report.resolve() == path.resolve():
+            raise InputError(f"{args.report} is the {what}", hint="choose another --report")
     done = optimize_file(args.source, args.out, targets[0])
     write_json(args.report, done.to_json())
     rows = [

@@ -26,7 +26,8 @@ def format_ablation(ablation: Ablation) -> str:
     if ablation.not_run is None and rows[0].timing is not None:
         parts[-1] += (
             "\nEach row is the graph after all passes so far, then lowered. Times: medians of "
-            f"{rows[0].timing.rounds} rounds over all rows;\nratio with its quartiles. {MEMORY_METHOD}"
+            f"{rows[0].timing.rounds} rounds over all rows;\nratio: the median over rounds, with its quartiles. "
+            f"{MEMORY_METHOD}"
         )
     parts += [format_beside(row) for row in rows if row.beside_seconds is not None]
     folded = [f"  before {changing_pass(row)}: {join_names(row.passes[:-1])}" for row in rows if len(row.passes) > 1]

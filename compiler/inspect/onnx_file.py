@@ -51,6 +51,8 @@ def inspect_onnx(path: Path) -> EngineFile:
 
 
 def _load(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}", hint="give an .onnx file")
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf, onnx and onnx_ir each have their own for a file that is none

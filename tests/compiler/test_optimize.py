@@ -56,6 +56,11 @@ def test_unusable_requests_write_nothing(source: Path, tmp_path: Path, capsys: p
     for arguments, message in (
         (["optimize", str(tmp_path / "no.onnx"), "-o", out], "is no ONNX model"),
         (["optimize", str(source), "-o", str(source)], "is the file to optimise"),
+        (["optimize", str(source), "-o", str(tmp_path)], "is a folder; name a file"),
+        (["optimize", str(source), "-o", out, "--report", str(source)], "is the source; choose another --report"),
+        (["optimize", str(source), "-o", out, "--report", out], "is the result; choose another --report"),
+        (["optimize", str(source), "-o", out, "--report", f"{out}_data"], "is the result's weights"),
+        (["optimize", str(tmp_path / "none.onnx"), "-o", out], "none.onnx is missing; give an .onnx file"),
         (["optimize", str(source), "-o", str(tmp_path / "missing" / "out.onnx")], "no such folder"),
         (["optimize", str(source), "-o", out, "--target", "cpu,rtx"], "2 targets were given"),
         (["optimize", str(source), "-o", out, "--target", "toaster"], "unknown target"),
