@@ -126,8 +126,8 @@ def _run_table(components: tuple[ComponentComparison, ...]) -> str:
         rows,
     )
     rounds = next(each.timing.rounds for each in components if each.timing is not None)
-    times = f"Times: medians of {rounds} calls of each in turn; ratio second to first: the median over rounds"
-    return f"{table}\n{times}, with its quartiles."
+    legend = f"Times: medians of {rounds} calls of each in turn; ratio second to first: the median over rounds"
+    return f"{table}\n{legend}, with its quartiles."
 
 
 def _times(timing: Timing) -> list[str]:
