@@ -1,4 +1,6 @@
-"""Statistics, seed noise and the figures of whole runs, on pictures whose quality is known."""
+"""Statistics and the figures of whole runs, on pictures whose quality is known."""
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -18,13 +20,11 @@ from sdc.compiler.cli import eval as command
 from sdc.compiler.evaluate.evaluate import evaluate
 from sdc.compiler.evaluate.evaluation import Evaluation, summarize
 from sdc.compiler.evaluate.figures import run_figures
-from sdc.compiler.evaluate.frechet import Gaussian, frechet_distance
 from sdc.compiler.evaluate.gather import Record, gather
 from sdc.compiler.evaluate.grid import LABEL_WIDTH_PX
 from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB
 from sdc.compiler.evaluate.report import format_evaluation
-from sdc.compiler.evaluate.seed_noise import seed_noise
-from sdc.compiler.evaluate.settings import SEEDS_A_RUN, TRIPLES, Settings, prompt_triples, prompts_of_triples
+from sdc.compiler.evaluate.settings import TRIPLES, Settings, prompt_triples, prompts_of_triples
 from sdc.compiler.evaluate.statistics import (
     Statistics,
     balanced_triples,
@@ -32,8 +32,8 @@ from sdc.compiler.evaluate.statistics import (
     make_statistics,
     save_statistics,
 )
-from sdc.compiler.evaluate.verdicts import is_held_out, load_judge
-from sdc.compiler.tiny.data import BACKGROUNDS, GARMENTS, HELD_OUT, GreyPictures, render
+from sdc.compiler.evaluate.verdicts import load_judge
+from sdc.compiler.tiny.data import GARMENTS, GreyPictures, render
 from sdc.compiler.tiny.judge import Judge
 from sdc.compiler.tiny.train_judge import train_judge
 from sdc.engines.errors import InputError
@@ -128,27 +128,6 @@ def records(judge: Judge) -> dict[float, Record]:
     return {amount: run(judge, amount) for amount in (0.0, 0.02, 0.3)}
 
 
-def test_prompts_meet_every_triple_once_in_each_cycle() -> None:
-    triples = prompt_triples(2 * TRIPLES)
-    assert len(np.unique(triples[:TRIPLES], axis=0)) == TRIPLES
-    np.testing.assert_array_equal(triples[:TRIPLES], triples[TRIPLES:])
-    assert len(np.unique(triples[:20, 0])) == len(GARMENTS)
-    assert is_held_out(triples[:TRIPLES]).sum() == len(HELD_OUT) * len(BACKGROUNDS)
-
-
-def test_runs_of_neighbouring_seeds_share_no_picture() -> None:
-    first, second = (Settings(samples=50, seed=seed).picture_seeds() for seed in (0, 1))
-    assert not set(first) & set(second)
-    assert second[0] == SEEDS_A_RUN
-    assert max(Settings(samples=50, seed=4096 * 7 + 3).picture_seeds()) < 1 << 32
-
-
-@pytest.mark.parametrize("arguments", [{"samples": 0}, {"samples": SEEDS_A_RUN + 1}, {"batch": 0}])
-def test_settings_out_of_range_are_refused(arguments: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=next(iter(arguments))):
-        Settings(**arguments)  # type: ignore[arg-type]
-
-
 def test_statistics_survive_the_file(statistics: Statistics, judge_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "statistics.safetensors"
     save_statistics(statistics, path, seed=5)
@@ -200,35 +179,6 @@ def test_damaged_files_are_refused(judge_path: Path, tmp_path: Path) -> None:
         load_judge(tmp_path / "missing.safetensors")
     with pytest.raises(InputError, match="format"):
         load_statistics(judge_path, judge_path=judge_path)
-
-
-def test_jackknife_of_a_mean_is_its_standard_error() -> None:
-    values = np.random.default_rng(6).standard_normal(1000)
-    noise = seed_noise(lambda index: {"mean": float(values[index].mean())}, 1000)["mean"]
-    groups = values.reshape(10, 100).mean(axis=1)
-    assert noise == pytest.approx(groups.std(ddof=1) / np.sqrt(10), rel=1e-9)
-
-
-def test_jackknife_predicts_the_spread_of_the_frechet_distance_over_seeds() -> None:
-    """One estimate is good to a quarter, the spread of 60 runs to a tenth; twelve estimates are averaged."""
-    width, count = 9, 400
-    mix = np.random.default_rng(7).standard_normal((width, width))
-    target = Gaussian(np.full(width, 0.3), np.eye(width), 10**6)
-
-    def distance(vectors: np.ndarray) -> float:
-        return frechet_distance(Gaussian.fit(vectors), target)
-
-    runs = [np.random.default_rng(100 + i).standard_normal((count, width)) @ mix for i in range(60)]
-    spread = np.std([distance(vectors) for vectors in runs], ddof=1)
-    estimates = [
-        seed_noise(lambda index, vectors=vectors: {"d": distance(vectors[index])}, count)["d"]  # type: ignore[misc]
-        for vectors in runs[:12]
-    ]
-    assert np.sqrt(np.mean(np.square(estimates))) == pytest.approx(spread, rel=0.35)
-
-
-def test_noise_is_not_told_from_three_pictures() -> None:
-    assert seed_noise(lambda index: {"mean": float(index.mean())}, 3) == {}
 
 
 def test_equal_pictures_have_no_distance(records: dict[float, Record], statistics: Statistics) -> None:

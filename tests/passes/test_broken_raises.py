@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
+from attention_graph import CAUSAL, FOLDED, PASSES, SCORES, VISIBLE, attention, masked, replaced
+from attention_graph import FEEDS as ATTENTION_FEEDS
 from broken import (
     Broken,
     Case,
@@ -24,8 +26,6 @@ from equality import make_model
 from small_graphs import normal
 from test_raise_activations import ERF, HEAD, QUICK, TANH, halves
 from test_raise_activations import FEEDS as ACTIVATION_FEEDS
-from test_raise_attention import CAUSAL, FOLDED, PASSES, SCORES, VISIBLE, attention, masked, replaced
-from test_raise_attention import FEEDS as ATTENTION_FEEDS
 from test_raise_norms import GROUP_FEEDS, LAYER_FEEDS, group_norm, layer_norm
 
 from sdc.passes import domain

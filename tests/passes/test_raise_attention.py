@@ -7,78 +7,27 @@ import re
 import numpy as np
 import onnx_ir as ir
 import pytest
+from attention_graph import (
+    BODY,
+    FEEDS,
+    FOLDED,
+    HEAD,
+    PASSES,
+    SCORES,
+    VISIBLE,
+    attention,
+    masked,
+    raised,
+    replaced,
+)
 from equality import FP32, apply_proven, make_model, operators, relative_error, run_model
 from small_graphs import normal
 
 from sdc.passes.fusion.fuse_attention import FuseAttention
 from sdc.passes.raising.raise_attention import RaiseAttention
-from sdc.passes.shapes.infer_shapes import InferShapes
 from sdc.passes.shapes.resolve_shapes import ResolveShapes
 from sdc.passes.simplify.cancel_no_ops import CancelNoOps
 from sdc.passes.simplify.remove_unused import RemoveUnused
-
-PASSES = (RaiseAttention(), RemoveUnused(), CancelNoOps(), InferShapes())
-HEAD = """<ir_version: 10, opset_import: ["": 23]>
-attention (float[B, 11, 10] x, float[B, 7, 9] context) => (float[B, 11, 10] y)
-<int64[4] split = {0, 0, 3, 5}, int64[3] merge = {0, 0, 15}, float scale = {0.4472136}, float root = {0.66874030},
- float inverse = {2.2360680}, float other = {0.3}, float zero = {0}, float hidden = {-3e38}, float low = {-10000},
- int64[3] fold = {-1, 11, 5}, int64[3] fold_keys = {-1, 7, 5}, int64[4] unfold = {-1, 3, 11, 5},
- int64[4] unfold_keys = {-1, 3, 5, 7}>
-"""
-BODY = """{
-    query = MatMul (x, wq)
-    key = MatMul (context, wk)
-    value = MatMul (context, wv)
-    query4 = Reshape (query, split)
-    key4 = Reshape (key, split)
-    value4 = Reshape (value, split)
-    q = Transpose <perm = [0, 2, 1, 3]> (query4)
-    k = Transpose <perm = [0, 2, 3, 1]> (key4)
-    v = Transpose <perm = [0, 2, 1, 3]> (value4)
-    raw = MatMul (q, k)
-    scores = Mul (raw, scale)
-    probabilities = Softmax <axis = -1> (scores)
-    attended = MatMul (probabilities, v)
-    back = Transpose <perm = [0, 2, 1, 3]> (attended)
-    merged = Reshape (back, merge)
-    y = MatMul (merged, wo)
-}"""
-SCORES = "raw = MatMul (q, k)\n    scores = Mul (raw, scale)"
-FEEDS = [{"x": 2 * normal(50, batch, 11, 10), "context": normal(51, batch, 7, 9)} for batch in (3, 1)]
-
-
-def attention(body: str = BODY, head: str = HEAD, masks: dict[str, np.ndarray] | None = None) -> ir.Model:
-    weights = {"wq": normal(1, 10, 15), "wk": normal(2, 9, 15), "wv": normal(3, 9, 15), "wo": normal(4, 15, 10)}
-    text = head + body
-    return make_model(text, {n: w for n, w in (weights | (masks or {})).items() if re.search(rf"\b{n}\b", text)})
-
-
-def replaced(*pairs: tuple[str, str]) -> str:
-    body = BODY
-    for old, new in pairs:
-        assert old in body
-        body = body.replace(old, new)
-    return body
-
-
-def raised(model: ir.Model) -> ir.Node:
-    (node,) = [node for node in model.graph if node.op_type == "Attention"]
-    return node
-
-
-FOLDED = replaced(
-    (
-        "raw = MatMul (q, k)",
-        "qf = Reshape (q, fold)\n kf = Reshape (kn, fold_keys)\n kt = Transpose <perm = [0, 2, 1]> (kf)\n"
-        " vf = Reshape (v, fold_keys)\n raw = MatMul (qf, kt)",
-    ),
-    ("k = Transpose <perm = [0, 2, 3, 1]>", "kn = Transpose <perm = [0, 2, 1, 3]>"),
-    (
-        "attended = MatMul (probabilities, v)",
-        "folded = MatMul (probabilities, vf)\n attended = Reshape (folded, unfold)",
-    ),
-)
-"""As older attention processors write it: heads in the batch."""
 
 
 @pytest.mark.parametrize(
@@ -176,59 +125,7 @@ def test_single_head_without_split_gets_split_and_merge() -> None:
     assert operators(model) == ["MatMul", "MatMul", "MatMul", "sdc.MultiHeadAttention", "MatMul"]
 
 
-def masked(scores: str) -> str:
-    return replaced((SCORES, f"raw = MatMul (q, k)\n scaled = Mul (raw, scale)\n {scores}"))
-
-
-VISIBLE = np.ones((11, 7), bool)
 VISIBLE[4, 2] = VISIBLE[0, 5:] = False
-BLIND = VISIBLE & (np.arange(11) != 4)[:, None]
-"""Hides all keys from one query."""
-CAUSAL = np.tril(np.ones((11, 7), bool))
-
-
-@pytest.mark.parametrize(
-    ("scores", "mask"),
-    [
-        ("scores = Add (scaled, mask)", normal(9, 11, 7)),
-        ("scores = Add (mask, scaled)", normal(9, 1, 1, 11, 7)),
-        ("scores = Add (scaled, mask)", normal(9, 3, 11, 7)),
-        ("scores = Where (mask, scaled, hidden)", VISIBLE),
-        ("scores = Where (mask, hidden, scaled)", ~VISIBLE),
-        ("scores = Where (mask, scaled, hidden)", BLIND),
-    ],
-)
-def test_masks_stay(scores: str, mask: np.ndarray) -> None:
-    model = attention(masked(scores), masks={"mask": mask})
-    (report, *_) = apply_proven(PASSES, model, FEEDS)
-    assert report.matched == 1
-    assert len(raised(model).inputs) == 4
-
-
-def test_mask_of_one_row_is_not_causal() -> None:
-    first_key_only = np.where(np.arange(7) > 0, -1e9, 0).astype(np.float32)[None]
-    model = attention(masked("scores = Add (scaled, mask)"), masks={"mask": first_key_only})
-    (report, *_) = apply_proven(PASSES, model, FEEDS)
-    assert report.matched == 0
-    assert "one row for all queries" in report.skipped[0].reason
-
-
-@pytest.mark.parametrize(
-    ("scores", "mask"),
-    [("scores = Add (scaled, mask)", normal(9, 11, 1)), ("scores = Where (mask, scaled, hidden)", VISIBLE[:, :1])],
-)
-def test_mask_of_one_column_stays(scores: str, mask: np.ndarray) -> None:
-    model = attention(masked(scores), masks={"mask": mask})
-    (report, *_) = apply_proven(PASSES, model, FEEDS)
-    assert report.matched == 0
-    assert "one column for all keys" in report.skipped[0].reason
-
-
-def test_hidden_score_that_is_not_low_stays() -> None:
-    model = attention(masked("scores = Where (mask, scaled, low)"), masks={"mask": BLIND})
-    (report, *_) = apply_proven(PASSES, model, FEEDS)
-    assert report.matched == 0
-    assert "too near" in report.skipped[0].reason
 
 
 def test_keys_turned_by_the_default_order() -> None:
@@ -241,50 +138,6 @@ def test_keys_turned_by_the_default_order() -> None:
     }"""
     feeds = [{"q": normal(1, 2, 6, 4), "k": normal(2, 6, 4, 2), "v": normal(3, 2, 6, 3)}]
     apply_proven(PASSES, make_model(text, {}), feeds)
-
-
-@pytest.mark.parametrize(
-    ("scores", "mask"),
-    [
-        ("scores = Add (scaled, mask)", np.where(CAUSAL, 0, -1e4).astype(np.float32)),
-        ("scores = Add (scaled, mask)", np.where(CAUSAL, 0, -np.inf).astype(np.float32)[None, None]),
-        ("scores = Where (mask, scaled, hidden)", CAUSAL),
-        ("scores = Where (mask, hidden, scaled)", ~CAUSAL),
-    ],
-)
-def test_causal_masks_go(scores: str, mask: np.ndarray) -> None:
-    model = attention(masked(scores), masks={"mask": mask})
-    (report, *_) = apply_proven(PASSES, model, FEEDS)
-    assert report.details == {"causal": 1}
-    assert len(raised(model).inputs) == 3
-    assert raised(model).attributes["is_causal"].as_int() == 1
-
-
-@pytest.mark.parametrize("mask", [CAUSAL, np.where(CAUSAL, 0, -1e4).astype(np.float32)])
-def test_causal_mask_of_an_attention_goes(mask: np.ndarray) -> None:
-    body = replaced(
-        (SCORES, ""),
-        ("probabilities = Softmax <axis = -1> (scores)", ""),
-        ("MatMul (probabilities, v)", "Attention (q, kn, v, mask)"),
-        ("k = Transpose <perm = [0, 2, 3, 1]>", "kn = Transpose <perm = [0, 2, 1, 3]>"),
-    )
-    model = attention(body, masks={"mask": mask})
-    apply_proven(PASSES, model, FEEDS)
-    assert len(raised(model).inputs) == 3
-    other = attention(body, masks={"mask": ~mask if mask.dtype == bool else mask / 2e4})
-    apply_proven(PASSES, other, FEEDS[:1] if mask.dtype != bool else [])
-    assert len(raised(other).inputs) == 4
-
-
-def test_guard_against_rows_without_keys_goes() -> None:
-    model = attention(
-        replaced(
-            ("MatMul (probabilities, v)", "MatMul (safe, v)"),
-            ("attended =", "empty = IsNaN (probabilities)\n safe = Where (empty, zero, probabilities)\n attended ="),
-        )
-    )
-    apply_proven(PASSES, model, FEEDS)
-    assert operators(model).count("IsNaN") == 0
 
 
 def in_half(body: str) -> tuple[ir.Model, list[dict[str, np.ndarray]]]:
@@ -302,6 +155,8 @@ def in_half(body: str) -> tuple[ir.Model, list[dict[str, np.ndarray]]]:
 
 
 HALF = 5e-3
+
+
 """Scores of a few units that are rounded to 2^-11 come back as the probabilities' relative error."""
 
 
