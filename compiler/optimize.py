@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from sdc.compiler.build.built import save_onnx
-from sdc.compiler.inspect.onnx_file import inspect_onnx, weight_files
+from sdc.compiler.build.built import save_onnx, weights_path
+from sdc.compiler.inspect.onnx_file import weight_files
 from sdc.engines.errors import InputError
 from sdc.engines.targets import Target
 from sdc.passes.base import PassReport, run_passes
@@ -50,13 +50,12 @@ def optimize_file(source: Path, out: Path, target: Target | None) -> Optimized:
         InputError: `source` is no ONNX model, or `out` cannot be written.
         PassError: a pass met a graph that it cannot handle.
     """
-    inspect_onnx(source)  # all weights are there
+    weights = weight_files(source)  # all are there
     if out.resolve() == source.resolve():
         raise InputError(f"{out} is the file to optimise", hint="choose another -o")
-    weights_out = out.with_name(f"{out.name}_data")
-    if weights_out.resolve() in {file.resolve() for file in weight_files(source)}:
+    if weights_path(out).resolve() in {file.resolve() for file in weights}:
         raise InputError(
-            f"the weights of {out} would take the place of {weights_out}, which holds those of {source}",
+            f"the weights of {out} would take the place of {weights_path(out)}, which holds those of {source}",
             hint="choose another -o",
         )
     if out.is_dir():

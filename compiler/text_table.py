@@ -1,4 +1,4 @@
-"""Tables of plain text, for reports on the terminal."""
+"""Tables of plain text, for reports on the terminal, and of Markdown."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, words
         *(_line(row, widths, to_left) for row in rows),
     ]
     return "\n".join(lines)
+
+
+def markdown_row(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], to_left: Sequence[bool]) -> str:

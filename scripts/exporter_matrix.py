@@ -21,6 +21,7 @@ from typing import Any
 
 from sdc.compiler.load import load_checkpoint
 from sdc.compiler.stages import Source, open_source
+from sdc.compiler.text_table import markdown_row
 from sdc.compiler.trace.exporters import EXPORTERS, export_checkpoint
 from sdc.compiler.trace.interfaces import component_spec
 from sdc.compiler.trace.raised import COUNTED, Raised, raise_and_compare, several_sizes
@@ -94,11 +95,6 @@ def table_row(component: str, exporter: str, raised: Raised) -> str:
         *(f"{raised.fused_attention}", f"{raised.fused_nodes:,}"),
         *(f"{raised.canonical_difference:.1e}", f"{raised.fused_difference:.1e}"),
     )
-
-
-def markdown_row(*cells: str) -> str:
-    """A line of a table."""
-    return f"| {' | '.join(cells)} |"
 
 
 def find_faults(rows: Mapping[tuple[str, str], Raised]) -> list[str]:

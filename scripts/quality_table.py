@@ -3,8 +3,9 @@
     python scripts/quality_table.py --out build/quality                            # 5,000 pictures, 3 seeds: hours
     python scripts/quality_table.py --out build/quality --seeds 1 --samples 1000   # a first look
 
-Prints the tables of docs/results.md. Can be interrupted: pictures of fp32 and what was seen of every run are kept in
-the folder, and made again only if an engine changes. Bundles are exported anew, from the cache where nothing changed.
+Prints the tables. Can be interrupted: pictures of fp32 and what was seen of every run are kept in the folder, and made
+again only if something changes that they depend on. Bundles are exported anew, from the cache where nothing changed;
+epsilon and times are measured anew. A reference that fails ends the run; another row is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from make_control import write_control
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.epsilon import EpsilonRow, epsilon_rows
 from sdc.compiler.evaluate.figures import other_seed_figures, run_figures, worst_figures
-from sdc.compiler.evaluate.gather import PictureMaker, Record, gather
+from sdc.compiler.evaluate.gather import Record, gather
 from sdc.compiler.evaluate.opened import OpenedBundle, opened
 from sdc.compiler.evaluate.seed_noise import seed_noise
 from sdc.compiler.evaluate.settings import TRIPLES, Settings, prompt_triples, prompts_of_model, prompts_of_triples
@@ -36,7 +37,9 @@ from sdc.compiler.export_plan import ExportRequest
 from sdc.compiler.precision.capabilities import check_formats
 from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Source
+from sdc.compiler.text_table import markdown_row
 from sdc.compiler.tiny.judge import Judge
+from sdc.engines.bundle import open_bundle
 from sdc.engines.errors import NumericalError, SdcError, TargetError
 from sdc.engines.targets import Target, parse_targets
 from sdc.passes.pipeline import PRECISIONS
@@ -63,14 +66,21 @@ class Row:
     """One line of the table.
 
     Attributes:
-        name: precision and target.
+        precision: its name.
+        target: its name.
         bundle: its folder.
         settings: of the first seed, with the target.
     """
 
-    name: str
+    precision: str
+    target: str
     bundle: Path
     settings: Settings
+
+    @property
+    def name(self) -> str:
+        """As the table has it."""
+        return f"{self.precision}, {self.target}"
 
 
 def main() -> None:
@@ -90,6 +100,8 @@ def main() -> None:
             try:
                 records[row.name].append(run(row, rows[0], seed, kept, judge, digest))
             except NumericalError as error:
+                if row == rows[0]:
+                    raise
                 print(f"{row.name}: not in the table: {error}")
                 rows.remove(row)
     epsilon = {row.name: epsilon_errors(row, rows[0], statistics) for row in rows[1:]}
@@ -137,44 +149,45 @@ def export_rows(
             try:
                 export_bundle(ExportRequest(source, precision, (target,), bundle))
             except SdcError as error:
+                if not rows:
+                    raise
                 print(f"{name}, {target.name}: not in the table: {error}")
                 continue
-            rows.append(Row(f"{name}, {target.name}", bundle, replace(settings, target=target.name)))
+            rows.append(Row(name, target.name, bundle, replace(settings, target=target.name)))
     return rows
 
 
 def run(row: Row, reference: Row, seed: int, kept: Path, judge: Judge, judge_digest: str) -> Record:
     """What was seen of the row's pictures of one seed, now or in an earlier call."""
+    ours, theirs = (
+        run_digest(open_bundle(each.bundle).manifest, each.target, judge_digest) for each in (row, reference)
+    )
+    path = kept / f"{theirs}-{ours}-{seed}.safetensors"
+    if not path.exists():
+        save_record(draw_and_look(row, reference, seed, kept / f"{theirs}-{seed}.npy", judge), path)
+    return load_record(path)
+
+
+def draw_and_look(row: Row, reference: Row, seed: int, kept_pictures: Path, judge: Judge) -> Record:
+    """Make the row's pictures, and the reference's if they are not kept."""
     seeded = replace(row.settings, seed=seed)
+    prompts, seeds = prompts_of_model(MODEL, seeded.samples), seeded.picture_seeds()
     with ExitStack() as stack:
         made = stack.enter_context(opened(row.bundle, seeded))
         wanted = stack.enter_context(opened(reference.bundle, replace(reference.settings, seed=seed)))
-        ours, theirs = (run_digest(each.manifest, each.target, judge_digest) for each in (made, wanted))
-        path = kept / f"{theirs}-{ours}-{seed}.npz"
-        if not path.exists():
-            prompts, seeds = prompts_of_model(MODEL, seeded.samples), seeded.picture_seeds()
-            batch = made.largest_batch()
-            told = partial(tell, f"{row.name}, seed {seed}", seeded.samples, batch)
-            pictures = stored_pictures(
-                kept / f"{theirs}-{seed}.npy",
-                wanted.make_pictures,
-                prompts,
-                seeds,
-                batch=batch,
-                progress=told,
-            )
-            bundle: PictureMaker = pictures if row == reference else made.make_pictures
-            record = gather(
-                *(prompts, seeds),
-                bundle=bundle,
-                reference=pictures,
-                judge=judge,
-                period=TRIPLES,
-                batch=batch,
-                progress=told,
-            )
-            save_record(record, path)
-    return load_record(path)
+        batch = made.largest_batch()
+        told = partial(tell, f"{row.name}, seed {seed}", seeded.samples, batch)
+        pictures = stored_pictures(kept_pictures, wanted.make_pictures, prompts, seeds, batch=batch, progress=told)
+        return gather(
+            prompts,
+            seeds,
+            bundle=pictures if row == reference else made.make_pictures,
+            reference=pictures,
+            judge=judge,
+            period=TRIPLES,
+            batch=batch,
+            progress=told,
+        )
 
 
 def tell(name: str, total: int, batch: int, done: int) -> None:
@@ -203,7 +216,12 @@ def time_steps(rows: list[Row]) -> np.ndarray:
         bundles = [stack.enter_context(opened(row.bundle, row.settings)) for row in rows]
         for bundle in bundles:
             mean_step_seconds(bundle)
-        return np.array([[mean_step_seconds(bundle) for bundle in bundles] for _ in range(TIMED_ROUNDS)])
+        seconds = np.empty((TIMED_ROUNDS, len(rows)))
+        for index in range(TIMED_ROUNDS):
+            for place in range(len(rows)):
+                which = (index + place) % len(rows)  # none is always the first of a round
+                seconds[index, which] = mean_step_seconds(bundles[which])
+        return seconds
 
 
 def mean_step_seconds(bundle: OpenedBundle) -> float:
@@ -262,10 +280,10 @@ def figures_over_seeds(
 
 def unet_bytes(row: Row) -> int:
     """Of the files of the UNet and its hoisted parts."""
-    with opened(row.bundle, row.settings) as bundle:
-        engines = bundle.manifest.targets[bundle.target].engines
-        files = {name for part in UNET_PARTS if part in engines for name in engines[part].files}
-        return sum(bundle.manifest.files[name].bytes for name in files)
+    manifest = open_bundle(row.bundle).manifest
+    engines = manifest.targets[row.target].engines
+    files = {name for part in UNET_PARTS if part in engines for name in engines[part].files}
+    return sum(manifest.files[name].bytes for name in files)
 
 
 def written(name: str, value: float, noise: float | None) -> str:
@@ -284,11 +302,6 @@ def print_epsilon(epsilon: Mapping[str, Mapping[int, float]]) -> None:
     print(markdown_row("---", *["---"] * len(timesteps)))
     for name, errors in epsilon.items():
         print(markdown_row(name, *(f"{100 * errors[timestep]:.3f}" for timestep in timesteps)))
-
-
-def markdown_row(*cells: str) -> str:
-    """A line of a table."""
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -40,9 +40,14 @@ def staging(folder: Path, files: tuple[str, ...]) -> Iterator[Path]:
             (Path(temporary) / name).replace(folder / name)
 
 
+def weights_path(path: Path) -> Path:
+    """Where the weights of the model in `path` lie: beside it in ``<name>_data``, as optimum has them."""
+    return path.with_name(f"{path.name}_data")
+
+
 def save_onnx(model: ir.Model, path: Path) -> None:
-    """Write a model with its weights beside it in ``<name>_data``, as optimum does; the model is not changed."""
-    ir.save(model, path, external_data=f"{path.name}_data")
+    """Write a model with its weights beside it (`weights_path`); the model is not changed."""
+    ir.save(model, path, external_data=weights_path(path).name)
 
 
 def one_line(error: object, *, limit: int = 600) -> str:

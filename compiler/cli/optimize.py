@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Optimise, and print what was fused."""
+    from sdc.compiler.build.built import weights_path
     from sdc.compiler.optimize import optimize_file
     from sdc.compiler.plain_json import check_writable, write_json
     from sdc.compiler.text_table import format_table
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     targets = parse_targets(args.target) if args.target else (None,)
     if len(targets) > 1:
         raise InputError(f"{len(targets)} targets were given, an .onnx file can be for one", hint="run it for each")
-    taken = {args.source: "source", args.out: "result", args.out.with_name(f"{args.out.name}_data"): "result's weights"}
+    taken = {args.source: "source", args.out: "result", weights_path(args.out): "result's weights"}
     for path, what in taken.items():
         if args.report is not None and args.report.resolve() == path.resolve():
             raise InputError(f"{args.report} is the {what}", hint="choose another --report")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from safetensors.numpy import load_file, save_file
 
 from sdc.compiler.evaluate.gather import Likeness, PictureMaker, Record
 from sdc.compiler.tiny.judge import Verdict
@@ -22,7 +23,6 @@ from sdc.engines.manifest import Manifest
 
 VERDICT_FIELDS = ("features", "garments", "colours", "backgrounds")
 LIKENESS_FIELDS = ("psnr_db", "ssim")
-
 
 RUNTIME_SOURCES = (
     "sdc.engines",
@@ -98,7 +98,7 @@ def stored_pictures(
 
 
 def save_record(record: Record, path: Path) -> None:
-    """Write a record that has everything: a judge's verdicts and a reference."""
+    """Write a record that has everything, a judge's verdicts and a reference, as safetensors."""
     arrays: dict[str, np.ndarray] = {}
     for owner in ("bundle", "reference"):
         verdict = getattr(record, owner)
@@ -107,20 +107,19 @@ def save_record(record: Record, path: Path) -> None:
     if record.other_seed is not None:
         arrays |= {f"other_seed.{name}": getattr(record.other_seed, name) for name in LIKENESS_FIELDS}
     unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # its flag for pickles is no array
+    save_file(arrays, unfinished)
     unfinished.rename(path)
 
 
 def load_record(path: Path) -> Record:
     """Read what `save_record` wrote."""
-    with np.load(path) as arrays:
-        bundle, reference = (
-            Verdict(*(torch.from_numpy(arrays[f"{owner}.{name}"]) for name in VERDICT_FIELDS))
-            for owner in ("bundle", "reference")
-        )
-        likeness = Likeness(*(arrays[f"likeness.{name}"] for name in LIKENESS_FIELDS))
-        other = None
-        if "other_seed.psnr_db" in arrays:
-            other = Likeness(*(arrays[f"other_seed.{name}"] for name in LIKENESS_FIELDS))
-        return Record(bundle, reference, likeness, other)
+    arrays = load_file(path)
+    bundle, reference = (
+        Verdict(*(torch.from_numpy(arrays[f"{owner}.{name}"]) for name in VERDICT_FIELDS))
+        for owner in ("bundle", "reference")
+    )
+    likeness = Likeness(*(arrays[f"likeness.{name}"] for name in LIKENESS_FIELDS))
+    other = None
+    if "other_seed.psnr_db" in arrays:
+        other = Likeness(*(arrays[f"other_seed.{name}"] for name in LIKENESS_FIELDS))
+    return Record(bundle, reference, likeness, other)

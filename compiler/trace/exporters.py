@@ -14,7 +14,7 @@ from torch.export import Dim
 
 from sdc.compiler.load import Checkpoint
 from sdc.compiler.trace.check import example_feeds
-from sdc.compiler.trace.traceable import traceable_module
+from sdc.compiler.trace.traceable import CAUSAL_ATTENTION, DECOMPOSED_ATTENTION, traceable_module
 from sdc.engines.specs import ComponentSpec, DimensionRange
 
 
@@ -119,9 +119,9 @@ def export_checkpoint(exporter: Exporter, checkpoint: Checkpoint, spec: Componen
     inputs = {name: torch.from_numpy(value) for name, value in feeds.items()}
     outputs = [tensor.name for tensor in spec.outputs]
     path = folder / "model.onnx"
-    module = traceable_module(checkpoint, spec.name)
-    if spec.name == "text_encoder" and exporter.kind == "torchscript" and exporter.dtype == torch.float16:
-        module.network.set_attn_implementation("eager")  # type: ignore[operator, union-attr]  # nn.Module's getattr
+    mixes_types = exporter.kind == "torchscript" and exporter.dtype == torch.float16
+    attention = DECOMPOSED_ATTENTION if mixes_types else CAUSAL_ATTENTION
+    module = traceable_module(checkpoint, spec.name, text_attention=attention)
     export_with(exporter, module, inputs, outputs, path, free=free)
     return path
 

@@ -10,14 +10,18 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from sdc.compiler.load import Checkpoint
 
 CAUSAL_ATTENTION = "sdc_causal"
+"""One `scaled_dot_product_attention` that is causal."""
+
+DECOMPOSED_ATTENTION = "eager"
+"""MatMul, a mask, Softmax and MatMul."""
 
 
 class _TextEncoder(nn.Module):
-    def __init__(self, network: CLIPTextModel) -> None:
+    def __init__(self, network: CLIPTextModel, attention: str) -> None:
         super().__init__()
         # transformers builds an explicit mask while it is traced; a text encoder without padding mask is just causal.
         AttentionInterface.register(CAUSAL_ATTENTION, sdpa_attention_forward)
-        network.set_attn_implementation(CAUSAL_ATTENTION)
+        network.set_attn_implementation(attention)
         self.network = network
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,10 +65,16 @@ class _VaeEncoder(nn.Module):
         return moments if self.network.quant_conv is None else self.network.quant_conv(moments)
 
 
-def traceable_module(checkpoint: Checkpoint, name: str) -> nn.Module:
-    """The component's network with exactly the inputs and outputs of its interface."""
+def traceable_module(checkpoint: Checkpoint, name: str, *, text_attention: str = CAUSAL_ATTENTION) -> nn.Module:
+    """The component's network with exactly the inputs and outputs of its interface.
+
+    Args:
+        checkpoint: has the weights.
+        name: of the component.
+        text_attention: how the text encoder computes its attention, `CAUSAL_ATTENTION` or `DECOMPOSED_ATTENTION`.
+    """
     if name == "text_encoder":
-        return _TextEncoder(checkpoint.text_encoder()).eval()
+        return _TextEncoder(checkpoint.text_encoder(), text_attention).eval()
     if name == "unet":
         return _Unet(checkpoint.unet()).eval()
     return (_VaeDecoder if name == "vae_decoder" else _VaeEncoder)(checkpoint.vae()).eval()

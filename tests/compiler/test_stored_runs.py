@@ -79,10 +79,10 @@ def test_a_record_is_read_as_it_was(tmp_path: Path, repeated: bool) -> None:
 
     likeness = Likeness(random.random(5), random.random(5))
     record = Record(verdict(), verdict(), likeness, Likeness(random.random(2), random.random(2)) if repeated else None)
-    save_record(record, tmp_path / "record.npz")
-    found = load_record(tmp_path / "record.npz")
+    save_record(record, tmp_path / "record.safetensors")
+    found = load_record(tmp_path / "record.safetensors")
     assert plain(found) == plain(record)
-    assert [path.name for path in tmp_path.iterdir()] == ["record.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["record.safetensors"]
 
 
 def test_the_digest_changes_with_all_that_changes_pictures_or_verdicts(tmp_path: Path) -> None:
