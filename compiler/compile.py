@@ -173,7 +173,7 @@ def calibrate_unet(
         files=opened.files,
         prompts=plan.prompts,
         fuse=request.fuse,
-        alpha=request.calibration.alpha,
+        smoothing=request.calibration.smoothing,
         table=request.calibration.table_file,
     )
     return shop.produce("calibrate unet", "calibrate", plan.calibration_key, calibrate_stage, inputs, reports=True)

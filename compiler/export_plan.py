@@ -229,7 +229,7 @@ def _drawing_key(
             *graphs,
             {name: digest_of(content.decode("latin-1")) for name, content in opened.files.items()},
             request.fuse,
-            request.calibration.alpha,
+            None if request.calibration.smoothing is None else request.calibration.smoothing.label,
             opened.entry.name if prompts is None else prompts,
             None if request.calibration.table_file is None else _file_digest(request.calibration.table_file),
         ]

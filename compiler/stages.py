@@ -33,6 +33,7 @@ from sdc.passes.precision.plan import PrecisionPlan
 from sdc.passes.precision.plan_file import text_from_plan
 from sdc.passes.precision.range_rules import DEFAULT_RULE, RangeRule
 from sdc.passes.precision.smooth_quant import SmoothQuant
+from sdc.passes.precision.smoothing_rule import SmoothingRule
 
 if TYPE_CHECKING:
     from sdc.compiler.load import Checkpoint, GraphCheckpoint
@@ -131,7 +132,7 @@ class Calibration:
         files: as in `Opened`.
         prompts: None for the model's own.
         fuse: as for the engines.
-        alpha: of SmoothQuant; None leaves the graph as it is.
+        smoothing: of SmoothQuant; None leaves the graph as it is.
         table: an earlier calibration to use instead of a new one.
     """
 
@@ -144,7 +145,7 @@ class Calibration:
     files: Mapping[str, bytes]
     prompts: tuple[str, ...] | None
     fuse: bool
-    alpha: float | None = None
+    smoothing: SmoothingRule | None = None
     table: Path | None = None
 
 
@@ -181,7 +182,7 @@ def _calibrated(inputs: Calibration, report: Callable[[int, int], None]) -> Cali
         )
         prompts = inputs.prompts or prompts_for(inputs.model)
         chosen = default_settings(unet, settings, prompts, all_prompts=inputs.prompts is not None)
-        return calibrate(unet, surroundings, chosen, alpha=inputs.alpha, on_run=report)
+        return calibrate(unet, surroundings, chosen, smoothing=inputs.smoothing, on_run=report)
 
 
 @dataclass(frozen=True)

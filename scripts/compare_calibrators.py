@@ -25,6 +25,7 @@ from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import Source
 from sdc.engines.targets import parse_targets
 from sdc.passes.precision.range_rules import METHODS, parse_rule
+from sdc.passes.precision.smoothing_rule import parse_smoothing
 
 
 def main() -> None:
@@ -72,14 +73,16 @@ def variants() -> dict[str, CalibrationOptions]:
     found = {}
     for symmetric, method in product((True, False), METHODS):
         label = parse_rule(method, symmetric=symmetric).label
-        found[f"{label}; plain"] = CalibrationOptions(method, symmetric, alpha=None, correct_bias=False)
-    for symmetric, method in product((True, False), ("max", "mse")):
+        found[f"{label}; plain"] = CalibrationOptions(method, symmetric, smoothing=None, correct_bias=False)
+    for symmetric, method in product((True, False), ("max", "mse", "lp")):
         label = parse_rule(method, symmetric=symmetric).label
-        for alpha, correct in ((None, True), (0.3, False), (0.5, False), (0.7, False), (0.8, False), (0.5, True)):
-            smoothed = "not smoothed" if alpha is None else f"smoothed {alpha}"
-            corrected = ", bias corrected" if correct else ""
-            options = CalibrationOptions(method, symmetric, alpha=alpha, correct_bias=correct)
-            found[f"{label}; {smoothed}{corrected}"] = options
+        for smoothing in ("none", "0.3:1", "0.5:1", "0.7:1", "0.5:4"):
+            smoothed = "not smoothed" if smoothing == "none" else f"smoothed {smoothing}"
+            for correct in (False, True):
+                options = CalibrationOptions(
+                    method, symmetric, smoothing=parse_smoothing(smoothing), correct_bias=correct
+                )
+                found[f"{label}; {smoothed}{', bias corrected' if correct else ''}"] = options
     return found
 
 

@@ -36,6 +36,7 @@ from sdc.passes.precision.calibration_table import CalibrationTable, Smoothing
 from sdc.passes.precision.observe_activations import MAXIMA, MEANS, MINIMA, ObserveActivations, Observed, samples_name
 from sdc.passes.precision.quantisation import find_layers
 from sdc.passes.precision.smooth_quant import SmoothQuant
+from sdc.passes.precision.smoothing_rule import SmoothingRule
 from sdc.passes.simplify.inline_functions import InlineFunctions
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def calibrate(
     surroundings: Surroundings,
     settings: CalibrationSettings,
     *,
-    alpha: float | None = None,
+    smoothing: SmoothingRule | None = None,
     on_run: OnRun | None = None,
 ) -> CalibrationTable:
     """Measure every activation that a layer reads, at every timestep.
@@ -81,8 +82,8 @@ def calibrate(
         unet: the fused graph in float32, before any precision pass; it is not changed.
         surroundings: the rest of the pipeline.
         settings: what to denoise.
-        alpha: of SmoothQuant: one batch of prompts tells the channels' magnitudes, and what is measured is the smoothed
-            graph. None measures the graph as it is.
+        smoothing: of SmoothQuant: one batch of prompts tells the channels' magnitudes, and what is measured is the
+            smoothed graph. None measures the graph as it is.
         on_run: progress.
 
     Raises:
@@ -90,16 +91,16 @@ def calibrate(
         NumericalError: the network gave NaN or infinity.
         PassError: the network has no layer to calibrate.
     """
-    if alpha is None:
+    if smoothing is None:
         return _measure(unet, surroundings, settings, _Progress(on_run, settings.runs))
     scouting = replace(settings, prompts=settings.prompts[: settings.batch])
     progress = _Progress(on_run, scouting.runs + settings.runs)
     seen = _measure(unet, surroundings, scouting, progress)
     magnitudes = {name: tuple(each.channel_magnitudes.tolist()) for name, each in seen.tensors.items()}
-    smoothing = Smoothing(seen.graph_digest, alpha, magnitudes)
+    found = Smoothing(seen.graph_digest, smoothing, magnitudes)
     smoothed = Component(unet.spec, unet.model.clone())
-    SmoothQuant(smoothing).run(smoothed.model)
-    return replace(_measure(smoothed, surroundings, settings, progress), smoothing=smoothing)
+    SmoothQuant(found).run(smoothed.model)
+    return replace(_measure(smoothed, surroundings, settings, progress), smoothing=found)
 
 
 class _Progress:

@@ -65,7 +65,7 @@ class CalibrationDescription:
             "prompts": list(table.prompts),
             "seed": table.seed,
             "timesteps": list(table.timesteps),
-            "alpha": None if table.smoothing is None else table.smoothing.alpha,
+            "smoothing": None if table.smoothing is None else table.smoothing.rule.label,
             "tensors": {name: {"low": each.seen.low, "high": each.seen.high} for name, each in table.tensors.items()},
             "ranges": {rule: {name: list(each) for name, each in rows.items()} for rule, rows in table.ranges.items()},
             "outliers": [asdict(each) for each in self.outliers],
@@ -100,7 +100,7 @@ def inspect_calibration(path: Path) -> CalibrationDescription:
 def format_calibration(description: CalibrationDescription) -> str:
     """The description for people."""
     table = description.table
-    smoothed = "not smoothed" if table.smoothing is None else f"smoothed with alpha {table.smoothing.alpha:g}"
+    smoothed = "not smoothed" if table.smoothing is None else f"smoothed with {table.smoothing.rule.label}"
     lines = [
         f"{description.path}: {len(table.tensors)} tensors of the graph {table.graph_digest[:12]}, {smoothed}",
         f"  {len(table.prompts)} prompts from seed {table.seed}, {table.sampler}, {len(table.timesteps)} timesteps, "

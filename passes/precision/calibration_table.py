@@ -14,9 +14,10 @@ from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.precision.calibrators import range_from_histogram
 from sdc.passes.precision.packed_arrays import pack, unpack
 from sdc.passes.precision.range_rules import Range, RangeRule
+from sdc.passes.precision.smoothing_rule import SmoothingRule
 from sdc.passes.precision.tensor_statistics import TensorStatistics
 
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class Smoothing:
 
     Attributes:
         graph_digest: of the graph before.
-        alpha: the share of the difficulty that moves from activations to weights.
+        rule: what moves from activations to weights.
         magnitudes: largest magnitude of each channel of each tensor of that graph, by the tensor's name.
     """
 
     graph_digest: str
-    alpha: float
+    rule: SmoothingRule
     magnitudes: Mapping[str, tuple[float, ...]]
 
 
@@ -190,7 +191,8 @@ def _table_from_json(value: Mapping[str, Any]) -> CalibrationTable:
 def _json_from_smoothing(smoothing: Smoothing) -> dict[str, Any]:
     return {
         "graph_digest": smoothing.graph_digest,
-        "alpha": smoothing.alpha,
+        "alpha": smoothing.rule.alpha,
+        "outlier_ratio": smoothing.rule.outlier_ratio,
         "magnitudes": {name: pack(np.array(row, np.float32)) for name, row in smoothing.magnitudes.items()},
     }
 
@@ -198,6 +200,6 @@ def _json_from_smoothing(smoothing: Smoothing) -> dict[str, Any]:
 def _smoothing_from_json(value: Mapping[str, Any]) -> Smoothing:
     return Smoothing(
         graph_digest=str(value["graph_digest"]),
-        alpha=float(value["alpha"]),
+        rule=SmoothingRule(float(value["alpha"]), float(value["outlier_ratio"])),
         magnitudes={name: tuple(unpack(row).tolist()) for name, row in value["magnitudes"].items()},
     )

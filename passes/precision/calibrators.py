@@ -1,4 +1,4 @@
-"""Ranges from histograms: percentile, entropy and mean squared error.
+"""Ranges from histograms: percentile, entropy, and the least mean error of any power.
 
 Why not the calibrators of `onnxruntime.quantization`: they read linear histograms only, their entropy search is a loop
 in Python of a second and more for each tensor, and they have no search by mean squared error. The divergence here is
@@ -8,12 +8,13 @@ theirs (and TensorRT's), over candidates that shrink by a constant factor.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sdc.passes.precision.log_histogram import Density, LogHistogram
-from sdc.passes.precision.range_rules import ENTROPY, MAX, PERCENTILE, Range, RangeRule
+from sdc.passes.precision.range_rules import ENTROPY, LP, MAX, PERCENTILE, Range, RangeRule
 
 _CANDIDATES = 2.0 ** (-np.arange(0, 97) / 16)
 """Shares of the whole range that are tried: each 4 % below the last, down to 1/64."""
@@ -51,8 +52,10 @@ def range_from_histogram(histogram: LogHistogram, seen: Range, rule: RangeRule) 
     density = histogram.density(seen.low, seen.high)
     if rule.method == PERCENTILE:
         return _percentile(density, whole, rule)
-    cost = _divergence if rule.method == ENTROPY else _squared_error
-    return _least(lambda low, high: cost(density, low, high), whole, symmetric=rule.symmetric)
+    if rule.method == ENTROPY:
+        return _least(partial(_divergence, density), whole, symmetric=rule.symmetric)
+    exponent = rule.exponent if rule.method == LP else 2.0
+    return _least(partial(_error, density, exponent), whole, symmetric=rule.symmetric)
 
 
 def _percentile(density: Density, whole: Range, rule: RangeRule) -> Range:
@@ -92,15 +95,16 @@ def _least(cost: Callable[[float, float], float], whole: Range, *, symmetric: bo
     return Range(low, high)
 
 
-def _squared_error(density: Density, low: float, high: float) -> float:
-    """Sum of squares of what rounding and saturation change."""
+def _error(density: Density, exponent: float, low: float, high: float) -> float:
+    """Sum of powers of what rounding and saturation change."""
     step = (high - low) / (_LEVELS - 1)
     first, last = np.rint(low / step), np.rint(high / step)
     total = 0.0
     for share in _GAUSS:
         x = (density.begins + share * (density.ends - density.begins)) / step
-        total += float(np.dot(density.counts, np.square(x - np.clip(np.rint(x), first, last)))) / len(_GAUSS)
-    return total * step * step
+        errors = np.abs(x - np.clip(np.rint(x), first, last))
+        total += float(np.dot(density.counts, errors**exponent)) / len(_GAUSS)
+    return float(total * step**exponent)
 
 
 def _divergence(density: Density, low: float, high: float) -> float:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from sdc.engines.errors import InputError, PassError
+from sdc.engines.errors import PassError
 from sdc.passes.base import Pass, PassReport
 from sdc.passes.mapped_tensors import release
 from sdc.passes.precision.calibration_table import Smoothing, check_digest
@@ -28,10 +28,11 @@ class SmoothQuant(Pass):
 
         X · W  →  (X diag(s)^-1) · (diag(s) W),    s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)
 
-    The factors s have a geometric mean of 1, and dead channels (of X or of W) keep 1: as one scale is chosen for the
-    whole tensor, only ratios matter. The same ratios come out however the channels of X and W were scaled against each
-    other before, so outliers of that origin leave no trace. Sites are taken from the last to the first, because the
-    weights that write one are read at another: a scaled column must not be seen as a large row.
+    The factors s have a median of 1: as one scale is chosen for the whole tensor, only ratios matter. The same X
+    diag(s)^-1 comes out however the channels of X and W were scaled against each other before, so outliers of that
+    origin leave no trace. Channels whose factor is near the median keep 1, see `SmoothingRule`. Sites are taken from
+    the last to the first, because the weights that write one are read at another: a scaled column must not be seen as a
+    large row.
 
     1. X is written by the scale and shift of a LayerNormalization or GroupNormalization, alone or fused with a sum; by
        the projection of an attention's values (its rows mix tokens, not channels); or by the half of a BiasGeGlu that
@@ -45,7 +46,7 @@ class SmoothQuant(Pass):
     the prompt's embedding and other inputs, and a gate that is not fused. Constants that other nodes share are copied.
 
     Attributes:
-        smoothing: magnitudes and alpha; another graph is refused.
+        smoothing: magnitudes and rule; another graph is refused.
 
     Source: Xiao et al., "SmoothQuant", arXiv:2211.10438, equations 3 and 4; pairs beside norm → linear as in Nagel et
     al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.1.
@@ -55,12 +56,8 @@ class SmoothQuant(Pass):
 
     smoothing: Smoothing
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.smoothing.alpha <= 1:
-            raise InputError(f"alpha is {self.smoothing.alpha:g}", hint="give a number from 0 to 1")
-
     def rewrite(self, model: ir.Model) -> PassReport:
-        """Scale every site once.
+        """Scale every site that has outliers once.
 
         Raises:
             PassError: the magnitudes are another graph's, or those of a tensor are missing.
@@ -70,14 +67,17 @@ class SmoothQuant(Pass):
         check_digest(model, self.smoothing.graph_digest)
         layers, _ = find_layers(model)
         sites, skipped = find_sites(layers)
-        largest = 1.0
+        largest, scaled = 1.0, 0
         for each in reversed(sites):
             factors = self._factors(each)
+            if (factors == 1).all():
+                continue
             largest = max(largest, float(factors.max()), float(1 / factors.min()))
+            scaled += 1
             _scale_site(model.graph, each, factors)
         model.metadata_props[_MARK] = self.smoothing.graph_digest
-        details = {"alpha": self.smoothing.alpha, "largest_factor": float(f"{largest:.4g}")}
-        return PassReport(self.name, len(sites), tuple(skipped), details=details)
+        details = {"rule": self.smoothing.rule.label, "sites": len(sites), "largest_factor": float(f"{largest:.4g}")}
+        return PassReport(self.name, scaled, tuple(skipped), details=details)
 
     def _factors(self, found: SmoothingSite) -> np.ndarray:
         name = found.tensor.name or ""
@@ -85,23 +85,7 @@ class SmoothQuant(Pass):
             raise PassError(f"no magnitudes of tensor {name!r} to smooth it with", hint="calibrate again")
         activations = np.asarray(self.smoothing.magnitudes[name], np.float64)
         weights = np.max([_input_magnitudes(layer) for layer in found.readers], axis=0)
-        return smoothing_factors(activations, weights, self.smoothing.alpha)
-
-
-def smoothing_factors(activations: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray:
-    """What each channel of the activation is divided by: [channels], float64, of geometric mean 1.
-
-    Args:
-        activations: largest magnitude of each channel; likewise `weights`, of what multiplies it.
-        alpha: 1 makes all channels of the activation equal, 0 all rows of the weight.
-    """
-    alive = (activations > 0) & (weights > 0)
-    if not alive.any():
-        return np.ones(len(activations))
-    logarithms = alpha * np.log(activations[alive]) - (1 - alpha) * np.log(weights[alive])
-    factors = np.ones(len(activations))
-    factors[alive] = np.exp(logarithms - logarithms.mean())
-    return factors
+        return self.smoothing.rule.factors(activations, weights)
 
 
 def _input_magnitudes(layer: Layer) -> np.ndarray:

@@ -32,6 +32,7 @@ from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.quantisation import find_layers
 from sdc.passes.precision.range_rules import MAX, RangeRule
 from sdc.passes.precision.smooth_quant import SmoothQuant
+from sdc.passes.precision.smoothing_rule import SmoothingRule
 
 MAX_RULE = RangeRule(MAX)
 WORDS = {"<s>": 0, "</s>": 1, "red": 2, "green": 3, "boot": 4, "bag": 5}
@@ -198,7 +199,9 @@ def test_prompts_speak_the_models_language():
 def test_smoothed_graphs_are_what_is_measured(unet: Component, surroundings: Surroundings):
     done: list[tuple[int, int]] = []
     plain = calibrate(unet, surroundings, SETTINGS)
-    table = calibrate(unet, surroundings, SETTINGS, alpha=0.5, on_run=lambda *count: done.append(count))
+    table = calibrate(
+        unet, surroundings, SETTINGS, smoothing=SmoothingRule(outlier_ratio=1), on_run=lambda *count: done.append(count)
+    )
     assert done == [(run, 16) for run in range(1, 17)]  # one prompt to look ahead, then three
     assert table.smoothing is not None
     assert table.smoothing.graph_digest == plain.graph_digest == digest_from_model(unet.model)

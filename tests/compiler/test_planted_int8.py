@@ -33,7 +33,7 @@ def test_planted_outliers_cost_little(tmp_path: Path) -> None:
     pipeline.save_pretrained(planted)
 
     def export(source: str, precision: str, calibration: CalibrationOptions) -> Path:
-        out = tmp_path / f"{Path(source).parent.name}-{precision}-{calibration.alpha}"
+        out = tmp_path / f"{Path(source).parent.name}-{precision}-{calibration.smoothing}"
         request = ExportRequest(
             Source(source), PrecisionRequest(precision), parse_targets("cpu"), out, calibration=calibration
         )
@@ -50,4 +50,4 @@ def test_planted_outliers_cost_little(tmp_path: Path) -> None:
     assert psnr_db(export(str(planted), "fp32", default)) > 90  # the same function
     plain = psnr_db(export("tiny", "int8", default))
     assert psnr_db(export(str(planted), "int8", default)) > plain - ALLOWED_LOSS_DB
-    assert psnr_db(export(str(planted), "int8", CalibrationOptions(alpha=None))) < plain - UNSMOOTHED_LOSS_DB
+    assert psnr_db(export(str(planted), "int8", CalibrationOptions(smoothing=None))) < plain - UNSMOOTHED_LOSS_DB

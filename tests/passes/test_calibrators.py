@@ -136,11 +136,14 @@ def test_rules_are_read():
     assert parse_rule("percentile:99.9") == RangeRule("percentile", 99.9)
     assert parse_rule("percentile").label == "percentile:99.99, symmetric"
     labels = {RangeRule(method, symmetric=kind).label for method in METHODS for kind in (True, False)}
-    assert len(labels) == 8
+    assert parse_rule("lp:3") == RangeRule("lp", exponent=3)
+    assert parse_rule("lp").label == "lp:2.4, symmetric"
+    assert len(labels) == 10
 
 
 @pytest.mark.parametrize(
-    "text", ["kl", "", "max:3", "percentile:", "percentile:50", "percentile:100.1", "percentile:x"]
+    "text",
+    ["kl", "", "max:3", "percentile:", "percentile:50", "percentile:100.1", "percentile:x", "lp:", "lp:0", "lp:9"],
 )
 def test_what_is_no_rule_is_refused(text: str):
     with pytest.raises(InputError):

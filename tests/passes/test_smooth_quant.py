@@ -16,8 +16,11 @@ from sdc.passes.pipeline import canonical_passes, fusion_passes
 from sdc.passes.precision.calibration_table import Smoothing
 from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.quantisation import find_layers
-from sdc.passes.precision.smooth_quant import SmoothQuant, smoothing_factors
+from sdc.passes.precision.smooth_quant import SmoothQuant
+from sdc.passes.precision.smoothing_rule import SmoothingRule, parse_smoothing
 from sdc.passes.precision.smoothing_sites import find_sites
+
+EVERY_CHANNEL = SmoothingRule(outlier_ratio=1)
 
 PLANTED = {
     # what is multiplied (by its first or, with True, its last axis), and the rows or columns that undo it
@@ -27,10 +30,10 @@ PLANTED = {
 }
 
 
-def smoothing_of(model: ir.Model, feeds: dict[str, np.ndarray], alpha: float = 0.5) -> Smoothing:
+def smoothing_of(model: ir.Model, feeds: dict[str, np.ndarray], rule: SmoothingRule = EVERY_CHANNEL) -> Smoothing:
     tensors = measure_table(model, feeds).tensors
     magnitudes = {name: tuple(each.channel_magnitudes.tolist()) for name, each in tensors.items()}
-    return Smoothing(digest_from_model(model), alpha, magnitudes)
+    return Smoothing(digest_from_model(model), rule, magnitudes)
 
 
 def plant(model: ir.Model, places: list[str]) -> None:
@@ -58,7 +61,7 @@ def fused(model: ir.Model) -> ir.Model:
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_function_is_the_same(alpha: float):
     model, feeds = make_fused_denoiser(), make_feeds()
-    smoothing = smoothing_of(model, feeds, alpha)
+    smoothing = smoothing_of(model, feeds, SmoothingRule(alpha, 1))
     before = {name: value.const_value.numpy().copy() for name, value in model.graph.initializers.items()}
     (report,) = apply_proven(SmoothQuant(smoothing), model, [feeds, make_feeds(seed=18)])
     assert report.matched == 3
@@ -79,7 +82,7 @@ def test_function_of_a_whole_unet_is_the_same():
     magnitudes = {
         layer.activation.name or "": tuple(np.exp(random.normal(0, 2, layer.channels)).tolist()) for layer in layers
     }
-    smoothing = Smoothing(digest_from_model(model), 0.5, magnitudes)
+    smoothing = Smoothing(digest_from_model(model), EVERY_CHANNEL, magnitudes)
     (report,) = apply_proven(SmoothQuant(smoothing), model, [feeds])
     # 11 transformers: three layer norms, two attentions, a gate and a group norm each
     assert report.matched == 77
@@ -89,17 +92,39 @@ def test_function_of_a_whole_unet_is_the_same():
 
 def test_factors_are_those_of_the_equation():
     activations, weights = np.array([4.0, 1.0, 9.0, 0.0, 2.0]), np.array([1.0, 4.0, 1.0, 3.0, 0.0])
-    factors = smoothing_factors(activations, weights, 0.5)
+    factors = SmoothingRule(0.5, 1).factors(activations, weights)
     expected = np.sqrt(activations[:3] / weights[:3])
-    np.testing.assert_allclose(factors[:3], expected / np.prod(expected) ** (1 / 3))
+    np.testing.assert_allclose(factors[:3], expected / np.median(expected))
     np.testing.assert_array_equal(factors[3:], 1)
-    np.testing.assert_array_equal(smoothing_factors(np.zeros(3), np.ones(3), 0.5), 1)
-    one = smoothing_factors(activations[:3], weights[:3], 1.0)
-    np.testing.assert_allclose(activations[:3] / one, np.full(3, np.prod(activations[:3]) ** (1 / 3)))
+    np.testing.assert_array_equal(SmoothingRule(0.5, 1).factors(np.zeros(3), np.ones(3)), 1)
+    one = SmoothingRule(1.0, 1).factors(activations[:3], weights[:3])
+    np.testing.assert_allclose(activations[:3] / one, np.full(3, np.median(activations[:3])))
+
+
+def test_channels_that_are_no_outliers_are_left_alone():
+    activations, weights = np.array([1.0, 2.0, 3.9, 40.0, 0.9, 0.02]), np.ones(6)
+    rule = SmoothingRule(1.0, 4)
+    factors = rule.factors(activations, weights)
+    median = np.sqrt(1.0 * 2.0)
+    np.testing.assert_allclose(factors, [1, 1, 1, 40 / median, 1, 0.02 / median])
+    # However outliers are scaled, the same comes out.
+    scales = np.array([1.0, 1.0, 1.0, 1 / 3, 1.0, 1 / 50])
+    again = rule.factors(activations * scales, weights / scales)
+    np.testing.assert_allclose(activations * scales / again, activations / factors)
+
+
+def test_a_graph_without_outliers_stays_as_it_is():
+    model, feeds = make_fused_denoiser(), make_feeds()
+    (report,) = apply_proven(SmoothQuant(smoothing_of(model, feeds, SmoothingRule(outlier_ratio=100))), model, [feeds])
+    assert report.matched == 0
+    assert report.details is not None
+    assert report.details["sites"] == 3
+    assert not any(".smoothed" in (value.name or "") for node in model.graph for value in node.inputs if value)
 
 
 @pytest.mark.parametrize("places", [["norm-conv"], ["value-projection"], list(PLANTED)])
-def test_planted_outliers_leave_no_trace(places: list[str]):
+@pytest.mark.parametrize("rule", [SmoothingRule(), EVERY_CHANNEL])
+def test_planted_outliers_leave_no_trace(places: list[str], rule: SmoothingRule):
     feeds = make_feeds()
     damage = {}
     for planted in (False, True):
@@ -110,7 +135,7 @@ def test_planted_outliers_leave_no_trace(places: list[str]):
             model = fused(model)
             (exact,) = run_model(model, feeds)
             if smooth:
-                SmoothQuant(smoothing_of(model, feeds)).run(model)
+                SmoothQuant(smoothing_of(model, feeds, rule)).run(model)
             InsertQdq(measure_table(model, feeds)).run(model)
             (found,) = run_model(model, feeds)
             damage[planted, smooth] = float(np.sqrt(np.mean(np.square(found - exact))))
@@ -187,7 +212,8 @@ def test_shared_scales_are_copied():
     model = make_model(text, {name: random.normal(size=shape).astype(np.float32) for name, shape in WEIGHTS.items()})
     magnitudes = {"n": (1.0, 20.0, 3.0, 0.5, 7.0, 100.0), "x": (1.0,) * 6}
     feeds = {"x": random.normal(size=(5, 6)).astype(np.float32)}
-    (report,) = apply_proven(SmoothQuant(Smoothing(digest_from_model(model), 0.5, magnitudes)), model, [feeds])
+    smoothing = Smoothing(digest_from_model(model), EVERY_CHANNEL, magnitudes)
+    (report,) = apply_proven(SmoothQuant(smoothing), model, [feeds])
     assert report.matched == 1
 
 
@@ -197,10 +223,17 @@ def test_other_graphs_and_missing_magnitudes_are_refused():
     with pytest.raises(PassError, match="belongs to the graph"):
         SmoothQuant(smoothing).run(make_fused_denoiser(seed=6))
     with pytest.raises(PassError, match="no magnitudes of tensor"):
-        SmoothQuant(Smoothing(smoothing.graph_digest, 0.5, {})).run(model)
+        SmoothQuant(Smoothing(smoothing.graph_digest, SmoothingRule(), {})).run(model)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.1])
-def test_alpha_out_of_range_is_refused(alpha: float):
-    with pytest.raises(InputError, match="alpha is"):
-        SmoothQuant(Smoothing("", alpha, {}))
+def test_rules_are_read():
+    assert parse_smoothing("none") is None
+    assert parse_smoothing("0.7") == SmoothingRule(0.7)
+    assert parse_smoothing("0.7:2") == SmoothingRule(0.7, 2)
+    assert parse_smoothing(SmoothingRule(0.25, 8).label) == SmoothingRule(0.25, 8)
+
+
+@pytest.mark.parametrize("text", ["-0.1", "1.1", "nan", "0.5:0.9", "0.5:inf", "0.5:", "much"])
+def test_what_is_no_rule_is_refused(text: str):
+    with pytest.raises(InputError, match="SmoothQuant"):
+        parse_smoothing(text)
