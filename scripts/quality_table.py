@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import shutil
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from make_control import write_control
 
 from sdc.compiler.compile import export_bundle
@@ -91,19 +95,9 @@ def main() -> None:
     kept = options.out / f"runs-{options.samples}-{options.steps}-{options.guidance:g}"
     kept.mkdir(parents=True, exist_ok=True)
     judge_path = MODELS_FOLDER / "judge.safetensors"
-    judge = load_judge(judge_path)
     statistics = load_statistics(MODELS_FOLDER / "statistics.safetensors", judge_path=judge_path)
-    records: dict[str, list[Record]] = {row.name: [] for row in rows}
-    digest = digest_of(judge_path)
-    for seed in range(options.seeds):
-        for row in list(rows):
-            try:
-                records[row.name].append(run(row, rows[0], seed, kept, judge, digest))
-            except NumericalError as error:
-                if row == rows[0]:
-                    raise
-                print(f"{row.name}: not in the table: {error}")
-                rows.remove(row)
+    records = run_all(rows, options.seeds, kept, options.workers)
+    rows = [row for row in rows if row.name in records]
     epsilon = {row.name: epsilon_errors(row, rows[0], statistics) for row in rows[1:]}
     seconds = time_steps(rows)
     print_quality(rows, records, seconds, statistics)
@@ -117,6 +111,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for bundles, pictures and figures")
     parser.add_argument("--samples", type=int, default=5000, help="pictures of each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs with different seeds")
+    parser.add_argument("--workers", type=int, default=1, help="runs made at once, each with its share of the cores")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.9)
     parser.add_argument("--target", default="cpu,ort-cpu", help="cpu first: the reference is its fp32")
@@ -157,24 +152,61 @@ def export_rows(
     return rows
 
 
-def run(row: Row, reference: Row, seed: int, kept: Path, judge: Judge, judge_digest: str) -> Record:
+def run_all(rows: list[Row], seeds: int, kept: Path, workers: int) -> dict[str, list[Record]]:
+    """What was seen of every row's pictures, by its name; a row without numbers is left out, the first one is not."""
+    spawn = multiprocessing.get_context("spawn")
+    shares = spawn.Queue()
+    cores = sorted(os.sched_getaffinity(0))
+    for worker in range(workers):
+        shares.put(cores[worker::workers])
+    records: dict[str, list[Record]] = {}
+    with ProcessPoolExecutor(workers, spawn, initializer=take_cores, initargs=(shares,)) as pool:
+        try:
+            # The others need the first row's pictures.
+            for part in (rows[:1], rows[1:]):
+                runs = {
+                    (row, seed): pool.submit(run, row, rows[0], seed, kept) for seed in range(seeds) for row in part
+                }
+                for row in part:
+                    try:
+                        records[row.name] = [runs[row, seed].result() for seed in range(seeds)]
+                    except NumericalError as error:
+                        if row == rows[0]:
+                            raise
+                        print(f"{row.name}: not in the table: {error}")
+        except BaseException:  # an interrupt, too, must not wait for all that is queued
+            pool.shutdown(cancel_futures=True)
+            raise
+    return records
+
+
+def take_cores(shares: multiprocessing.Queue[list[int]]) -> None:
+    """Keep a worker to its share: backends bind their threads to cores, the first ones of all that they may use."""
+    cores = shares.get()
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+
+
+def run(row: Row, reference: Row, seed: int, kept: Path) -> Record:
     """What was seen of the row's pictures of one seed, now or in an earlier call."""
+    judge_path = MODELS_FOLDER / "judge.safetensors"
+    judge_digest = digest_of(judge_path)
     ours, theirs = (
         run_digest(open_bundle(each.bundle).manifest, each.target, judge_digest) for each in (row, reference)
     )
     path = kept / f"{theirs}-{ours}-{seed}.safetensors"
     if not path.exists():
-        save_record(draw_and_look(row, reference, seed, kept / f"{theirs}-{seed}.npy", judge), path)
+        save_record(draw_and_look(row, reference, seed, kept / f"{theirs}-{seed}.npy", load_judge(judge_path)), path)
     return load_record(path)
 
 
 def draw_and_look(row: Row, reference: Row, seed: int, kept_pictures: Path, judge: Judge) -> Record:
     """Make the row's pictures, and the reference's if they are not kept."""
-    seeded = replace(row.settings, seed=seed)
+    seeded = replace(row.settings, seed=seed, threads=len(os.sched_getaffinity(0)))
     prompts, seeds = prompts_of_model(MODEL, seeded.samples), seeded.picture_seeds()
     with ExitStack() as stack:
         made = stack.enter_context(opened(row.bundle, seeded))
-        wanted = stack.enter_context(opened(reference.bundle, replace(reference.settings, seed=seed)))
+        wanted = stack.enter_context(opened(reference.bundle, replace(seeded, target=reference.target)))
         batch = made.largest_batch()
         told = partial(tell, f"{row.name}, seed {seed}", seeded.samples, batch)
         pictures = stored_pictures(kept_pictures, wanted.make_pictures, prompts, seeds, batch=batch, progress=told)
