@@ -210,4 +210,4 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
         return (attention, LowerToContrib(), LowerImagesToNhwc()), (), standard | {ORT_DOMAIN}
     if backend == "tensorrt_rtx":
         return (), (DecomposeAttention(_TENSORRT_DTYPES, _TENSORRT_HEAD_SIZES),), standard
-    return (SplitGeGlu(),), (GuardQuantisedBias(),), standard
+    return (SplitGeGlu(),), (LowerGroupNorm(), GuardQuantisedBias()), standard

@@ -1,4 +1,4 @@
-"""Arrange GroupNormalization for a backend that has no kernel for it."""
+"""Arrange GroupNormalization for backends that have no kernel for it, or a slower one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class LowerGroupNorm(Pass):
 
     ONNX Runtime on the CPU otherwise expands GroupNormalization to a chain of some fifteen element-wise operators.
     BatchNormalization is its one kernel for an affine map per channel: a Mul and an Add read and write twice as much.
+    OpenVINO's own expansion normalises a tensor of four axes, whose kernel costs some 40 us a call even where there is
+    nothing to do; with three axes the steps of `tiny` are 9 % (int8) and 16 % (fp32) shorter, those of SD 1.5 the same.
 
     Preconditions:
 

@@ -22,7 +22,7 @@ def test_json_round_trip():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 1}, "schema 1, expected 2"),
+        ({"schema": 1}, "schema 1, expected 3"),
         ({"ranges": None}, "malformed"),
         ({"latent_size": [5]}, "malformed"),
         ({"timesteps": [1.0, 2.0]}, "differ in length"),

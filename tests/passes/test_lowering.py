@@ -36,11 +36,11 @@ def test_lowered_graphs_are_equal_and_have_no_functions(backend: str) -> None:
         assert set(model.graph.opset_imports) <= {"", "com.microsoft"}
 
 
-def test_plain_graph_comes_back_from_openvinos_lowering() -> None:
+def test_plain_graph_comes_back_from_tensorrts_lowering() -> None:
     model = make_resnet()
     before = Counter(operators(model))
     fused(model)
-    for each in lowering_passes("openvino"):
+    for each in lowering_passes("tensorrt_rtx"):
         each.run(model)
     assert Counter(operators(model)) == before
 
