@@ -71,6 +71,8 @@ _TENSORRT_HEAD_SIZES = frozenset({16, 32, 40, 64, 80, 128, 160, 256, 512})
 
 _CUDA_DTYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 
+_OPENVINO_NORM_DTYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+
 _TENSORRT_DTYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 _WITH_GROUP_NORM = frozenset({"unet", "vae_decoder", "vae_encoder"})
@@ -210,4 +212,4 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
         return (attention, LowerToContrib(), LowerImagesToNhwc()), (), standard | {ORT_DOMAIN}
     if backend == "tensorrt_rtx":
         return (), (DecomposeAttention(_TENSORRT_DTYPES, _TENSORRT_HEAD_SIZES),), standard
-    return (SplitGeGlu(),), (LowerGroupNorm(), GuardQuantisedBias()), standard
+    return (SplitGeGlu(),), (LowerGroupNorm(_OPENVINO_NORM_DTYPES), GuardQuantisedBias()), standard

@@ -4,8 +4,9 @@
     python scripts/compare_int8_peers.py --out build/peers
     python scripts/compare_int8_peers.py --out build/peers-planted --model build/planted/tiny
 
-The peers get what they are made for: the network as the exporter wrote it, in one graph, and the inputs of its calls in
-the denoising runs that ours is calibrated on. Their engines stand in a bundle in the place of its UNet, so that
+The peers run with the settings of the table's names, defaults otherwise. They get the network in one graph that nothing
+was fused in or hoisted out of, lowered for ONNX Runtime, and the inputs of its calls in the denoising runs that ours is
+calibrated on. Their engines stand in a bundle in the place of its UNet, so that
 everything around it is the same. The reference is fp32 of the trained model, on each target. Prints Markdown.
 """
 
@@ -86,16 +87,17 @@ def main() -> None:
     for target in TARGETS:
         bundles["fp32", target] = export(out, JUDGED_MODEL, "fp32", target)
         bundles["sdc int8", target] = export(out, options.model, "int8", target)
+        bundles["sdc int8, not fused or hoisted", target] = export(out, options.model, "int8", target, classic=True)
     plain = {target: export(out, options.model, "fp32", target, classic=True) for target in TARGETS}
     network = engine_file(plain["ort-cpu"], "ort-cpu")
     feeds = record_feeds(plain["ort-cpu"], prompts_for(JUDGED_MODEL))
     print(f"{len(feeds)} calls of the network in {STEPS} steps of {len(prompts_for(JUDGED_MODEL))} prompts")
     for peer in PEERS:
-        place = out / f"{peer.name} {peer.target}".replace(" ", "-")
+        place = out / f"{peer.name} {peer.target}".replace(",", "").replace(" ", "-")
         try:
             bundles[peer.name, peer.target] = with_unet(plain[peer.target], place, peer, network, feeds)
         except Exception as error:  # a peer may fail in any way, and that is a row's content, not the end
-            print(f"{peer.name}, {peer.target}: failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+            print(f"{peer.name}, {peer.target}: failed: {type(error).__name__}: {str(error)[:200]}")
     settings = Settings(samples=options.samples, seed=options.seed, guidance_scale=options.guidance)
     print_table(bundles, settings, out / "table.json")
 
@@ -200,27 +202,40 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def with_nncf(*, transformer: bool) -> Write:
-    """NNCF's post-training quantisation; of a transformer it smooths and leaves some operators out."""
+def with_nncf(*, mixed: bool = False, transformer: bool = False) -> Write:
+    """NNCF's post-training quantisation.
+
+    Args:
+        mixed: asymmetric activations, as ours.
+        transformer: smooths, and leaves some operators out; activations are asymmetric, too.
+    """
 
     def write(network: Path, folder: Path, feeds: list[Feeds]) -> tuple[Path, ...]:
         import nncf
         import openvino
 
         kind = nncf.ModelType.TRANSFORMER if transformer else None
-        dataset = nncf.Dataset(feeds)
+        preset = nncf.QuantizationPreset.MIXED if mixed else None
         model = nncf.quantize(
-            openvino.Core().read_model(network), dataset, model_type=kind, subset_size=max(300, len(feeds))
+            openvino.Core().read_model(network),
+            nncf.Dataset(feeds),
+            preset=preset,
+            model_type=kind,
+            subset_size=len(feeds),
         )
         path = folder / "openvino_model.xml"
-        openvino.save_model(model, path, compress_to_fp16=False)
+        openvino.save_model(model, path)
         return path, path.with_suffix(".bin")
 
     return write
 
 
-def with_onnxruntime(*, per_channel: bool) -> Write:
-    """onnxruntime.quantization's static quantisation, min-max, as its documentation has it."""
+def with_onnxruntime(*, layers_only: bool) -> Write:
+    """onnxruntime.quantization's static quantisation, min-max.
+
+    Args:
+        layers_only: Conv, MatMul and Gemm per channel, as ours; else all that it knows, per tensor, as is its default.
+    """
 
     def write(network: Path, folder: Path, feeds: list[Feeds]) -> tuple[Path, ...]:
         import onnx
@@ -239,17 +254,26 @@ def with_onnxruntime(*, per_channel: bool) -> Write:
             whole, prepared = (Path(temporary) / name for name in ("whole.onnx", "prepared.onnx"))
             onnx.save(onnx.load(network), whole)  # it takes no weights in files of their own that are links
             quant_pre_process(whole, prepared, skip_symbolic_shape=True)
-            quantize_static(prepared, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=per_channel)
+            layers = ["Conv", "MatMul", "Gemm"] if layers_only else None
+            quantize_static(
+                prepared,
+                path,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=layers,
+                per_channel=layers_only,
+            )
         return tuple(sorted(folder.glob("model.onnx*")))
 
     return write
 
 
 PEERS = (
-    Peer("NNCF", "cpu", with_nncf(transformer=False)),
+    Peer("NNCF, defaults", "cpu", with_nncf()),
+    Peer("NNCF, mixed preset", "cpu", with_nncf(mixed=True)),
     Peer("NNCF, transformer", "cpu", with_nncf(transformer=True)),
-    Peer("onnxruntime static", "ort-cpu", with_onnxruntime(per_channel=False)),
-    Peer("onnxruntime static, per channel", "ort-cpu", with_onnxruntime(per_channel=True)),
+    Peer("onnxruntime static, defaults", "ort-cpu", with_onnxruntime(layers_only=False)),
+    Peer("onnxruntime static, layers per channel", "ort-cpu", with_onnxruntime(layers_only=True)),
 )
 
 
@@ -276,14 +300,25 @@ def print_table(bundles: Mapping[tuple[str, str], Path], settings: Settings, fig
             ),
             flush=True,
         )
-        rows.append({"name": name, "target": target, "psnr_db": psnr.value.value, "epsilon": errors, "ratio": middle})
+        rows.append(
+            {
+                "name": name,
+                "target": target,
+                "psnr_db": psnr.value.value,
+                "worst_5_percent_db": psnr.worst_5_percent,
+                "epsilon": errors,
+                "unet_bytes": unet_bytes(bundle, target),
+                "seconds": seconds[:, place].tolist(),
+            }
+        )
         figures.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def time_steps(bundles: Mapping[tuple[str, str], Path], settings: Settings) -> np.ndarray:
     """Mean seconds of the UNet in a step of one picture: [rounds, bundles].
 
-    Bundles of one target take turns. Those of another are not loaded meanwhile: a backend's idle threads wait busily.
+    What is hoisted runs once a picture and is not in it. Bundles of one target take turns. Those of another are not
+    loaded meanwhile: a backend's idle threads wait busily.
     """
     seconds = np.empty((TIMED_ROUNDS, len(bundles)))
     for target in TARGETS:
@@ -297,8 +332,9 @@ def time_steps(bundles: Mapping[tuple[str, str], Path], settings: Settings) -> n
                 for each in made.values():
                     mean_step_seconds(each)
             for index in range(TIMED_ROUNDS):
-                for place, each in made.items():
-                    seconds[index, place] = mean_step_seconds(each)
+                places = list(made)
+                for place in (*places[index % len(places) :], *places[: index % len(places)]):
+                    seconds[index, place] = mean_step_seconds(made[place])
     return seconds
 
 

@@ -117,7 +117,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--target", default="cpu,ort-cpu", help="cpu first: the reference is its fp32")
     parser.add_argument("--precisions", nargs="+", choices=(*PRECISIONS, AUTO), default=[*PRECISIONS, AUTO])
     parser.add_argument("--budget", type=float, default=50.0, metavar="DB", help="of auto")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not 1 <= options.workers <= len(os.sched_getaffinity(0)):
+        parser.error(f"--workers must be in 1..{len(os.sched_getaffinity(0))}, the cores, found {options.workers}")
+    return options
 
 
 def export_rows(
@@ -174,6 +177,8 @@ def run_all(rows: list[Row], seeds: int, kept: Path, workers: int) -> dict[str, 
                         if row == rows[0]:
                             raise
                         print(f"{row.name}: not in the table: {error}")
+                        for seed in range(seeds):
+                            runs[row, seed].cancel()
         except BaseException:  # an interrupt, too, must not wait for all that is queued
             pool.shutdown(cancel_futures=True)
             raise
@@ -195,8 +200,9 @@ def run(row: Row, reference: Row, seed: int, kept: Path) -> Record:
         run_digest(open_bundle(each.bundle).manifest, each.target, judge_digest) for each in (row, reference)
     )
     path = kept / f"{theirs}-{ours}-{seed}.safetensors"
-    if not path.exists():
-        save_record(draw_and_look(row, reference, seed, kept / f"{theirs}-{seed}.npy", load_judge(judge_path)), path)
+    pictures = kept / f"{theirs}-{seed}.npy"
+    if not path.exists() or not pictures.exists():  # several runs must not make the reference's at once
+        save_record(draw_and_look(row, reference, seed, pictures, load_judge(judge_path)), path)
     return load_record(path)
 
 

@@ -1,7 +1,7 @@
 """Ranges from histograms: percentile, entropy, and the least mean error of any power.
 
 Why not the calibrators of `onnxruntime.quantization`: they read linear histograms only, their entropy search is a loop
-in Python of a second and more for each tensor, and they have no search by mean squared error. The divergence here is
+in Python of a second and more for each tensor, and they have no search by the error. The divergence here is
 theirs (and TensorRT's), over candidates that shrink by a constant factor.
 """
 

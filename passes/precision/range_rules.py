@@ -62,7 +62,7 @@ class RangeRule:
     @property
     def label(self) -> str:
         """As `parse_rule` reads it, with the kind of range: ``percentile:99.99, symmetric``."""
-        numbers = {PERCENTILE: f":{self.percentile:g}", LP: f":{self.exponent:g}"}
+        numbers = {PERCENTILE: f":{self.percentile:g}", LP: f":{self.exponent}"}
         return f"{self.method}{numbers.get(self.method, '')}, {'symmetric' if self.symmetric else 'asymmetric'}"
 
 

@@ -30,9 +30,9 @@ class SmoothQuant(Pass):
 
     The factors s have a median of 1: as one scale is chosen for the whole tensor, only ratios matter. The same X
     diag(s)^-1 comes out however the channels of X and W were scaled against each other before, so outliers of that
-    origin leave no trace. Channels whose factor is near the median keep 1, see `SmoothingRule`. Sites are taken from
-    the last to the first, because the weights that write one are read at another: a scaled column must not be seen as a
-    large row.
+    origin leave no trace, down to the outlier ratio. Channels whose factor is near the median keep 1, see
+    `SmoothingRule`. Sites are taken from the last to the first, because the weights that write one are read at another:
+    a scaled column must not be seen as a large row.
 
     1. X is written by the scale and shift of a LayerNormalization or GroupNormalization, alone or fused with a sum; by
        the projection of an attention's values (its rows mix tokens, not channels); or by the half of a BiasGeGlu that

@@ -16,6 +16,9 @@ DEFAULT_OUTLIER_RATIO = 4.0
 quarter more epsilon error with asymmetric ranges, all of it behind BiasGeGlu: the rare large values there are what a
 range that leaves a few out cuts off, and they matter more the more the channels resemble each other."""
 
+LARGEST_FACTOR = 1e4
+"""A channel that calibration hardly ever sees alive must not get weights that float16 cannot hold."""
+
 
 @dataclass(frozen=True)
 class SmoothingRule:
@@ -41,26 +44,32 @@ class SmoothingRule:
 
     @property
     def label(self) -> str:
-        """As `parse_smoothing` reads it: ``0.5:4``."""
-        return f"{self.alpha:g}:{self.outlier_ratio:g}"
+        """As `parse_smoothing` reads it, every digit: ``0.5:4.0``."""
+        return f"{self.alpha}:{self.outlier_ratio}"
 
     def factors(self, activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """What each channel of the activation is divided by: [channels], float64.
 
-        Dead channels (of the activation or the weight) keep 1, and so do channels that are no outliers. The same
-        products of factor and magnitude come out however the channels were scaled against each other before, as far as
-        the channels are outliers.
+        Dead channels (of the activation or the weight) keep 1, and so do channels that are no outliers. An outlier's
+        magnitude over its factor is the same however it was scaled against its weights before; one that was scaled by
+        less than the ratio stays as it is.
 
         Args:
             activations: largest magnitude of each channel; likewise `weights`, of what multiplies it.
+
+        Raises:
+            InputError: a magnitude is NaN or infinite.
         """
+        if not (np.isfinite(activations).all() and np.isfinite(weights).all()):
+            raise InputError("SmoothQuant's magnitudes hold NaN or infinity", hint="calibrate again")
         alive = (activations > 0) & (weights > 0)
         factors = np.ones(len(activations))
         if alive.any():
             logarithms = self.alpha * np.log(activations[alive]) - (1 - self.alpha) * np.log(weights[alive])
             logarithms -= np.median(logarithms)
             outliers = np.abs(logarithms) >= np.log(self.outlier_ratio)
-            factors[alive] = np.where(outliers, np.exp(logarithms), 1.0)
+            limit = np.log(LARGEST_FACTOR)
+            factors[alive] = np.where(outliers, np.exp(np.clip(logarithms, -limit, limit)), 1.0)
         return factors
 
 
@@ -77,7 +86,7 @@ def parse_smoothing(text: str) -> SmoothingRule | None:
         return SmoothingRule(float(alpha), float(ratio) if colon else DEFAULT_OUTLIER_RATIO)
     except ValueError as error:
         raise InputError(
-            f"SmoothQuant {text!r} is no number", hint="give alpha from 0 to 1, alpha:outlier ratio, or none"
+            f"--smooth-quant {text!r} is no number", hint="give alpha from 0 to 1, alpha:outlier ratio, or none"
         ) from error
 
 

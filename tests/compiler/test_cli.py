@@ -139,7 +139,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         (["--model", "tiny", "--calibration", "entropy"], "calibration options have no effect on fp16"),
         (["--model", "tiny", "--calibration", "kl"], "unknown calibration 'kl'; choose one of max, percentile"),
         (["--model", "tiny", "--calibration", "mse:3"], "'mse' takes no number"),
-        (["--model", "tiny", "--smooth-quant", "much"], "SmoothQuant 'much' is no number"),
+        (["--model", "tiny", "--smooth-quant", "much"], "--smooth-quant 'much' is no number"),
         (["--model", "tiny", "--smooth-quant", "1.5"], "SmoothQuant's alpha is 1.5; give a number from 0 to 1"),
         (
             ["--model", "tiny", "--precision", "int8", "--target", "cpu,rtx", "--activations", "asymmetric"],

@@ -131,6 +131,19 @@ def test_a_range_of_zero(method: str, symmetric: bool):
     assert find(np.zeros(13, np.float32), RangeRule(method, symmetric=symmetric)) == (0, 0)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_larger_powers_of_errors_cut_less_off(symmetric: bool):
+    x = np.random.default_rng(3).standard_t(4, 50_000).astype(np.float32)
+    square = find(x, RangeRule("mse", symmetric=symmetric))
+    assert find(x, RangeRule("lp", symmetric=symmetric, exponent=2.0)) == square
+    widths = [
+        (lambda found: found[1] - found[0])(find(x, RangeRule("lp", symmetric=symmetric, exponent=exponent)))
+        for exponent in (1.0, 2.0, 2.4, 4.0)
+    ]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[2] < widths[3]
+
+
 def test_rules_are_read():
     assert parse_rule("mse", symmetric=False) == RangeRule("mse", symmetric=False)
     assert parse_rule("percentile:99.9") == RangeRule("percentile", 99.9)

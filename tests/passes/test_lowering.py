@@ -9,10 +9,11 @@ from small_graphs import ATTENTION, feed_attention, feed_resnet, make_attention,
 from test_fuse_attention import FEEDS, masked
 
 from sdc.engines.errors import InputError, PassError
+from sdc.passes.base import run_passes
 from sdc.passes.lowering.decompose_attention import DecomposeAttention
 from sdc.passes.lowering.lower_group_norm import LowerGroupNorm
 from sdc.passes.lowering.lower_multi_head_attention import LowerMultiHeadAttention
-from sdc.passes.pipeline import BACKENDS, canonical_passes, fusion_passes, lowering_passes
+from sdc.passes.pipeline import BACKENDS, canonical_passes, fusion_passes, lowering_passes, precision_passes
 from sdc.passes.precision.cast_fp16 import CastFp16
 from sdc.passes.simplify.check_operators import CheckOperators
 from sdc.passes.simplify.inline_functions import InlineFunctions
@@ -103,6 +104,25 @@ def test_group_norm_that_cannot_be_lowered_stays(kind: str, reason: str) -> None
     report = LowerGroupNorm().run(model)
     assert report.matched == 0
     assert [reason in each.reason for each in report.skipped] == [True]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_openvino_sees_no_group_norm(precision: str) -> None:
+    model = fused(make_resnet())
+    run_passes([*precision_passes(precision), *lowering_passes("openvino")], model)
+    assert operators(model).count("GroupNormalization") == 0
+    assert operators(model).count("InstanceNormalization") == 2
+    dtypes = {node.outputs[0].dtype for node in model.graph if node.op_type == "InstanceNormalization"}
+    assert dtypes == {ir.DataType.FLOAT if precision == "fp32" else ir.DataType.FLOAT16}
+
+
+def test_half_group_norm_is_close_to_the_whole_one() -> None:
+    feeds = feed_resnet()
+    model = make_resnet()
+    expected = run_model(model, feeds)
+    CastFp16().run(model)
+    assert LowerGroupNorm(frozenset({ir.DataType.FLOAT16})).run(model).matched == 2
+    assert 0 < relative_error(model, expected, feeds) < 2e-3
 
 
 @pytest.mark.parametrize("text", [ATTENTION, masked("bool"), masked("float")], ids=["plain", "bool", "float"])

@@ -235,5 +235,22 @@ def test_rules_are_read():
 
 @pytest.mark.parametrize("text", ["-0.1", "1.1", "nan", "0.5:0.9", "0.5:inf", "0.5:", "much"])
 def test_what_is_no_rule_is_refused(text: str):
-    with pytest.raises(InputError, match="SmoothQuant"):
+    with pytest.raises(InputError, match=r"SmoothQuant|--smooth-quant"):
         parse_smoothing(text)
+
+
+def test_unequal_rules_have_unequal_labels():
+    assert SmoothingRule(0.5000001).label != SmoothingRule().label
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_magnitudes_that_are_no_numbers_are_refused(bad: float):
+    for activations, weights in (([1.0, bad], [1.0, 1.0]), ([1.0, 1.0], [1.0, bad])):
+        with pytest.raises(InputError, match="NaN or infinity"):
+            SmoothingRule().factors(np.array(activations), np.array(weights))
+
+
+def test_a_channel_that_is_nearly_dead_keeps_weights_that_half_holds():
+    factors = SmoothingRule().factors(np.array([1.0, 1.0, 1.0, 1e-20]), np.ones(4))
+    np.testing.assert_array_equal(factors[:3], 1)
+    assert factors[3] == pytest.approx(1e-4)
