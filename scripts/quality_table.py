@@ -92,7 +92,8 @@ def main() -> None:
     options = arguments()
     settings = Settings(samples=options.samples, guidance_scale=options.guidance, steps=options.steps)
     rows = export_rows(options.out, options.precisions, options.budget, parse_targets(options.target), settings)
-    kept = options.out / f"runs-{options.samples}-{options.steps}-{options.guidance:g}"
+    threads = len(os.sched_getaffinity(0)) // options.workers
+    kept = options.out / f"runs-{options.samples}-{options.steps}-{options.guidance:g}-{threads}-threads"
     kept.mkdir(parents=True, exist_ok=True)
     judge_path = MODELS_FOLDER / "judge.safetensors"
     statistics = load_statistics(MODELS_FOLDER / "statistics.safetensors", judge_path=judge_path)
