@@ -95,7 +95,10 @@ def main() -> None:
     for peer in PEERS:
         place = out / f"{peer.name} {peer.target}".replace(",", "").replace(" ", "-")
         try:
-            bundles[peer.name, peer.target] = with_unet(plain[peer.target], place, peer, network, feeds)
+            bundle = with_unet(plain[peer.target], place, peer, network, feeds)
+            with opened(bundle, Settings(samples=1, target=peer.target)) as made:
+                mean_step_seconds(made)  # what does not load or gives no numbers
+            bundles[peer.name, peer.target] = bundle
         except Exception as error:  # a peer may fail in any way, and that is a row's content, not the end
             print(f"{peer.name}, {peer.target}: failed: {type(error).__name__}: {str(error)[:200]}")
     settings = Settings(samples=options.samples, seed=options.seed, guidance_scale=options.guidance)
