@@ -6,14 +6,13 @@
 
 The peers run with the settings of the table's names, defaults otherwise. They get the network in one graph that nothing
 was fused in or hoisted out of, lowered for ONNX Runtime, and the inputs of its calls in the denoising runs that ours is
-calibrated on. Their engines stand in a bundle in the place of its UNet, so that
-everything around it is the same. The reference is fp32 of the trained model, on each target. Prints Markdown.
+calibrated on. Their engines stand in a bundle in the place of its UNet, so that everything around it is the same. The
+reference is fp32 of the trained model, on each target. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -24,14 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from quality_table import TIMED_ROUNDS, mean_step_seconds
+from quality_table import TIMED_ROUNDS, mean_step_seconds, time_in_turn, unet_bytes
 
 from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.calibration.prompts import prompts_for
+from sdc.compiler.calibration.settings import CalibrationSettings
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.evaluate import evaluate
 from sdc.compiler.evaluate.opened import opened
 from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings
+from sdc.compiler.evaluate.verdicts import digest_of
 from sdc.compiler.export_plan import ExportRequest
 from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import Source
@@ -44,12 +45,8 @@ from sdc.engines.session import Run, Session
 from sdc.engines.targets import parse_targets
 from sdc.engines.tokenizer import load_tokenizer
 
-STEPS = 20
 BATCH = 4
 """Prompts of a calibrating run, as in our own."""
-
-GUIDANCE = 5.0
-"""Likewise."""
 
 TARGETS = ("cpu", "ort-cpu")
 
@@ -91,7 +88,9 @@ def main() -> None:
     plain = {target: export(out, options.model, "fp32", target, classic=True) for target in TARGETS}
     network = engine_file(plain["ort-cpu"], "ort-cpu")
     feeds = record_feeds(plain["ort-cpu"], prompts_for(JUDGED_MODEL))
-    print(f"{len(feeds)} calls of the network in {STEPS} steps of {len(prompts_for(JUDGED_MODEL))} prompts")
+    print(
+        f"{len(feeds)} calls of the network in {CalibrationSettings.steps} steps of {len(prompts_for(JUDGED_MODEL))} prompts"
+    )
     for peer in PEERS:
         place = out / f"{peer.name} {peer.target}".replace(",", "").replace(" ", "-")
         try:
@@ -106,7 +105,7 @@ def main() -> None:
 
 
 def export(out: Path, model: str, precision: str, target: str, *, classic: bool = False) -> Path:
-    """A bundle for one target, in one graph as the exporter wrote it if it is a classic one."""
+    """A bundle for one target; nothing of a classic one is fused or hoisted."""
     bundle = out / f"{precision}-{target}{'-classic' if classic else ''}{'' if model == JUDGED_MODEL else '-model'}"
     request = ExportRequest(Source(model), PrecisionRequest(precision), parse_targets(target), bundle)
     export_bundle(replace(request, fuse=not classic, hoist=not classic))
@@ -167,8 +166,8 @@ def record_feeds(bundle: Path, prompts: tuple[str, ...]) -> list[Feeds]:
             plan = pipeline.plan(
                 list(prompts[begin : begin + BATCH]),
                 sampler="ddim",
-                steps=STEPS,
-                guidance_scale=GUIDANCE,
+                steps=CalibrationSettings.steps,
+                guidance_scale=CalibrationSettings.guidance_scale,
                 seed=[begin + index for index in range(BATCH)],
             )
             pipeline.denoise(plan)
@@ -187,7 +186,7 @@ def with_unet(bundle: Path, out: Path, peer: Peer, network: Path, feeds: list[Fe
         del files[name]
     written = peer.write(network, out / "unet", feeds)
     for path in written:
-        files[path.relative_to(out).as_posix()] = FileEntry(hash_file(path), path.stat().st_size)
+        files[path.relative_to(out).as_posix()] = FileEntry(digest_of(path), path.stat().st_size)
     names = tuple(path.relative_to(out).as_posix() for path in written)
     # The options of our own int8 engines: the rest of the network in whatever the backend holds to be fastest.
     options = {"inference_precision": "auto"} if peer.target == "cpu" else entry.engines["unet"].options
@@ -197,12 +196,6 @@ def with_unet(bundle: Path, out: Path, peer: Peer, network: Path, feeds: list[Fe
     (out / MANIFEST_NAME).write_bytes(json_bytes(changed.to_json()))
     open_bundle(out)
     return out
-
-
-def hash_file(path: Path) -> str:
-    """Hexadecimal SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def with_nncf(*, mixed: bool = False, transformer: bool = False) -> Write:
@@ -291,14 +284,14 @@ def print_table(bundles: Mapping[tuple[str, str], Path], settings: Settings, fig
         psnr = next(row for row in found.paired if row.name == "psnr_db")
         errors = [row.error for row in found.epsilon if row.error is not None]
         mean = float(np.sqrt(np.mean(np.square(errors))))
-        megabytes = unet_bytes(bundle, target) / 1e6
+        size = unet_bytes(bundle, target)
         ratios = seconds[:, place] / seconds[:, list(bundles).index(("fp32", target))]
         low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
         milliseconds = 1000 * float(np.median(seconds[:, place]))
         spread = f"{psnr.value.value:.2f} ± {psnr.value.noise or 0:.2f}"
         print(
             markdown_row(
-                *(name, target, spread, f"{psnr.worst_5_percent:.2f}", f"{mean:.5f}", f"{megabytes:.1f}"),
+                *(name, target, spread, f"{psnr.worst_5_percent:.2f}", f"{mean:.5f}", f"{size / 1e6:.1f}"),
                 *(f"{milliseconds:.2f}", f"{middle:.2f} ({low:.2f} to {high:.2f})"),
             ),
             flush=True,
@@ -310,7 +303,7 @@ def print_table(bundles: Mapping[tuple[str, str], Path], settings: Settings, fig
                 "psnr_db": psnr.value.value,
                 "worst_5_percent_db": psnr.worst_5_percent,
                 "epsilon": errors,
-                "unet_bytes": unet_bytes(bundle, target),
+                "unet_bytes": size,
                 "seconds": seconds[:, place].tolist(),
             }
         )
@@ -325,29 +318,11 @@ def time_steps(bundles: Mapping[tuple[str, str], Path], settings: Settings) -> n
     """
     seconds = np.empty((TIMED_ROUNDS, len(bundles)))
     for target in TARGETS:
+        chosen = {place: bundle for place, ((_, of), bundle) in enumerate(bundles.items()) if of == target}
         with ExitStack() as stack:
-            made = {
-                place: stack.enter_context(opened(bundle, replace(settings, target=target)))
-                for place, ((_, of), bundle) in enumerate(bundles.items())
-                if of == target
-            }
-            for _ in range(2):  # a fresh engine's second call is slow, too
-                for each in made.values():
-                    mean_step_seconds(each)
-            for index in range(TIMED_ROUNDS):
-                places = list(made)
-                for place in (*places[index % len(places) :], *places[: index % len(places)]):
-                    seconds[index, place] = mean_step_seconds(made[place])
+            made = [stack.enter_context(opened(bundle, replace(settings, target=target))) for bundle in chosen.values()]
+            seconds[:, list(chosen)] = time_in_turn(made)
     return seconds
-
-
-def unet_bytes(bundle: Path, target: str) -> int:
-    """Of the files of the UNet and its hoisted parts."""
-    manifest = open_bundle(bundle).manifest
-    engines = manifest.targets[target].engines
-    return sum(
-        manifest.files[name].bytes for part in engines if part.startswith("unet") for name in engines[part].files
-    )
 
 
 if __name__ == "__main__":

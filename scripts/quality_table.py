@@ -252,15 +252,19 @@ def epsilon_errors(row: Row, reference: Row, statistics: Statistics) -> dict[int
 def time_steps(rows: list[Row]) -> np.ndarray:
     """Mean seconds of the UNet's engine in a step of one picture, guidance included, rows in turn: [rounds, rows]."""
     with ExitStack() as stack:
-        bundles = [stack.enter_context(opened(row.bundle, row.settings)) for row in rows]
-        for bundle in bundles:
-            mean_step_seconds(bundle)
-        seconds = np.empty((TIMED_ROUNDS, len(rows)))
-        for index in range(TIMED_ROUNDS):
-            for place in range(len(rows)):
-                which = (index + place) % len(rows)  # none is always the first of a round
-                seconds[index, which] = mean_step_seconds(bundles[which])
-        return seconds
+        return time_in_turn([stack.enter_context(opened(row.bundle, row.settings)) for row in rows])
+
+
+def time_in_turn(bundles: list[OpenedBundle]) -> np.ndarray:
+    """Mean seconds of each bundle's step, after a picture that is not counted: [rounds, bundles]."""
+    for bundle in bundles:
+        mean_step_seconds(bundle)
+    seconds = np.empty((TIMED_ROUNDS, len(bundles)))
+    for index in range(TIMED_ROUNDS):
+        for place in range(len(bundles)):
+            which = (index + place) % len(bundles)  # none is always the first of a round
+            seconds[index, which] = mean_step_seconds(bundles[which])
+    return seconds
 
 
 def mean_step_seconds(bundle: OpenedBundle) -> float:
@@ -285,7 +289,7 @@ def print_quality(
         print(
             markdown_row(
                 *(row.name, cells.pop("paired.psnr_db"), f"{worst:.2f}", *cells.values()),
-                *(f"{unet_bytes(row) / 1e6:.1f}", f"{1000 * np.median(seconds[:, place]):.2f}"),
+                *(f"{unet_bytes(row.bundle, row.target) / 1e6:.1f}", f"{1000 * np.median(seconds[:, place]):.2f}"),
                 f"{ratios[1]:.2f} ({ratios[0]:.2f} to {ratios[2]:.2f})",
             )
         )
@@ -317,10 +321,10 @@ def figures_over_seeds(
     return mean, seed_noise(lambda index: run_figures(records[0], triples, statistics.real, index), len(triples))
 
 
-def unet_bytes(row: Row) -> int:
+def unet_bytes(bundle: Path, target: str) -> int:
     """Of the files of the UNet and its hoisted parts."""
-    manifest = open_bundle(row.bundle).manifest
-    engines = manifest.targets[row.target].engines
+    manifest = open_bundle(bundle).manifest
+    engines = manifest.targets[target].engines
     files = {name for part in UNET_PARTS if part in engines for name in engines[part].files}
     return sum(manifest.files[name].bytes for name in files)
 
