@@ -88,9 +88,7 @@ def main() -> None:
     plain = {target: export(out, options.model, "fp32", target, classic=True) for target in TARGETS}
     network = engine_file(plain["ort-cpu"], "ort-cpu")
     feeds = record_feeds(plain["ort-cpu"], prompts_for(JUDGED_MODEL))
-    print(
-        f"{len(feeds)} calls of the network in {CalibrationSettings.steps} steps of {len(prompts_for(JUDGED_MODEL))} prompts"
-    )
+    print(f"{len(feeds)} calls of the network in {CalibrationSettings.steps} steps of as many prompts as ours has")
     for peer in PEERS:
         place = out / f"{peer.name} {peer.target}".replace(",", "").replace(" ", "-")
         try:
