@@ -3,9 +3,10 @@
     python scripts/quality_table.py --out build/quality                            # 5,000 pictures, 3 seeds: hours
     python scripts/quality_table.py --out build/quality --seeds 1 --samples 1000   # a first look
 
-Prints the tables. Can be interrupted: pictures of fp32 and what was seen of every run are kept in the folder, and made
-again only if something changes that they depend on. Bundles are exported anew, from the cache where nothing changed;
-epsilon and times are measured anew. A reference that fails ends the run; another row is left out.
+Prints the tables. Can be interrupted: pictures of fp32 and the figures of every run are kept in the folder, and made
+again only if something changes that they depend on; --figures keeps the figures, some kB a run, elsewhere. Bundles are
+exported anew, from the cache where nothing changed; epsilon and times are measured anew. A reference that fails ends
+the run; another row is left out.
 """
 
 from __future__ import annotations
@@ -29,20 +30,17 @@ from make_control import write_control
 
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.epsilon import EpsilonRow, epsilon_rows
-from sdc.compiler.evaluate.figures import other_seed_figures, run_figures, worst_figures
-from sdc.compiler.evaluate.gather import Record, gather
+from sdc.compiler.evaluate.gather import PictureMaker, gather
 from sdc.compiler.evaluate.opened import OpenedBundle, opened
-from sdc.compiler.evaluate.seed_noise import seed_noise
 from sdc.compiler.evaluate.settings import TRIPLES, Settings, prompt_triples, prompts_of_model, prompts_of_triples
 from sdc.compiler.evaluate.statistics import MODELS_FOLDER, Statistics, load_statistics
-from sdc.compiler.evaluate.stored_runs import load_record, run_digest, save_record, stored_pictures
+from sdc.compiler.evaluate.stored_runs import RunFigures, load_figures, run_digest, save_figures, stored_pictures
 from sdc.compiler.evaluate.verdicts import digest_of, load_judge
 from sdc.compiler.export_plan import ExportRequest
 from sdc.compiler.precision.capabilities import check_formats
 from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Source
 from sdc.compiler.text_table import markdown_row
-from sdc.compiler.tiny.judge import Judge
 from sdc.engines.bundle import open_bundle
 from sdc.engines.errors import NumericalError, SdcError, TargetError
 from sdc.engines.targets import Target, parse_targets
@@ -87,21 +85,36 @@ class Row:
         return f"{self.precision}, {self.target}"
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Folders of what outlives a call.
+
+    Attributes:
+        figures: of every run, a JSON file each.
+        pictures: of the reference, an array for each seed.
+    """
+
+    figures: Path
+    pictures: Path
+
+
 def main() -> None:
     """Export everything, make the pictures that are not there yet, time, print."""
     options = arguments()
     settings = Settings(samples=options.samples, guidance_scale=options.guidance, steps=options.steps)
     rows = export_rows(options.out, options.precisions, options.budget, parse_targets(options.target), settings)
     threads = len(os.sched_getaffinity(0)) // options.workers
-    kept = options.out / f"runs-{options.samples}-{options.steps}-{options.guidance:g}-{threads}-threads"
-    kept.mkdir(parents=True, exist_ok=True)
+    kind = f"{options.samples}-{options.steps}-{options.guidance:g}-{threads}-threads"
+    kept = Kept((options.figures or options.out / "figures") / kind, options.out / "pictures" / kind)
+    for folder in (kept.figures, kept.pictures):
+        folder.mkdir(parents=True, exist_ok=True)
     judge_path = MODELS_FOLDER / "judge.safetensors"
     statistics = load_statistics(MODELS_FOLDER / "statistics.safetensors", judge_path=judge_path)
-    records = run_all(rows, options.seeds, kept, options.workers)
-    rows = [row for row in rows if row.name in records]
+    runs = run_all(rows, options.seeds, kept, options.workers)
+    rows = [row for row in rows if row.name in runs]
     epsilon = {row.name: epsilon_errors(row, rows[0], statistics) for row in rows[1:]}
     seconds = time_steps(rows)
-    print_quality(rows, records, seconds, statistics)
+    print_quality(rows, runs, seconds, statistics)
     print_epsilon(epsilon)
     (options.out / "epsilon.json").write_text(json.dumps(epsilon, indent=1) + "\n", encoding="utf-8")
 
@@ -110,6 +123,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for bundles, pictures and figures")
+    parser.add_argument("--figures", type=Path, help="folder for the figures of runs (OUT/figures)")
     parser.add_argument("--samples", type=int, default=5000, help="pictures of each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs with different seeds")
     parser.add_argument("--workers", type=int, default=1, help="runs made at once, each with its share of the cores")
@@ -156,34 +170,34 @@ def export_rows(
     return rows
 
 
-def run_all(rows: list[Row], seeds: int, kept: Path, workers: int) -> dict[str, list[Record]]:
-    """What was seen of every row's pictures, by its name; a row without numbers is left out, the first one is not."""
+def run_all(rows: list[Row], seeds: int, kept: Kept, workers: int) -> dict[str, list[RunFigures]]:
+    """The figures of every row, one for each seed, by its name; a row without numbers is left out, the first is not."""
     spawn = multiprocessing.get_context("spawn")
     shares = spawn.Queue()
     cores = sorted(os.sched_getaffinity(0))
     for worker in range(workers):
         shares.put(cores[worker::workers])
-    records: dict[str, list[Record]] = {}
+    found: dict[str, list[RunFigures]] = {}
+    paths = [[kept_path(row, rows[0], seed, kept) for row in rows] for seed in range(seeds)]
+    unfinished = [seed for seed, files in enumerate(paths) if not all(path.exists() for path in files)]
     with ProcessPoolExecutor(workers, spawn, initializer=take_cores, initargs=(shares,)) as pool:
         try:
-            # The others need the first row's pictures.
-            for part in (rows[:1], rows[1:]):
-                runs = {
-                    (row, seed): pool.submit(run, row, rows[0], seed, kept) for seed in range(seeds) for row in part
-                }
-                for row in part:
-                    try:
-                        records[row.name] = [runs[row, seed].result() for seed in range(seeds)]
-                    except NumericalError as error:
-                        if row == rows[0]:
-                            raise
-                        print(f"{row.name}: not in the table: {error}")
-                        for seed in range(seeds):
-                            runs[row, seed].cancel()
+            for drawn in [pool.submit(keep_reference, rows[0], seed, kept) for seed in unfinished]:
+                drawn.result()
+            runs = {(row, seed): pool.submit(run, row, rows[0], seed, kept) for seed in range(seeds) for row in rows}
+            for row in rows:
+                try:
+                    found[row.name] = [runs[row, seed].result() for seed in range(seeds)]
+                except NumericalError as error:
+                    if row == rows[0]:
+                        raise
+                    print(f"{row.name}: not in the table: {error}")
+                    for seed in range(seeds):
+                        runs[row, seed].cancel()
         except BaseException:  # an interrupt, too, must not wait for all that is queued
             pool.shutdown(cancel_futures=True)
             raise
-    return records
+    return found
 
 
 def take_cores(shares: multiprocessing.Queue[list[int]]) -> None:
@@ -193,40 +207,64 @@ def take_cores(shares: multiprocessing.Queue[list[int]]) -> None:
     torch.set_num_threads(len(cores))
 
 
-def run(row: Row, reference: Row, seed: int, kept: Path) -> Record:
-    """What was seen of the row's pictures of one seed, now or in an earlier call."""
+def kept_path(row: Row, reference: Row, seed: int, kept: Kept) -> Path:
+    """The file of a run's figures; its name changes with all that they depend on."""
+    return kept.figures / f"{digest(reference)}-{digest(row)}-{seed}.json"
+
+
+def digest(row: Row) -> str:
+    """Of what makes the row's pictures, and of the judge."""
     judge_path = MODELS_FOLDER / "judge.safetensors"
-    judge_digest = digest_of(judge_path)
-    ours, theirs = (
-        run_digest(open_bundle(each.bundle).manifest, each.target, judge_digest) for each in (row, reference)
-    )
-    path = kept / f"{theirs}-{ours}-{seed}.safetensors"
-    pictures = kept / f"{theirs}-{seed}.npy"
-    if not path.exists() or not pictures.exists():  # several runs must not make the reference's at once
-        save_record(draw_and_look(row, reference, seed, pictures, load_judge(judge_path)), path)
-    return load_record(path)
+    return run_digest(open_bundle(row.bundle).manifest, row.target, digest_of(judge_path))
 
 
-def draw_and_look(row: Row, reference: Row, seed: int, kept_pictures: Path, judge: Judge) -> Record:
-    """Make the row's pictures, and the reference's if they are not kept."""
+def draw_reference(reference: Row, seed: int, kept: Kept) -> PictureMaker:
+    """The reference's pictures of one seed, which are made unless they are kept."""
+    seeded = replace(reference.settings, seed=seed, threads=len(os.sched_getaffinity(0)))
+    with opened(reference.bundle, seeded) as bundle:
+        batch = bundle.largest_batch()
+        return stored_pictures(
+            kept.pictures / f"{digest(reference)}-{seed}.npy",
+            bundle.make_pictures,
+            prompts_of_model(MODEL, seeded.samples),
+            seeded.picture_seeds(),
+            batch=batch,
+            progress=partial(tell, f"{reference.name}, seed {seed}", seeded.samples, batch),
+        )
+
+
+def keep_reference(reference: Row, seed: int, kept: Kept) -> None:
+    """Make the reference's pictures before several runs want them at once."""
+    draw_reference(reference, seed, kept)
+
+
+def run(row: Row, reference: Row, seed: int, kept: Kept) -> RunFigures:
+    """The figures of the row's pictures of one seed, made now or in an earlier call."""
+    path = kept_path(row, reference, seed, kept)
+    if not path.exists():
+        save_figures(draw_and_look(row, reference, seed, kept), path, {"row": row.name, "seed": seed})
+    return load_figures(path)
+
+
+def draw_and_look(row: Row, reference: Row, seed: int, kept: Kept) -> RunFigures:
+    """Make the row's pictures and compare them with the reference's, which are kept."""
     seeded = replace(row.settings, seed=seed, threads=len(os.sched_getaffinity(0)))
-    prompts, seeds = prompts_of_model(MODEL, seeded.samples), seeded.picture_seeds()
-    with ExitStack() as stack:
-        made = stack.enter_context(opened(row.bundle, seeded))
-        wanted = stack.enter_context(opened(reference.bundle, replace(seeded, target=reference.target)))
-        batch = made.largest_batch()
-        told = partial(tell, f"{row.name}, seed {seed}", seeded.samples, batch)
-        pictures = stored_pictures(kept_pictures, wanted.make_pictures, prompts, seeds, batch=batch, progress=told)
-        return gather(
-            prompts,
-            seeds,
-            bundle=pictures if row == reference else made.make_pictures,
+    judge_path = MODELS_FOLDER / "judge.safetensors"
+    statistics = load_statistics(MODELS_FOLDER / "statistics.safetensors", judge_path=judge_path)
+    pictures = draw_reference(reference, seed, kept)
+    with opened(row.bundle, seeded) as bundle:
+        batch = bundle.largest_batch()
+        record = gather(
+            prompts_of_model(MODEL, seeded.samples),
+            seeded.picture_seeds(),
+            bundle=pictures if row == reference else bundle.make_pictures,
             reference=pictures,
-            judge=judge,
+            judge=load_judge(judge_path),
             period=TRIPLES,
             batch=batch,
-            progress=told,
+            progress=partial(tell, f"{row.name}, seed {seed}", seeded.samples, batch),
         )
+    return RunFigures.of(record, prompt_triples(seeded.samples), statistics.real, TRIPLES)
 
 
 def tell(name: str, total: int, batch: int, done: int) -> None:
@@ -276,14 +314,13 @@ def mean_step_seconds(bundle: OpenedBundle) -> float:
 
 
 def print_quality(
-    rows: list[Row], records: Mapping[str, list[Record]], seconds: np.ndarray, statistics: Statistics
+    rows: list[Row], runs: Mapping[str, list[RunFigures]], seconds: np.ndarray, statistics: Statistics
 ) -> None:
     """Means over seeds; ± is the standard deviation over seeds, of one seed by the jackknife."""
-    triples = prompt_triples(rows[0].settings.samples)
     print(markdown_row(*HEADINGS), markdown_row(*["---"] * len(HEADINGS)), sep="\n")
     for place, row in enumerate(rows):
-        mean, noise = figures_over_seeds(records[row.name], triples, statistics)
-        worst = np.mean([worst_figures(record)["paired.psnr_db"][0] for record in records[row.name]])
+        mean, noise = figures_over_seeds(runs[row.name])
+        worst = np.mean([each.worst for each in runs[row.name]])
         cells = {name: written(name, mean[name], noise.get(name)) for name in FIGURES}
         ratios = np.quantile(seconds[:, place] / seconds[:, 0], (0.25, 0.5, 0.75))
         print(
@@ -293,7 +330,7 @@ def print_quality(
                 f"{ratios[1]:.2f} ({ratios[0]:.2f} to {ratios[2]:.2f})",
             )
         )
-    others = [other_seed_figures(record, TRIPLES) for record in records[rows[0].name]]
+    others = [each.other_seed for each in runs[rows[0].name]]
     names = [name for name in FIGURES if name.startswith("paired.") and name in others[0]]
     means = {name: written(name, float(np.mean([each[name] for each in others])), None) for name in names}
     if means:  # a run of so few pictures that no prompt comes twice has none
@@ -309,16 +346,12 @@ def print_quality(
     print(f"real pictures after the autoencoder: {', '.join(f'{name} {value:.4g}' for name, value in floors.items())}")
 
 
-def figures_over_seeds(
-    records: list[Record], triples: np.ndarray, statistics: Statistics
-) -> tuple[dict[str, float], dict[str, float]]:
+def figures_over_seeds(runs: list[RunFigures]) -> tuple[dict[str, float], Mapping[str, float]]:
     """Mean and noise of every figure."""
-    everything = np.arange(len(triples))
-    runs = [run_figures(record, triples, statistics.real, everything) for record in records]
-    mean = {name: float(np.mean([each[name] for each in runs])) for name in runs[0]}
+    mean = {name: float(np.mean([run.figures[name] for run in runs])) for name in runs[0].figures}
     if len(runs) > 1:
-        return mean, {name: float(np.std([each[name] for each in runs], ddof=1)) for name in mean}
-    return mean, seed_noise(lambda index: run_figures(records[0], triples, statistics.real, index), len(triples))
+        return mean, {name: float(np.std([run.figures[name] for run in runs], ddof=1)) for name in mean}
+    return mean, runs[0].noise
 
 
 def unet_bytes(bundle: Path, target: str) -> int:

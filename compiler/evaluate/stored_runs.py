@@ -1,4 +1,4 @@
-"""Runs kept on disk, so that hours of pictures can be interrupted: a reference's pictures, and what was seen of others.
+"""Runs kept on disk, so that hours of pictures can be interrupted: a reference's pictures, and the figures of others.
 
 A file that is there is whole: it is written under another name first.
 """
@@ -6,26 +6,30 @@ A file that is there is whole: it is written under another name first.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.lib.format import open_memmap
-from safetensors.numpy import load_file, save_file
 
-from sdc.compiler.evaluate.gather import Likeness, PictureMaker, Record
-from sdc.compiler.tiny.judge import Verdict
+from sdc.compiler.evaluate.figures import other_seed_figures, run_figures, worst_figures
+from sdc.compiler.evaluate.frechet import Gaussian
+from sdc.compiler.evaluate.gather import PictureMaker, Record
+from sdc.compiler.evaluate.seed_noise import seed_noise
+from sdc.compiler.plain_json import finite_json, write_json
 from sdc.compiler.workshop.cache import digest_sources
 from sdc.engines.errors import InputError
 from sdc.engines.manifest import Manifest
 
-VERDICT_FIELDS = ("features", "garments", "colours", "backgrounds")
-LIKENESS_FIELDS = ("psnr_db", "ssim")
-
 RUNTIME_SOURCES = (
     "sdc.engines",
+    "sdc.compiler.evaluate.figures",
+    "sdc.compiler.evaluate.frechet",
     "sdc.compiler.evaluate.gather",
     "sdc.compiler.evaluate.metrics",
     "sdc.compiler.tiny.judge",
@@ -33,6 +37,59 @@ RUNTIME_SOURCES = (
 """Code that pictures and what is seen of them depend on."""
 
 PIPELINE_FOLDERS = ("scheduler", "tokenizer")
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What is kept of a run whose pictures are gone.
+
+    Attributes:
+        figures: of all its pictures.
+        noise: their standard deviation over seeds by the jackknife; empty for a run of few pictures.
+        worst: PSNR in dB that one picture in twenty falls below.
+        other_seed: paired figures between the reference's pictures of one prompt; empty if no prompt came twice.
+    """
+
+    figures: Mapping[str, float]
+    noise: Mapping[str, float]
+    worst: float
+    other_seed: Mapping[str, float]
+
+    @classmethod
+    def of(cls, record: Record, triples: np.ndarray, real: Gaussian, period: int) -> Self:
+        """Compute them.
+
+        Args:
+            record: with a judge's verdicts and a reference.
+            triples: [N, 3], what each prompt names.
+            real: features of real pictures.
+            period: pictures until the prompts begin again.
+        """
+        part = partial(run_figures, record, triples, real)
+        everything = np.arange(len(triples))
+        return cls(
+            figures=part(everything),
+            noise=seed_noise(part, len(triples)),
+            worst=worst_figures(record)["paired.psnr_db"][0],
+            other_seed=other_seed_figures(record, period),
+        )
+
+
+def save_figures(run: RunFigures, path: Path, about: Mapping[str, Any]) -> None:
+    """Write a run's figures as JSON, with what a reader should know of it; figures that are not finite as null."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    write_json(unfinished, finite_json({"about": dict(about), **asdict(run)}))
+    unfinished.rename(path)
+
+
+def load_figures(path: Path) -> RunFigures:
+    """Read what `save_figures` wrote."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    parts = {
+        name: {key: math.nan if value is None else value for key, value in stored[name].items()}
+        for name in ("figures", "noise", "other_seed")
+    }
+    return RunFigures(worst=stored["worst"], **parts)
 
 
 def run_digest(manifest: Manifest, target: str, judge_digest: str) -> str:
@@ -95,31 +152,3 @@ def stored_pictures(
         return np.asarray(kept[[places[seed] for seed in wanted]])
 
     return look_up
-
-
-def save_record(record: Record, path: Path) -> None:
-    """Write a record that has everything, a judge's verdicts and a reference, as safetensors."""
-    arrays: dict[str, np.ndarray] = {}
-    for owner in ("bundle", "reference"):
-        verdict = getattr(record, owner)
-        arrays |= {f"{owner}.{name}": getattr(verdict, name).numpy() for name in VERDICT_FIELDS}
-    arrays |= {f"likeness.{name}": getattr(record.likeness, name) for name in LIKENESS_FIELDS}
-    if record.other_seed is not None:
-        arrays |= {f"other_seed.{name}": getattr(record.other_seed, name) for name in LIKENESS_FIELDS}
-    unfinished = path.with_name(path.name + ".unfinished")
-    save_file(arrays, unfinished)
-    unfinished.rename(path)
-
-
-def load_record(path: Path) -> Record:
-    """Read what `save_record` wrote."""
-    arrays = load_file(path)
-    bundle, reference = (
-        Verdict(*(torch.from_numpy(arrays[f"{owner}.{name}"]) for name in VERDICT_FIELDS))
-        for owner in ("bundle", "reference")
-    )
-    likeness = Likeness(*(arrays[f"likeness.{name}"] for name in LIKENESS_FIELDS))
-    other = None
-    if "other_seed.psnr_db" in arrays:
-        other = Likeness(*(arrays[f"other_seed.{name}"] for name in LIKENESS_FIELDS))
-    return Record(bundle, reference, likeness, other)

@@ -1,9 +1,10 @@
-"""Pictures and records that are kept: made once, and read as they were."""
+"""Pictures and figures that are kept: made once, and read as they were."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 import torch
 from whole_bundle import write_whole_bundle
 
+from sdc.compiler.evaluate.frechet import Gaussian
 from sdc.compiler.evaluate.gather import Likeness, Record
-from sdc.compiler.evaluate.stored_runs import load_record, run_digest, save_record, stored_pictures
+from sdc.compiler.evaluate.seed_noise import GROUPS
+from sdc.compiler.evaluate.settings import prompt_triples
+from sdc.compiler.evaluate.stored_runs import RunFigures, load_figures, run_digest, save_figures, stored_pictures
 from sdc.compiler.tiny.judge import Verdict
 from sdc.engines.bundle import open_bundle
 from sdc.engines.errors import InputError
@@ -34,11 +38,6 @@ class Maker:
         if self.calls == self.fail_at:
             raise KeyboardInterrupt
         return np.stack([np.full((3, 4, 4), seed, np.float32) for seed in seeds])
-
-
-def plain(record: Record) -> dict[str, list[object] | None]:
-    parts = {name: getattr(record, name) for name in ("bundle", "reference", "likeness", "other_seed")}
-    return {name: part and [value.tolist() for value in vars(part).values()] for name, part in parts.items()}
 
 
 def ignore(_done: int) -> None:
@@ -70,19 +69,31 @@ def test_pictures_of_another_run_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("repeated", [True, False])
-def test_a_record_is_read_as_it_was(tmp_path: Path, repeated: bool) -> None:
+def test_figures_are_read_as_they_were(tmp_path: Path, repeated: bool) -> None:
     random = np.random.default_rng(0)
+    count = 2 * GROUPS
 
     def verdict() -> Verdict:
-        classes = (torch.from_numpy(random.integers(0, 8, 5)) for _ in range(3))
-        return Verdict(torch.from_numpy(random.standard_normal((5, 64), np.float32)), *classes)
+        classes = (torch.from_numpy(random.integers(0, 8, count)) for _ in range(3))
+        return Verdict(torch.from_numpy(random.standard_normal((count, 64), np.float32)), *classes)
 
-    likeness = Likeness(random.random(5), random.random(5))
-    record = Record(verdict(), verdict(), likeness, Likeness(random.random(2), random.random(2)) if repeated else None)
-    save_record(record, tmp_path / "record.safetensors")
-    found = load_record(tmp_path / "record.safetensors")
-    assert plain(found) == plain(record)
-    assert [path.name for path in tmp_path.iterdir()] == ["record.safetensors"]
+    likeness = Likeness(random.random(count), random.random(count))
+    bundle, reference = verdict(), verdict()
+    period = count // 2 if repeated else count
+    other = Likeness(random.random(count - period), random.random(count - period)) if repeated else None
+    record = Record(bundle, reference, likeness, other)
+    real = Gaussian.fit(verdict().features.numpy())
+    triples = prompt_triples(count)
+    run = RunFigures.of(record, triples, real, period)
+    save_figures(run, tmp_path / "run.json", {"row": "int8, cpu"})
+    found = load_figures(tmp_path / "run.json")
+    np.testing.assert_equal(asdict(found), asdict(run))
+    assert found.figures["paired.psnr_db"] == likeness.psnr_db.mean()
+    assert found.worst == np.percentile(likeness.psnr_db, 5)
+    assert found.noise.keys() == found.figures.keys()
+    assert bool(found.other_seed) == repeated
+    assert json.loads((tmp_path / "run.json").read_text())["about"] == {"row": "int8, cpu"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_the_digest_changes_with_all_that_changes_pictures_or_verdicts(tmp_path: Path) -> None:
