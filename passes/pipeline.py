@@ -29,6 +29,7 @@ from sdc.passes.lowering.lower_bias_sums import LowerBiasSums
 from sdc.passes.lowering.lower_group_norm import LowerGroupNorm
 from sdc.passes.lowering.lower_images_to_nhwc import LowerImagesToNhwc
 from sdc.passes.lowering.lower_multi_head_attention import ORT_DOMAIN, LowerMultiHeadAttention
+from sdc.passes.lowering.lower_quantised_conv import LowerQuantisedConv
 from sdc.passes.lowering.lower_to_contrib import LowerToContrib
 from sdc.passes.lowering.merge_projections import MergeProjections
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
@@ -206,7 +207,7 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
     standard = frozenset({""})
     if backend == "onnxruntime":
         before = (MergeProjections(), LowerMultiHeadAttention(), LowerBiasSums())
-        return before, (LowerGroupNorm(), ShiftQdqToUint8()), standard | {ORT_DOMAIN}
+        return before, (LowerGroupNorm(), ShiftQdqToUint8(), LowerQuantisedConv()), standard | {ORT_DOMAIN}
     if backend == ORT_CUDA:
         attention = LowerMultiHeadAttention(_CUDA_DTYPES, causal=True)
         return (attention, LowerToContrib(), LowerImagesToNhwc()), (), standard | {ORT_DOMAIN}

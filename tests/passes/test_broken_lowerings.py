@@ -19,6 +19,7 @@ from broken import (
     operand_values,
     patched,
     swapped,
+    without_operand,
 )
 from equality import FP32, Feeds, run_model
 from small_denoiser import make_model
@@ -29,6 +30,8 @@ from test_fuse_attention import masked
 from test_fuse_group_norm_neighbours import JOIN_FEEDS, make_join
 from test_guard_quantised_bias import make_block, make_input
 from test_lower_onnxruntime_cuda import WIDE, largest_error
+from test_lower_quantised_conv import KERNELS, make_conv
+from test_lower_quantised_conv import make_feeds as make_conv_feeds
 from test_lowering import DECOMPOSE
 from test_merge_projections import FEEDS as SELF_FEEDS
 from test_merge_projections import make_self
@@ -43,6 +46,7 @@ from sdc.passes.lowering.lower_bias_sums import LowerBiasSums
 from sdc.passes.lowering.lower_group_norm import LowerGroupNorm
 from sdc.passes.lowering.lower_images_to_nhwc import LowerImagesToNhwc
 from sdc.passes.lowering.lower_multi_head_attention import LowerMultiHeadAttention
+from sdc.passes.lowering.lower_quantised_conv import LowerQuantisedConv
 from sdc.passes.lowering.lower_to_contrib import LowerToContrib
 from sdc.passes.lowering.merge_projections import MergeProjections
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
@@ -192,6 +196,19 @@ CASES = {
         [{"x": (np.arange(35, dtype=np.float32) - 17).reshape(5, 7) * 3}],
         {"another offset": patched("lowering.shift_qdq_to_uint8:_OFFSET", lambda offset: offset - 1)},
         ShiftQdqToUint8(),
+    ),
+    "onnxruntime: lower-quantised-conv": lowers(
+        lambda: make_conv(*KERNELS["uneven"]),
+        make_conv_feeds(),
+        {
+            "border of another number": without_operand("Pad", 2),
+            "padded at the other end": operand_values("Pad", 1, lambda pads: np.roll(pads, 4)),
+            "steps forgotten": operand_values("Slice", 4, np.ones_like),
+            "taps in another order": swapped("Concat", 0, 1),
+            "bias forgotten": without_operand("MatMulIntegerToFloat", 6),
+            "no zero point": nodes("MatMulIntegerToFloat", lambda node: node.replace_input_with(4, None)),
+        },
+        LowerQuantisedConv(),
     ),
     "tensorrt: decompose-attention": lowers(
         lambda: make_attention(masked("float").replace("Attention (", "Attention <scale = 0.7> (")),
