@@ -17,8 +17,11 @@ from sdc.compiler.calibration.table_file import read_table
 from sdc.compiler.component import Component
 from sdc.compiler.evaluate.metrics import psnr
 from sdc.compiler.half_stage import HalfCheck, draw_settings, open_tokenizer
-from sdc.compiler.precision.automatic import RATES, choose_plan
+from sdc.compiler.precision.automatic import choose_plan
+from sdc.compiler.precision.capabilities import runs_here
 from sdc.compiler.precision.half_safety import HalfCheckSettings, picture_generation
+from sdc.compiler.precision.layer_costs import modelled_costs
+from sdc.compiler.precision.layer_times import measure_costs
 from sdc.compiler.precision.planning import passes_from_plan
 from sdc.compiler.precision.sensitivity import measure_sensitivity
 from sdc.compiler.stages import PLAN_NAME, fused_component, quantising_passes
@@ -26,7 +29,7 @@ from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule_config import schedule_from_config
 from sdc.engines.session import Run, Session
 from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.targets import ONNXRUNTIME
+from sdc.engines.targets import ONNXRUNTIME, Target
 from sdc.passes.base import Pass, run_passes
 from sdc.passes.pipeline import lowering_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
@@ -53,7 +56,7 @@ class Automatic:
         table: file of the calibration.
         budget_db: least PSNR of pictures to those in float32.
         default: of what stays in floating point.
-        rates: key of `RATES`.
+        targets: that the plan is for; times are measured if all of them run here, and modelled otherwise.
         rule: how ranges follow from the calibration.
         correct_bias: whether biases make up for rounded weights.
     """
@@ -62,7 +65,7 @@ class Automatic:
     table: Path
     budget_db: float
     default: Format
-    rates: str
+    targets: tuple[Target, ...]
     rule: RangeRule
     correct_bias: bool
 
@@ -79,6 +82,11 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
     table = read_table(inputs.table)
     sizes = {symbol: size.optimum for symbol, size in unet.spec.dimensions.items()}
     wanted = uniform_plan(unet.model, Format.INT8, default=inputs.default, sizes=sizes, kept=frozenset())
+    measured = all(map(runs_here, inputs.targets))
+    if measured:
+        costs = measure_costs(unet, wanted, inputs.targets, symmetric=inputs.rule.symmetric, on_layer=report)
+    else:
+        costs = modelled_costs(wanted)
     with ExitStack() as stack:
         studio = _Studio(drawing, components, stack)
         samples, exact = studio.draw_exact()
@@ -91,14 +99,14 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
             quantise = quantising_passes(inputs.table, inputs.rule, run, correct_bias=inputs.correct_bias)
             return _psnr(studio.draw_planned(run, quantise), exact)
 
-        rates = RATES[inputs.rates]
-        chosen = choose_plan(wanted, sensitivity, measure_psnr, budget_db=inputs.budget_db, rates=rates)
+        chosen = choose_plan(wanted, sensitivity, measure_psnr, budget_db=inputs.budget_db, costs=costs)
     (folder / PLAN_NAME).write_text(text_from_plan(chosen.plan), encoding="utf-8")
     return {
         "budget_db": inputs.budget_db,
         "psnr_db": round(chosen.psnr_db, 2),
         "predicted_epsilon_error": float(f"{chosen.predicted_error:.3g}"),
-        "modelled_time": round(chosen.modelled_time, 3),
+        "layer_time": round(chosen.time, 3),
+        "times": "measured" if measured else "modelled",
         "layers": {each.value: sum(line.format is each for line in chosen.plan.layers) for each in Format},
     }
 

@@ -17,14 +17,14 @@ from sdc.compiler.export_plan import (
     QUANTISED,
     ExportPlan,
     ExportRequest,
-    automatic_basis,
+    automatic_default,
     automatic_rule,
     component_plan,
     component_precision,
-    in_float32,
     plan_export,
 )
 from sdc.compiler.half_stage import OVERFLOWS_NAME, HalfCheck, check_half_stage
+from sdc.compiler.precision.capabilities import in_float32
 from sdc.compiler.stages import (
     PLAN_NAME,
     TABLE_NAME,
@@ -218,25 +218,26 @@ def _choose_precisions(
 ) -> PrecisionPlan:
     assert plan.automatic_key is not None
     assert request.precision.budget_db is not None
-    default, rates = automatic_basis(request)
+    default = automatic_default(request)
     inputs = Automatic(
         drawing=_drawing(request, opened, plan, exported),
         table=table.folder / TABLE_NAME,
         budget_db=request.precision.budget_db,
         default=default,
-        rates=rates,
+        targets=request.targets,
         rule=automatic_rule(request),
         correct_bias=request.calibration.correct_bias,
     )
     entry = shop.produce("plan unet", "plan", plan.automatic_key, automatic_stage, inputs, reports=True)
     found = {name: count for name, count in entry.result["layers"].items() if count}
     log.warning(
-        "unet: %s; %.1f dB measured for %g dB asked; the layers take %.0f %% of the time in %s, by the model of rates",
+        "unet: %s; %.1f dB measured for %g dB asked; the layers take %.0f %% of the time in %s (%s)",
         ", ".join(f"{count} layers {name}" for name, count in found.items()),
         entry.result["psnr_db"],
         entry.result["budget_db"],
-        100 * entry.result["modelled_time"],
+        100 * entry.result["layer_time"],
         default,
+        entry.result["times"],
     )
     return read_plan(entry.folder / PLAN_NAME)
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sdc.compiler.calibration.options import DEFAULT_CALIBRATION, CalibrationOptions
+from sdc.compiler.precision.capabilities import in_float32
 from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Opened, Source
 from sdc.compiler.trace.interfaces import component_spec
@@ -124,7 +125,10 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     if request.precision.budget_db is not None:
         ranges = [automatic_rule(request).label, request.calibration.correct_bias]
         automatic_key = digest_of(
-            ["plan", calibration_key, str(request.precision.budget_db), *automatic_basis(request), *ranges]
+            [
+                *("plan", calibration_key, str(request.precision.budget_db), automatic_default(request), *ranges),
+                *((target.name, versions_of(BACKEND_TOOLS[target.backend])) for target in request.targets),
+            ]
         )
     half_key = None
     if Format.FP16 in request.precision.formats():
@@ -170,21 +174,15 @@ def _plan_text(component: str, precision: PrecisionRequest) -> str | None:
     return None if plan is None else text_from_plan(plan)
 
 
-def automatic_basis(request: ExportRequest) -> tuple[Format, str]:
-    """What automatic precisions are weighed against: the floating-point type, and the key of `RATES`."""
-    default = Format.FP32 if all(map(in_float32, request.targets)) else request.precision.default
-    return default, "gpu" if any(target.backend == TENSORRT_RTX for target in request.targets) else "cpu"
+def automatic_default(request: ExportRequest) -> Format:
+    """The floating-point type that automatic precisions are weighed against."""
+    return Format.FP32 if all(map(in_float32, request.targets)) else request.precision.default
 
 
 def automatic_rule(request: ExportRequest) -> RangeRule:
     """How ranges are found while precisions are chosen: as for the target that allows least."""
     rules = [request.calibration.rule_for(target) for target in request.targets]
     return next((rule for rule in rules if rule.symmetric), rules[0])
-
-
-def in_float32(target: Target) -> bool:
-    """Whether what a plan leaves in 16 bits is computed in float32; ONNX Runtime has no such kernels for CPUs."""
-    return target.backend == ONNXRUNTIME
 
 
 def formats_on(target: Target, precision: PrecisionRequest) -> frozenset[Format]:

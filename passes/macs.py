@@ -82,7 +82,7 @@ def count_macs(model: ir.Model, sizes: Mapping[str, int]) -> MacCount:
         PassError: the shape of a product's operand does not follow from the inputs.
     """
     flat = InlinePass()(model.clone()).model
-    shapes = _shapes_from_sizes(flat, sizes)
+    shapes = static_shapes(flat, sizes)
     return MacCount(
         tuple(
             Product(
@@ -98,9 +98,16 @@ def count_macs(model: ir.Model, sizes: Mapping[str, int]) -> MacCount:
     )
 
 
-def _shapes_from_sizes(flat: ir.Model, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Static shapes by value name: sizes go into the inputs, and constant folding carries them through the graph."""
-    bound = flat.clone()
+def static_shapes(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes by value name: sizes go into the inputs, and constant folding carries them through the graph.
+
+    Functions are inlined; what they hold has names of its own. `model` is not changed.
+
+    Raises:
+        InputError: a symbol has no size.
+        PassError: an input has no known rank.
+    """
+    bound = InlinePass()(model.clone()).model
     for value in bound.graph.inputs:
         value.shape = _bound_shape(value, sizes)
     for node in bound.graph:

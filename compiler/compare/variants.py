@@ -13,8 +13,9 @@ from sdc.compiler.calibration.options import CalibrationOptions
 from sdc.compiler.compare.exported import ExportedGraph
 from sdc.compiler.compare.structure import StructureDigests
 from sdc.compiler.component import Component
-from sdc.compiler.export_plan import HOISTED_FROM, in_float32
+from sdc.compiler.export_plan import HOISTED_FROM
 from sdc.compiler.hoisting import hoist_component
+from sdc.compiler.precision.capabilities import in_float32
 from sdc.compiler.stages import quantising_passes
 from sdc.engines.sessions import EngineSource
 from sdc.engines.targets import Target, runnable

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from sdc.compiler.precision.layer_costs import LayerCosts
 from sdc.compiler.precision.sensitivity import Sensitivity
 from sdc.engines.errors import InputError
-from sdc.passes.precision.formats import FLOATING, Format
+from sdc.passes.precision.formats import FLOATING
 from sdc.passes.precision.plan import PlannedLayer, PrecisionPlan
-
-RATES = {
-    "cpu": {Format.FP32: 1.0, Format.FP16: 6.0, Format.BF16: 6.0, Format.INT8: 12.0},
-    "gpu": {Format.FP32: 1.0, Format.FP16: 4.0, Format.BF16: 4.0, Format.INT8: 8.0, Format.FP8: 8.0},
-}
-"""Multiply-adds a second relative to float32.
-
-Source: cpu, matrix products on two cores with AMX: 0.43, 2.6 and 4.6 to 5.7 TFLOP/s in fp32, bf16 and int8. fp16
-stands for bf16. gpu: assumed, neither measured nor taken from a document; replace them with measured rates.
-"""
 
 
 @dataclass(frozen=True)
@@ -29,13 +20,13 @@ class AutomaticPlan:
         plan: the precision of every layer, with reasons.
         predicted_error: relative mean square of epsilon, if errors of layers add up.
         psnr_db: measured, pictures of the plan against float32's.
-        modelled_time: of the layers, as a part of what they take in the default precision.
+        time: of the layers, as a part of what they take in the default precision.
     """
 
     plan: PrecisionPlan
     predicted_error: float
     psnr_db: float
-    modelled_time: float
+    time: float
 
 
 def choose_plan(
@@ -44,7 +35,7 @@ def choose_plan(
     measure_psnr: Callable[[PrecisionPlan], float],
     *,
     budget_db: float,
-    rates: Mapping[Format, float],
+    costs: LayerCosts,
 ) -> AutomaticPlan:
     """The plan with the fewest layers left in floating point whose pictures keep to the budget.
 
@@ -56,17 +47,17 @@ def choose_plan(
         sensitivity: of these formats.
         measure_psnr: of the pictures of a plan, in dB.
         budget_db: the least PSNR.
-        rates: multiply-adds a second by format; see `RATES`.
+        costs: of the layers, in these formats and in `wanted.default`.
 
     Raises:
         InputError: not one layer can be quantised within the budget.
     """
-    ranked = _ranked(wanted, sensitivity, rates)
+    ranked = _ranked(sensitivity, costs)
     if not ranked:
         raise InputError("no layer would be faster in another precision", hint="choose a single precision")
 
     def plan_with(kept: int) -> PrecisionPlan:
-        return _plan_from_ranking(wanted, ranked[:kept], sensitivity, budget_db)
+        return _plan_from_ranking(wanted, ranked, kept, sensitivity, costs, budget_db)
 
     measured: dict[int, float] = {}
 
@@ -91,34 +82,36 @@ def choose_plan(
         plan=plan,
         predicted_error=sum(sensitivity.layers[layer.name] for layer in quantised),
         psnr_db=measured[high],
-        modelled_time=_time(plan, rates) / _time(wanted.in_default(), rates),
+        time=costs.share(plan),
     )
 
 
-def _ranked(wanted: PrecisionPlan, sensitivity: Sensitivity, rates: Mapping[Format, float]) -> list[str]:
+def _ranked(sensitivity: Sensitivity, costs: LayerCosts) -> list[str]:
     """Layers that would be faster, the most harmful for what they save first."""
-    saved = {
-        layer.name: layer.macs * (1 / rates[wanted.default] - 1 / rates.get(layer.format, rates[wanted.default]))
-        for layer in wanted.layers
-    }
-    faster = [name for name, gain in saved.items() if gain > 0]
-    return sorted(faster, key=lambda name: sensitivity.layers[name] / saved[name], reverse=True)
+    saved = {name: cost.saved for name, cost in costs.layers.items() if cost.saved > 0}
+    return sorted(saved, key=lambda name: sensitivity.layers[name] / saved[name], reverse=True)
 
 
 def _plan_from_ranking(
-    wanted: PrecisionPlan, kept: list[str], sensitivity: Sensitivity, budget_db: float
+    wanted: PrecisionPlan,
+    ranked: list[str],
+    kept: int,
+    sensitivity: Sensitivity,
+    costs: LayerCosts,
+    budget_db: float,
 ) -> PrecisionPlan:
-    places = {name: place for place, name in enumerate(kept, start=1)}
+    places = {name: place for place, name in enumerate(ranked, start=1)}
 
     def decided(layer: PlannedLayer) -> PlannedLayer:
-        error = f"alone it changes epsilon by {sensitivity.layers[layer.name] ** 0.5:.1e}"
-        if layer.name not in places:
-            return replace(layer, reason=error)
-        reason = f"{error}: number {places[layer.name]} by error for time saved, kept for {budget_db:g} dB"
+        reason = f"{costs.describe(costs.layers[layer.name])}; alone it changes epsilon by " + (
+            f"{sensitivity.layers[layer.name] ** 0.5:.1e}"
+        )
+        place = places.get(layer.name)
+        if place is None:
+            return replace(layer, format=wanted.default, reason=f"not faster in {layer.format}: {reason}")
+        if place > kept:
+            return replace(layer, reason=reason)
+        reason = f"{reason}: number {place} by error for time saved, kept for {budget_db:g} dB"
         return replace(layer, format=wanted.default, reason=reason)
 
     return replace(wanted, layers=tuple(map(decided, wanted.layers)))
-
-
-def _time(plan: PrecisionPlan, rates: Mapping[Format, float]) -> float:
-    return sum(layer.macs / rates.get(layer.format, rates[plan.default]) for layer in plan.layers)

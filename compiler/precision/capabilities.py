@@ -52,6 +52,16 @@ def runnable_formats(target: Target) -> frozenset[Format]:
     return found
 
 
+def in_float32(target: Target) -> bool:
+    """Whether what a plan leaves in 16 bits is computed in float32; ONNX Runtime has no such kernels for CPUs."""
+    return target.backend == ONNXRUNTIME
+
+
+def runs_here(target: Target) -> bool:
+    """Whether its engines run on the machine that builds them, whichever it is."""
+    return not target.compute_capabilities
+
+
 def check_formats(target: Target, formats: Iterable[Format]) -> None:
     """Pass only if the target runs all of them.
 

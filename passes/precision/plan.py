@@ -105,10 +105,6 @@ class PrecisionPlan:
         )
         return replace(self, default=default, layers=layers)
 
-    def in_default(self) -> PrecisionPlan:
-        """The same with every layer in the default."""
-        return replace(self, layers=tuple(replace(layer, format=self.default) for layer in self.layers))
-
     def float_exceptions(self) -> tuple[Format, frozenset[str]]:
         """The type that the graph is cast to, and the names of the layers that it does not hold for."""
         exceptions = {layer.name: layer.format for layer in self.layers if layer.format in FLOATING - {self.default}}

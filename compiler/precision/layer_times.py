@@ -1,0 +1,186 @@
+"""Layers timed one by one on the targets that run here, as graphs of their own."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from sdc.compiler.build import build_engine
+from sdc.compiler.component import Component
+from sdc.compiler.precision.capabilities import in_float32
+from sdc.compiler.precision.layer_costs import LayerCost, LayerCosts, describe_seconds
+from sdc.compiler.precision.planning import passes_from_plan
+from sdc.engines.session import Session
+from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.specs import ComponentSpec, TensorSpec
+from sdc.engines.targets import Target
+from sdc.passes.base import Pass, run_passes
+from sdc.passes.graph_digest import digest_from_model
+from sdc.passes.macs import static_shapes
+from sdc.passes.pipeline import lowering_passes
+from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.formats import FLOATING, Format
+from sdc.passes.precision.insert_qdq import InsertQdq
+from sdc.passes.precision.log_histogram import LogHistogram
+from sdc.passes.precision.plan import PlannedLayer, PrecisionPlan, uniform_plan
+from sdc.passes.precision.quantisation import Layer, find_layers
+from sdc.passes.precision.range_rules import MAX, RangeRule
+from sdc.passes.precision.tensor_statistics import TensorStatistics
+
+_LOWEST, _HIGHEST = -1.0, 3.0
+"""Of the values that a layer is fed; any would do."""
+_WARMING = 2
+_ROUNDS = 5
+_SECONDS = 0.03
+"""Least time that a layer's rounds take together, so that short ones get more of them."""
+_MOST_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the time of a layer depends on."""
+
+    operator: str
+    attributes: str
+    activation: tuple[int, ...]
+    weight: tuple[int, ...]
+    bias: bool
+
+
+def measure_costs(
+    component: Component,
+    plan: PrecisionPlan,
+    targets: Iterable[Target],
+    *,
+    symmetric: bool,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> LayerCosts:
+    """Seconds of every layer, summed over targets, at the sizes that the network is tuned for.
+
+    Layers of equal shapes are timed once, in both formats in turn, and the shortest time counts: other work on the
+    machine only ever adds. A layer by itself reads and writes float32, so what its neighbours would share with it (one
+    quantised tensor for several readers, an activation that is fused) counts in full.
+
+    Args:
+        component: the fused graph in float32; it is not changed.
+        plan: the formats of its layers, and the default to compare them with.
+        targets: all of them run on this machine.
+        symmetric: the kind of the activations' ranges.
+        on_layer: progress, in distinct layers.
+    """
+    sizes = {symbol: size.optimum for symbol, size in component.spec.dimensions.items()}
+    shapes = static_shapes(component.model, sizes)
+    planned = plan.by_name()
+    asked: dict[tuple[_Shape, Format], list[str]] = {}
+    examples: dict[_Shape, Layer] = {}
+    for layer in find_layers(component.model)[0]:
+        shape = _shape_of(layer, shapes)
+        examples.setdefault(shape, layer)
+        name = layer.node.outputs[0].name or ""
+        asked.setdefault((shape, planned[name].format), []).append(name)
+    costs: dict[str, LayerCost] = {}
+    for done, ((shape, wanted), names) in enumerate(asked.items(), start=1):
+        cost = LayerCost(0.0, 0.0)
+        for target in targets:
+            default = Format.FP32 if in_float32(target) else plan.default
+            cost += _time_layer(examples[shape], shape, default, wanted, target, symmetric=symmetric)
+        costs |= dict.fromkeys(names, cost)
+        if on_layer is not None:
+            on_layer(done, len(asked))
+    return LayerCosts(costs, describe_seconds)
+
+
+def _shape_of(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> _Shape:
+    attributes = sorted((name, str(each.value)) for name, each in layer.node.attributes.items())
+    bias = len(layer.node.inputs) > 2 and layer.node.inputs[2] is not None
+    return _Shape(layer.node.op_type, str(attributes), shapes[layer.activation.name or ""], layer.weight_shape, bias)
+
+
+def _time_layer(
+    layer: Layer, shape: _Shape, default: Format, wanted: Format, target: Target, *, symmetric: bool
+) -> LayerCost:
+    """In both formats, in turn; equal ones are timed once."""
+    formats = (default, wanted) if wanted is not default else (default,)
+    random = np.random.default_rng(0)
+    feeds = {"x": random.uniform(_LOWEST, _HIGHEST, shape.activation).astype(np.float32)}
+    with ExitStack() as stack:
+        sessions = [_open(_single(layer, shape, each, default, symmetric), target, stack) for each in formats]
+        for session in sessions * _WARMING:
+            session.run(feeds)
+        seconds: list[list[float]] = [[] for _ in sessions]
+        while len(seconds[0]) < _ROUNDS or (sum(map(sum, seconds)) < _SECONDS and len(seconds[0]) < _MOST_ROUNDS):
+            for session, measured in zip(sessions, seconds, strict=True):
+                begin = time.perf_counter()
+                session.run(feeds)
+                measured.append(time.perf_counter() - begin)
+    return LayerCost(min(seconds[0]), min(seconds[-1]))
+
+
+def _single(layer: Layer, shape: _Shape, wanted: Format, default: Format, symmetric: bool) -> Component:
+    """A network of one layer, typed."""
+    model = _model_of(layer, shape)
+    plan = uniform_plan(model, wanted, default=default)
+    if wanted not in FLOATING:  # whatever the role that a layer has by itself
+        line: PlannedLayer = plan.layers[0]
+        plan = PrecisionPlan(
+            plan.graph_digest,
+            default,
+            plan.block_size,
+            (PlannedLayer(line.name, line.role, line.shape, 0, wanted, ""),),
+        )
+    quantise: tuple[Pass, ...] = ()
+    if wanted not in FLOATING:
+        quantise = (InsertQdq(_table(model), plan, rule=RangeRule(MAX, symmetric=symmetric)),)
+    run_passes(passes_from_plan(plan, quantise), model)
+    inputs = (TensorSpec("x", "float32", shape.activation),)
+    outputs = (TensorSpec("y", "float32", ("N",) * len(shape.activation)),)
+    return Component(ComponentSpec("layer", inputs, outputs, {}), model)
+
+
+def _model_of(layer: Layer, shape: _Shape) -> ir.Model:
+    random = np.random.default_rng(1)
+    x = ir.Value(name="x", shape=ir.Shape(shape.activation), type=ir.TensorType(ir.DataType.FLOAT))
+    operands = [x, _constant("w", random.standard_normal(shape.weight, np.float32))]
+    if shape.bias:
+        operands.append(_constant("b", np.ones(shape.weight[layer.output_axis], np.float32)))
+    node = ir.node(layer.node.op_type, operands, layer.node.attributes, name="layer")
+    y = node.outputs[0]
+    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], [y], nodes=[node], initializers=operands[1:], opset_imports={"": 23}, name="layer")
+    return ir.Model(graph, ir_version=10)
+
+
+def _constant(name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
+
+
+def _table(model: ir.Model) -> CalibrationTable:
+    """A calibration in which x has the values that it is fed."""
+    seen = TensorStatistics((_LOWEST,), (_HIGHEST,), (_LOWEST,), (_HIGHEST,), (1.0,), LogHistogram())
+    return CalibrationTable(
+        graph_digest=digest_from_model(model),
+        prompts=(),
+        seed=0,
+        sampler="",
+        steps=1,
+        guidance_scale=1.0,
+        latent_size=(1, 1),
+        timesteps=(0.0,),
+        tensors={"x": seen},
+    )
+
+
+def _open(component: Component, target: Target, stack: ExitStack) -> Session:
+    run_passes(lowering_passes(target.backend), component.model)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sdc-layer-")))
+    built = build_engine(component, target, folder)
+    files = tuple(folder / name for name in built.files)
+    return stack.enter_context(open_session(EngineSource(component.spec, target.backend, files, built.options)))
