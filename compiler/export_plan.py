@@ -121,19 +121,20 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     if request.precision.calibrates:
         graphs = [export_keys["unet"], export_keys["text_encoder"]]
         calibration_key = _drawing_key("calibrate", request, opened, graphs, prompts)
+    building = [digest_sources(BUILD_SOURCES), versions_of(BUILD_TOOLS), request.fuse]
     automatic_key = None
     if request.precision.budget_db is not None:
         ranges = [automatic_rule(request).label, request.calibration.correct_bias]
         automatic_key = digest_of(
             [
-                *("plan", calibration_key, str(request.precision.budget_db), automatic_default(request), *ranges),
+                *("plan", calibration_key, str(request.precision.budget_db), automatic_default(request)),
+                *(*ranges, *building),
                 *((target.name, versions_of(BACKEND_TOOLS[target.backend])) for target in request.targets),
             ]
         )
     half_key = None
     if Format.FP16 in request.precision.formats():
         half_key = _drawing_key("check-fp16", request, opened, [export_keys[name] for name in COMPONENTS], prompts)
-    building = [digest_sources(BUILD_SOURCES), versions_of(BUILD_TOOLS), request.fuse]
     build_keys = {
         (name, target.name): digest_of(
             [

@@ -11,6 +11,9 @@ from sdc.engines.errors import InputError
 from sdc.passes.precision.formats import FLOATING
 from sdc.passes.precision.plan import PlannedLayer, PrecisionPlan
 
+_LEAST_GAIN = 0.02
+"""Part of a layer's time that has to be saved: less is noise."""
+
 
 @dataclass(frozen=True)
 class AutomaticPlan:
@@ -88,7 +91,7 @@ def choose_plan(
 
 def _ranked(sensitivity: Sensitivity, costs: LayerCosts) -> list[str]:
     """Layers that would be faster, the most harmful for what they save first."""
-    saved = {name: cost.saved for name, cost in costs.layers.items() if cost.saved > 0}
+    saved = {name: cost.saved for name, cost in costs.layers.items() if cost.saved > _LEAST_GAIN * cost.floating}
     return sorted(saved, key=lambda name: sensitivity.layers[name] / saved[name], reverse=True)
 
 

@@ -1,13 +1,14 @@
-"""Layers timed one by one on the targets that run here, as graphs of their own."""
+"""Layers timed shape by shape on the targets that run here, in graphs of their own."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -29,13 +30,15 @@ from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.log_histogram import LogHistogram
-from sdc.passes.precision.plan import PlannedLayer, PrecisionPlan, uniform_plan
+from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
 from sdc.passes.precision.quantisation import Layer, find_layers
 from sdc.passes.precision.range_rules import MAX, RangeRule
 from sdc.passes.precision.tensor_statistics import TensorStatistics
 
 _LOWEST, _HIGHEST = -1.0, 3.0
 """Of the values that a layer is fed; any would do."""
+_COPIES = 8
+"""Layers in one graph: a call by itself takes as long as a small layer."""
 _WARMING = 2
 _ROUNDS = 5
 _SECONDS = 0.03
@@ -65,8 +68,8 @@ def measure_costs(
     """Seconds of every layer, summed over targets, at the sizes that the network is tuned for.
 
     Layers of equal shapes are timed once, in both formats in turn, and the shortest time counts: other work on the
-    machine only ever adds. A layer by itself reads and writes float32, so what its neighbours would share with it (one
-    quantised tensor for several readers, an activation that is fused) counts in full.
+    machine only ever adds. Each layer has an input of its own in float32 and its sum is float32, so what its neighbours
+    would share with it (one quantised tensor for several readers) counts in full.
 
     Args:
         component: the fused graph in float32; it is not changed.
@@ -120,21 +123,15 @@ def _time_layer(
                 begin = time.perf_counter()
                 session.run(feeds)
                 measured.append(time.perf_counter() - begin)
-    return LayerCost(min(seconds[0]), min(seconds[-1]))
+    return LayerCost(min(seconds[0]) / _COPIES, min(seconds[-1]) / _COPIES)
 
 
 def _single(layer: Layer, shape: _Shape, wanted: Format, default: Format, symmetric: bool) -> Component:
-    """A network of one layer, typed."""
+    """A network of this layer alone, typed."""
     model = _model_of(layer, shape)
     plan = uniform_plan(model, wanted, default=default)
     if wanted not in FLOATING:  # whatever the role that a layer has by itself
-        line: PlannedLayer = plan.layers[0]
-        plan = PrecisionPlan(
-            plan.graph_digest,
-            default,
-            plan.block_size,
-            (PlannedLayer(line.name, line.role, line.shape, 0, wanted, ""),),
-        )
+        plan = replace(plan, layers=tuple(replace(line, format=wanted) for line in plan.layers))
     quantise: tuple[Pass, ...] = ()
     if wanted not in FLOATING:
         quantise = (InsertQdq(_table(model), plan, rule=RangeRule(MAX, symmetric=symmetric)),)
@@ -145,16 +142,34 @@ def _single(layer: Layer, shape: _Shape, wanted: Format, default: Format, symmet
 
 
 def _model_of(layer: Layer, shape: _Shape) -> ir.Model:
+    """y = the sum of copies of the layer, each with its own shift of x before it, which no optimiser moves past it."""
     random = np.random.default_rng(1)
     x = ir.Value(name="x", shape=ir.Shape(shape.activation), type=ir.TensorType(ir.DataType.FLOAT))
-    operands = [x, _constant("w", random.standard_normal(shape.weight, np.float32))]
-    if shape.bias:
-        operands.append(_constant("b", np.ones(shape.weight[layer.output_axis], np.float32)))
-    node = ir.node(layer.node.op_type, operands, layer.node.attributes, name="layer")
-    y = node.outputs[0]
-    y.name, y.type = "y", ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Graph([x], [y], nodes=[node], initializers=operands[1:], opset_imports={"": 23}, name="layer")
+    constants, nodes, parts = [], [], []
+    for copy in range(_COPIES):
+        operands = [_constant(f"w{copy}", random.standard_normal(shape.weight, np.float32))]
+        if shape.bias:
+            operands.append(_constant(f"b{copy}", np.ones(shape.weight[layer.output_axis], np.float32)))
+        shift = _constant(f"c{copy}", np.array(copy / 8, np.float32))
+        constants += [shift, *operands]
+        shifted = _float_node("Add", [x, shift], f"x{copy}")
+        multiplied = _float_node(layer.node.op_type, [shifted.outputs[0], *operands], f"y{copy}", layer.node.attributes)
+        nodes += [shifted, multiplied]
+        parts.append(multiplied.outputs[0])
+    nodes.append(_float_node("Sum", parts, "y"))
+    graph = ir.Graph([x], nodes[-1].outputs, nodes=nodes, initializers=constants, opset_imports={"": 23}, name="layer")
     return ir.Model(graph, ir_version=10)
+
+
+def _float_node(
+    op_type: str,
+    operands: Sequence[ir.Value],
+    output: str,
+    attributes: Mapping[str, ir.Attr] = MappingProxyType({}),
+) -> ir.Node:
+    node = ir.node(op_type, operands, dict(attributes), name=output)
+    node.outputs[0].name, node.outputs[0].type = output, ir.TensorType(ir.DataType.FLOAT)
+    return node
 
 
 def _constant(name: str, array: np.ndarray) -> ir.Value:
@@ -174,7 +189,7 @@ def _table(model: ir.Model) -> CalibrationTable:
         guidance_scale=1.0,
         latent_size=(1, 1),
         timesteps=(0.0,),
-        tensors={"x": seen},
+        tensors={f"x{copy}": seen for copy in range(_COPIES)},
     )
 
 
