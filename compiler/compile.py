@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdc.compiler.automatic_stage import Automatic, automatic_stage
 from sdc.compiler.bundle.contents import bundle_contents, bundle_manifest
@@ -45,6 +46,7 @@ from sdc.compiler.workshop.workshop import Workshop
 from sdc.engines.environment import cache_folder
 from sdc.engines.manifest import Manifest
 from sdc.engines.specs import COMPONENTS
+from sdc.passes.precision.formats import Format
 from sdc.passes.precision.plan import PrecisionPlan
 from sdc.passes.precision.plan_file import read_plan
 
@@ -227,19 +229,27 @@ def _choose_precisions(
         targets=request.targets,
         rule=automatic_rule(request),
         correct_bias=request.calibration.correct_bias,
+        hoist=request.hoist,
     )
     entry = shop.produce("plan unet", "plan", plan.automatic_key, automatic_stage, inputs, reports=True)
     found = {name: count for name, count in entry.result["layers"].items() if count}
     log.warning(
-        "unet: %s; %.1f dB measured for %g dB asked; the layers take %.0f %% of the time in %s (%s)",
+        "unet: %s; %.1f dB measured for %g dB asked; %s",
         ", ".join(f"{count} layers {name}" for name, count in found.items()),
         entry.result["psnr_db"],
         entry.result["budget_db"],
-        100 * entry.result["layer_time"],
-        default,
-        entry.result["times"],
+        _told_time(entry.result, default),
     )
     return read_plan(entry.folder / PLAN_NAME)
+
+
+def _told_time(automatic: Mapping[str, Any], default: Format) -> str:
+    """What a plan saves, as far as is known."""
+    measured = automatic["step_seconds"]
+    if measured is None:
+        return f"by assumed rates the layers take {100 * automatic['layer_time']:.0f} % of the time in {default}"
+    before, after = 1000 * measured["floating"], 1000 * measured["plan"]
+    return f"a step of the UNet takes {after:.1f} ms, {before:.1f} ms in {default}"
 
 
 def _build_engines(

@@ -128,7 +128,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
         automatic_key = digest_of(
             [
                 *("plan", calibration_key, str(request.precision.budget_db), automatic_default(request)),
-                *(*ranges, *building),
+                *(*ranges, *building, request.hoist),
                 *((target.name, versions_of(BACKEND_TOOLS[target.backend])) for target in request.targets),
             ]
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from sdc.compiler.precision.layer_costs import LayerCosts
 from sdc.compiler.precision.sensitivity import Sensitivity
 from sdc.engines.errors import InputError
-from sdc.passes.precision.formats import FLOATING
+from sdc.passes.precision.formats import FLOATING, WEIGHTS_ONLY
 from sdc.passes.precision.plan import PlannedLayer, PrecisionPlan
 
 _LEAST_GAIN = 0.02
@@ -46,7 +46,7 @@ def choose_plan(
     bisection, each step with a measurement, since errors of layers need not add up in a picture.
 
     Args:
-        wanted: the fast format of every layer.
+        wanted: the fast format of every layer; those with short weights alone keep it in any case.
         sensitivity: of these formats.
         measure_psnr: of the pictures of a plan, in dB.
         budget_db: the least PSNR.
@@ -55,7 +55,7 @@ def choose_plan(
     Raises:
         InputError: not one layer can be quantised within the budget.
     """
-    ranked = _ranked(sensitivity, costs)
+    ranked = _ranked(wanted, sensitivity, costs)
     if not ranked:
         raise InputError("no layer would be faster in another precision", hint="choose a single precision")
 
@@ -89,9 +89,28 @@ def choose_plan(
     )
 
 
-def _ranked(sensitivity: Sensitivity, costs: LayerCosts) -> list[str]:
+def planned_before(plan: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCosts, psnr_db: float) -> AutomaticPlan:
+    """A plan that was not searched for, as a candidate beside the one that was.
+
+    Args:
+        plan: of the layers that `sensitivity` and `costs` know.
+        sensitivity: of the quantised formats.
+        costs: of the layers.
+        psnr_db: measured.
+    """
+    quantised = [layer for layer in plan.layers if layer.format not in FLOATING | WEIGHTS_ONLY]
+    error = sum(sensitivity.layers[layer.name] for layer in quantised)
+    return AutomaticPlan(plan, error, psnr_db, costs.share(plan))
+
+
+def _ranked(wanted: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCosts) -> list[str]:
     """Layers that would be faster, the most harmful for what they save first."""
-    saved = {name: cost.saved for name, cost in costs.layers.items() if cost.saved > _LEAST_GAIN * cost.floating}
+    saved = {
+        layer.name: costs.layers[layer.name].saved
+        for layer in wanted.layers
+        if layer.format not in WEIGHTS_ONLY
+        and costs.layers[layer.name].saved > _LEAST_GAIN * costs.layers[layer.name].floating
+    }
     return sorted(saved, key=lambda name: sensitivity.layers[name] / saved[name], reverse=True)
 
 
@@ -110,6 +129,8 @@ def _plan_from_ranking(
             f"{sensitivity.layers[layer.name] ** 0.5:.1e}"
         )
         place = places.get(layer.name)
+        if place is None and layer.format in WEIGHTS_ONLY:
+            return layer
         if place is None:
             return replace(layer, format=wanted.default, reason=f"not faster in {layer.format}: {reason}")
         if place > kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -122,17 +123,36 @@ def test_edited_plan_goes_through_an_export(exported: tuple[Path, StageCache, st
 def test_automatic_plan_keeps_to_its_budget(exported: tuple[Path, StageCache, str]):
     folder, cache, model = exported
     request = ExportRequest(
-        Source(model), PrecisionRequest(AUTO, budget_db=58.0), parse_targets("ort-cpu"), folder / "auto", hoist=False
+        Source(model), PrecisionRequest(AUTO, budget_db=50.0), parse_targets("sm89"), folder / "auto", hoist=False
     )
     summary = export_bundle(request, cache=cache)
     assert summary.manifest.precision == AUTO
     plan = read_plan(folder / "auto" / "precision" / "unet.toml")
     assert Format.INT8 in plan.formats()
-    assert all("alone it changes epsilon by" in layer.reason for layer in plan.layers)
+    searched = [layer for layer in plan.layers if layer.format is not Format.W8]
+    assert len(searched) > 0
+    assert all("alone it changes epsilon by" in layer.reason for layer in searched)
     (entry,) = cache.root.glob("plan/*/entry.json")
     found = re.search(r'"psnr_db": ([0-9.]+)', entry.read_text(encoding="utf-8"))
     assert found is not None
-    assert float(found[1]) >= 58
+    assert float(found[1]) >= 50
+
+
+@pytest.mark.slow
+def test_automatic_plan_is_timed_where_the_target_runs(tmp_path: Path):
+    """No layer of the reduced network need be faster in integers; of `tiny`'s most are."""
+    cache = StageCache(tmp_path / "cache")
+    request = ExportRequest(
+        Source("tiny"), PrecisionRequest(AUTO, budget_db=45.0), parse_targets("ort-cpu"), tmp_path / "auto"
+    )
+    export_bundle(request, cache=cache)
+    plan = read_plan(tmp_path / "auto" / "precision" / "unet.toml")
+    assert Format.INT8 in plan.formats()
+    (entry,) = cache.root.glob("plan/*/entry.json")
+    result = json.loads(entry.read_text(encoding="utf-8"))["result"]
+    assert result["psnr_db"] >= 45
+    assert 0 < result["step_seconds"]["plan"]
+    assert 0 < result["step_seconds"]["floating"]
 
 
 def test_plan_of_another_model_stops_the_export(exported: tuple[Path, StageCache, str]):
