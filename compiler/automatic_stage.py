@@ -35,7 +35,7 @@ from sdc.engines.targets import ONNXRUNTIME, Target
 from sdc.passes.base import Pass, run_passes
 from sdc.passes.pipeline import lowering_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
-from sdc.passes.precision.formats import Format
+from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
 from sdc.passes.precision.plan_file import text_from_plan
 from sdc.passes.precision.quantisation import DEFAULT_WEIGHTS_ONLY
@@ -105,6 +105,8 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
         )
 
         def quantise(plan: PrecisionPlan) -> tuple[Pass, ...]:
+            if plan.formats() <= FLOATING:
+                return ()
             return quantising_passes(inputs.table, inputs.rule, plan, correct_bias=inputs.correct_bias)
 
         def measure_psnr(plan: PrecisionPlan) -> float:
