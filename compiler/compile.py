@@ -177,6 +177,8 @@ def calibrate_unet(
         fuse=request.fuse,
         smoothing=request.calibration.smoothing,
         table=request.calibration.table_file,
+        steps=request.calibration.steps,
+        size_px=request.calibration.size_px,
     )
     return shop.produce("calibrate unet", "calibrate", plan.calibration_key, calibrate_stage, inputs, reports=True)
 

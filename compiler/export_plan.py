@@ -120,7 +120,8 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     calibration_key = None
     if request.precision.calibrates:
         graphs = [export_keys["unet"], export_keys["text_encoder"]]
-        calibration_key = _drawing_key("calibrate", request, opened, graphs, prompts)
+        drawn = [str(request.calibration.steps), str(request.calibration.size_px)]
+        calibration_key = _drawing_key("calibrate", request, opened, [*graphs, *drawn], prompts)
     building = [digest_sources(BUILD_SOURCES), versions_of(BUILD_TOOLS), request.fuse]
     automatic_key = None
     if request.precision.budget_db is not None:

@@ -131,6 +131,7 @@ class Calibration:
         configs: full configurations of the networks.
         files: as in `Opened`.
         prompts: None for the model's own.
+        steps: of each picture; None for what suits the network's size. Likewise `size_px`.
         fuse: as for the engines.
         smoothing: of SmoothQuant; None leaves the graph as it is.
         table: an earlier calibration to use instead of a new one.
@@ -147,6 +148,8 @@ class Calibration:
     fuse: bool
     smoothing: SmoothingRule | None = None
     table: Path | None = None
+    steps: int | None = None
+    size_px: int | None = None
 
 
 def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, int], None]) -> Any:
@@ -159,7 +162,7 @@ def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, in
 def _calibrated(inputs: Calibration, report: Callable[[int, int], None]) -> CalibrationTable:
     from sdc.compiler.calibration.calibrate import Surroundings, calibrate
     from sdc.compiler.calibration.prompts import prompts_for
-    from sdc.compiler.calibration.settings import default_settings
+    from sdc.compiler.calibration.settings import chosen_settings
     from sdc.compiler.trace.interfaces import pipeline_settings
     from sdc.engines.schedule_config import schedule_from_config
     from sdc.engines.sessions import EngineSource, open_session
@@ -181,7 +184,14 @@ def _calibrated(inputs: Calibration, report: Callable[[int, int], None]) -> Cali
             settings=settings,
         )
         prompts = inputs.prompts or prompts_for(inputs.model)
-        chosen = default_settings(unet, settings, prompts, all_prompts=inputs.prompts is not None)
+        chosen = chosen_settings(
+            unet,
+            settings,
+            prompts,
+            all_prompts=inputs.prompts is not None,
+            steps=inputs.steps,
+            size_px=inputs.size_px,
+        )
         return calibrate(unet, surroundings, chosen, smoothing=inputs.smoothing, on_run=report)
 
 

@@ -24,6 +24,8 @@ class CalibrationOptions:
         smoothing: of SmoothQuant; None leaves the graph as it is.
         correct_bias: whether biases make up for the mean error of rounded weights.
         prompts_file: prompts to denoise, one a line; None for the model's own.
+        steps: of each picture; None for what suits the network's size.
+        size_px: height and width of the pictures; likewise.
         table_file: an earlier calibration, to be used instead of a new one.
     """
 
@@ -32,15 +34,21 @@ class CalibrationOptions:
     smoothing: SmoothingRule | None = DEFAULT_SMOOTHING
     correct_bias: bool = True
     prompts_file: Path | None = None
+    steps: int | None = None
+    size_px: int | None = None
     table_file: Path | None = None
 
     def __post_init__(self) -> None:
         parse_rule(self.method)
-        if self.table_file is not None and self.prompts_file is not None:
-            raise InputError(
-                "calibration prompts have no effect on a calibration that is at hand",
-                hint="leave out --calibration-prompts or --calibration-table",
-            )
+        drawing = {"prompts": self.prompts_file, "steps": self.steps, "size": self.size_px}
+        for name, value in drawing.items():
+            if self.table_file is not None and value is not None:
+                raise InputError(
+                    f"--calibration-{name} has no effect on a calibration that is at hand",
+                    hint=f"leave out --calibration-{name} or --calibration-table",
+                )
+            if isinstance(value, int) and value < 1:
+                raise InputError(f"--calibration-{name} is {value}", hint="give a positive number")
         if self.table_file is not None and self.smoothing != DEFAULT_SMOOTHING:
             raise InputError(
                 "--smooth-quant has no effect on a calibration that is at hand: it was measured with its own",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdc.compiler.component import Component
 from sdc.engines.errors import InputError
 from sdc.engines.manifest import PipelineSettings
-from sdc.engines.specs import ComponentSpec
+from sdc.engines.specs import ComponentSpec, DimensionRange
 from sdc.passes.macs import count_macs
 
 _SMALL_MACS = 2_000_000_000
@@ -42,6 +42,47 @@ class CalibrationSettings:
     def runs(self) -> int:
         """Calls of the network."""
         return self.steps * -(-len(self.prompts) // self.batch)
+
+
+def chosen_settings(
+    unet: Component,
+    pipeline: PipelineSettings,
+    prompts: tuple[str, ...],
+    *,
+    all_prompts: bool = False,
+    steps: int | None = None,
+    size_px: int | None = None,
+) -> CalibrationSettings:
+    """`default_settings`, but for what the user says.
+
+    Args:
+        unet: likewise.
+        pipeline: likewise.
+        prompts: likewise.
+        all_prompts: likewise.
+        steps: of each picture; None for the default.
+        size_px: height and width of the pictures; likewise.
+
+    Raises:
+        InputError: the network does not take pictures of this size.
+    """
+    settings = default_settings(unet, pipeline, prompts, all_prompts=all_prompts)
+    if steps is not None:
+        settings = replace(settings, steps=steps)
+    if size_px is None:
+        return settings
+    size = size_px // pipeline.vae_reduction
+    for symbol in ("H", "W"):
+        allowed = unet.spec.dimensions.get(symbol) or DimensionRange(size, size, size)
+        if size_px % (pipeline.vae_reduction * allowed.multiple) or not allowed.minimum <= size <= allowed.maximum:
+            smallest, largest, step = (
+                each * pipeline.vae_reduction for each in (allowed.minimum, allowed.maximum, allowed.multiple)
+            )
+            raise InputError(
+                f"pictures of {size_px} pixels are not of a size that the UNet takes",
+                hint=f"give --calibration-size a multiple of {step} from {smallest} to {largest}",
+            )
+    return replace(settings, latent_size=(size, size))
 
 
 def default_settings(

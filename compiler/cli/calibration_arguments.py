@@ -33,6 +33,15 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-prompts", type=Path, metavar="FILE", help="prompts to denoise, one a line (the model's own)"
     )
     group.add_argument(
+        "--calibration-steps", type=int, metavar="N", help="of each picture (20; 10 for networks like SD 1.5's)"
+    )
+    group.add_argument(
+        "--calibration-size",
+        type=int,
+        metavar="PX",
+        help="height and width of the pictures (the model's own; half of it, 256 at most, for networks like SD 1.5's)",
+    )
+    group.add_argument(
         "--calibration-table", type=Path, metavar="FILE", help="use the calibration/unet.json of an earlier export"
     )
 
@@ -53,5 +62,7 @@ def calibration_options(args: argparse.Namespace) -> CalibrationOptions:
         smoothing=default.smoothing if args.smooth_quant is None else parse_smoothing(args.smooth_quant),
         correct_bias=default.correct_bias and not args.no_bias_correction,
         prompts_file=args.calibration_prompts,
+        steps=args.calibration_steps,
+        size_px=args.calibration_size,
         table_file=args.calibration_table,
     )

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from sdc.compiler.calibration.calibrate import Surroundings, calibrate
 from sdc.compiler.calibration.prompts import GENERAL, prompts_for
-from sdc.compiler.calibration.settings import CalibrationSettings, default_settings
+from sdc.compiler.calibration.settings import CalibrationSettings, chosen_settings, default_settings
 from sdc.compiler.component import Component
 from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, all_captions
 from sdc.engines.denoise import denoise_from_epsilon, guide
@@ -185,6 +185,19 @@ def test_small_networks_run_everything_and_large_ones_a_part(unet: Component):
     reduced = default_settings(unet, large, GENERAL)
     assert (reduced.steps, reduced.latent_size, len(reduced.prompts), reduced.batch) == (10, (32, 32), 4, 1)
     assert default_settings(unet, large, GENERAL, all_prompts=True) == replace(reduced, prompts=GENERAL)
+
+
+def test_what_the_user_says_goes_before_the_defaults(unet: Component):
+    settings = default_settings(unet, PIPELINE, GENERAL)
+    assert chosen_settings(unet, PIPELINE, GENERAL) == settings
+    assert chosen_settings(unet, PIPELINE, GENERAL, steps=3) == replace(settings, steps=3)
+    assert chosen_settings(unet, PIPELINE, GENERAL, size_px=24) == replace(settings, latent_size=(6, 6))
+
+
+@pytest.mark.parametrize("size", [26, 8, 400])
+def test_sizes_that_the_network_does_not_take_are_refused(unet: Component, size: int):
+    with pytest.raises(InputError, match=f"pictures of {size} pixels are not of a size that the UNet takes"):
+        chosen_settings(unet, PIPELINE, GENERAL, size_px=size)
 
 
 def test_prompts_speak_the_models_language():

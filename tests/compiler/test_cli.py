@@ -147,8 +147,13 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         ),
         (
             ["--model", "tiny", "--calibration-table", "a.json", "--calibration-prompts", "x.txt"],
-            "calibration prompts have no effect on a calibration that is at hand",
+            "--calibration-prompts has no effect on a calibration that is at hand",
         ),
+        (
+            ["--model", "tiny", "--calibration-table", "a.json", "--calibration-size", "64"],
+            "--calibration-size has no effect on a calibration that is at hand",
+        ),
+        (["--model", "tiny", "--calibration-steps", "0"], "--calibration-steps is 0; give a positive number"),
         (
             ["--model", "tiny", "--calibration-table", "a.json", "--smooth-quant", "0.8"],
             "--smooth-quant has no effect on a calibration that is at hand",
