@@ -46,7 +46,8 @@ from sdc.engines.errors import NumericalError, SdcError, TargetError
 from sdc.engines.targets import Target, parse_targets
 from sdc.passes.pipeline import PRECISIONS
 
-CONTROL = "4 bits per tensor (known bad)"
+CONTROLS = {"4 bits per channel (control)": True, "4 bits per tensor (known bad)": False}
+"""Weights rounded to nearest, activations as they are: whether each output channel has its own scale."""
 MODEL = "tiny"
 UNET_PARTS = ("unet", "unet_prompt", "unet_timestep")
 TIMED_ROUNDS = 15
@@ -141,15 +142,16 @@ def arguments() -> argparse.Namespace:
 def export_rows(
     out: Path, precisions: list[str], budget_db: float, targets: tuple[Target, ...], settings: Settings
 ) -> list[Row]:
-    """A bundle of every precision for every target that runs it, the reference first, the known-bad control last."""
+    """A bundle of every precision for every target that runs it, the reference first, the controls last."""
     rows = []
     requests = {name: PrecisionRequest(name, budget_db=budget_db if name == AUTO else None) for name in precisions}
     requests = {"fp32": PrecisionRequest("fp32")} | requests
-    control = out / "control" / MODEL
-    shutil.rmtree(control, ignore_errors=True)
-    write_control(control, bits=4)
     exports = [(name, Source(MODEL), request, targets) for name, request in requests.items()]
-    exports.append((CONTROL, Source(str(control)), PrecisionRequest("fp32"), targets[:1]))
+    for name, per_channel in CONTROLS.items():
+        control = out / ("control-per-channel" if per_channel else "control") / MODEL
+        shutil.rmtree(control, ignore_errors=True)
+        write_control(control, bits=4, per_channel=per_channel)
+        exports.append((name, Source(str(control)), PrecisionRequest("fp32"), targets[:1]))
     for name, source, precision, wanted in exports:
         # A bundle for each target: "auto" chooses layers anew for each, int8 the kind of its ranges.
         for target in wanted:
