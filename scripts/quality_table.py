@@ -103,7 +103,7 @@ def main() -> None:
     """Export everything, make the pictures that are not there yet, time, print."""
     options = arguments()
     settings = Settings(samples=options.samples, guidance_scale=options.guidance, steps=options.steps)
-    rows = export_rows(options.out, options.precisions, options.budget, parse_targets(options.target), settings)
+    rows = export_rows(options.out, options.precisions, options.budgets, parse_targets(options.target), settings)
     threads = len(os.sched_getaffinity(0)) // options.workers
     kind = f"{options.samples}-{options.steps}-{options.guidance:g}-{threads}-threads"
     kept = Kept((options.figures or options.out / "figures") / kind, options.out / "pictures" / kind)
@@ -132,7 +132,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=1.9)
     parser.add_argument("--target", default="cpu,ort-cpu", help="cpu first: the reference is its fp32")
     parser.add_argument("--precisions", nargs="+", choices=(*PRECISIONS, AUTO), default=[*PRECISIONS, AUTO])
-    parser.add_argument("--budget", type=float, default=50.0, metavar="DB", help="of auto")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[50.0], metavar="DB", help="of auto, a row each")
     options = parser.parse_args()
     if not 1 <= options.workers <= len(os.sched_getaffinity(0)):
         parser.error(f"--workers must be in 1..{len(os.sched_getaffinity(0))}, the cores, found {options.workers}")
@@ -140,12 +140,13 @@ def arguments() -> argparse.Namespace:
 
 
 def export_rows(
-    out: Path, precisions: list[str], budget_db: float, targets: tuple[Target, ...], settings: Settings
+    out: Path, precisions: list[str], budgets_db: list[float], targets: tuple[Target, ...], settings: Settings
 ) -> list[Row]:
     """A bundle of every precision for every target that runs it, the reference first, the controls last."""
     rows = []
-    requests = {name: PrecisionRequest(name, budget_db=budget_db if name == AUTO else None) for name in precisions}
-    requests = {"fp32": PrecisionRequest("fp32")} | requests
+    requests = {name: PrecisionRequest(name) for name in ("fp32", *precisions) if name != AUTO}
+    if AUTO in precisions:
+        requests |= {f"{AUTO} {each:g} dB": PrecisionRequest(AUTO, budget_db=each) for each in budgets_db}
     exports = [(name, Source(MODEL), request, targets) for name, request in requests.items()]
     for name, per_channel in CONTROLS.items():
         control = out / ("control-per-channel" if per_channel else "control") / MODEL
