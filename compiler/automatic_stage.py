@@ -18,7 +18,7 @@ from sdc.compiler.calibration.table_file import read_table
 from sdc.compiler.component import Component
 from sdc.compiler.evaluate.metrics import psnr
 from sdc.compiler.half_stage import HalfCheck, draw_settings, open_tokenizer
-from sdc.compiler.precision.automatic import choose_plan, planned_before
+from sdc.compiler.precision.automatic import choose_plan, fastest, planned_before
 from sdc.compiler.precision.capabilities import in_float32, runs_here
 from sdc.compiler.precision.half_safety import HalfCheckSettings, picture_generation
 from sdc.compiler.precision.layer_costs import modelled_costs
@@ -27,6 +27,7 @@ from sdc.compiler.precision.planning import passes_from_plan
 from sdc.compiler.precision.sensitivity import measure_sensitivity
 from sdc.compiler.precision.step_times import time_steps
 from sdc.compiler.stages import PLAN_NAME, fused_component, quantising_passes
+from sdc.engines.errors import InputError
 from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule_config import schedule_from_config
 from sdc.engines.session import Run, Session
@@ -36,6 +37,7 @@ from sdc.passes.base import Pass, run_passes
 from sdc.passes.pipeline import lowering_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.formats import FLOATING, Format
+from sdc.passes.precision.layer_roles import Role
 from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
 from sdc.passes.precision.plan_file import text_from_plan
 from sdc.passes.precision.quantisation import DEFAULT_WEIGHTS_ONLY
@@ -44,6 +46,8 @@ from sdc.passes.precision.smooth_quant import SmoothQuant
 
 _PICTURES = 4
 _STEPS = 8
+_USUAL_STEPS = 20
+"""Of a picture: how often the UNet runs for once that what depends on the prompt alone does."""
 _EQUAL_DB = 120.0
 """What counts as the same picture."""
 _SAMPLED_STEPS = (0, 3, 7)
@@ -80,6 +84,9 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
 
     Where the targets run here, the plan that "int8" stands for is in the choice as well, if it keeps to the budget, and
     the UNet's own time decides: times of layers do not quite add up.
+
+    Raises:
+        InputError: not one layer can be quantised within the budget, or none would be faster.
     """
     drawing = inputs.drawing
     components = {
@@ -97,6 +104,9 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
         costs = measure_costs(unet, wanted, inputs.targets, symmetric=inputs.rule.symmetric, on_layer=report)
     else:
         costs = modelled_costs(wanted)
+    if inputs.hoist:
+        prompt = {layer.name for layer in wanted.layers if layer.role is Role.PROMPT}
+        costs = costs.scaled(prompt, 1 / _USUAL_STEPS)
     with ExitStack() as stack:
         studio = _Studio(drawing, components, stack)
         samples, exact = studio.draw_exact()
@@ -114,17 +124,23 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
             return _psnr(studio.draw_planned(run, quantise(run)), exact)
 
         chosen = choose_plan(wanted, sensitivity, measure_psnr, budget_db=inputs.budget_db, costs=costs)
-        candidates = [chosen]
+        candidates = [] if chosen is None else [chosen]
         if measured and (psnr_db := measure_psnr(usual)) >= inputs.budget_db:
             candidates.append(planned_before(usual, sensitivity, costs, psnr_db))
-    step_seconds = None
+    if not candidates:
+        raise InputError(
+            f"no layer of the UNet is faster in int8 than in {inputs.default}, by itself or with all the others",
+            hint="choose a floating-point precision",
+        )
+    chosen, step_seconds = candidates[0], None
     if measured:
         plans = [uniform_plan(unet.model, inputs.default), *(each.plan for each in candidates)]
-        floating, *times = np.sum(
-            [_time_steps(unet, plans, target, quantise, inputs.hoist) for target in inputs.targets], axis=0
-        ).tolist()
-        chosen = candidates[int(np.argmin(times))]
-        step_seconds = {"floating": floating, "plan": min(times)}
+        seconds = {
+            target.name: _time_steps(unet, plans, target, quantise, inputs.hoist).tolist() for target in inputs.targets
+        }
+        chosen = fastest(candidates, list(map(sum, zip(*(each[1:] for each in seconds.values()), strict=True))))
+        place = 1 + candidates.index(chosen)
+        step_seconds = {name: {"floating": each[0], "plan": each[place]} for name, each in seconds.items()}
     (folder / PLAN_NAME).write_text(text_from_plan(chosen.plan), encoding="utf-8")
     return {
         "budget_db": inputs.budget_db,

@@ -47,7 +47,6 @@ from sdc.engines.environment import cache_folder
 from sdc.engines.manifest import Manifest
 from sdc.engines.specs import COMPONENTS
 from sdc.passes.precision.formats import Format
-from sdc.passes.precision.plan import PrecisionPlan
 from sdc.passes.precision.plan_file import read_plan
 
 log = logging.getLogger(__name__)
@@ -111,11 +110,13 @@ def export_bundle(
         table = calibrate_unet(shop, request, opened, plan, exported) if calibrates else None
         checked = plan.half_key is not None and any(missing.values())
         overflows = _check_half(shop, request, opened, plan, exported) if checked else None
+        automatic = None
         if plan.automatic_key and table is not None:
-            chosen = _choose_precisions(shop, request, opened, plan, exported, table)
+            automatic = _choose_precisions(shop, request, opened, plan, exported, table)
+            chosen = read_plan(automatic.folder / PLAN_NAME)
             request = replace(request, precision=replace(request.precision, plan=chosen))
         worker.close()  # what was held for the checks goes
-        built = _build_engines(shop, request, plan, exported, table, overflows)
+        built = _build_engines(shop, request, plan, exported, table, overflows, automatic)
         up_to_date, manifest = _write(shop, request, opened, built)
     cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())
     return ExportSummary(request.out, manifest, up_to_date, tuple(shop.stages.records))
@@ -219,7 +220,8 @@ def _choose_precisions(
     plan: ExportPlan,
     exported: Mapping[str, Entry],
     table: Entry,
-) -> PrecisionPlan:
+) -> Entry:
+    """The stage that chooses precisions, run or from the cache."""
     assert plan.automatic_key is not None
     assert request.precision.budget_db is not None
     default = automatic_default(request)
@@ -242,7 +244,7 @@ def _choose_precisions(
         entry.result["budget_db"],
         _told_time(entry.result, default),
     )
-    return read_plan(entry.folder / PLAN_NAME)
+    return entry
 
 
 def _told_time(automatic: Mapping[str, Any], default: Format) -> str:
@@ -250,8 +252,10 @@ def _told_time(automatic: Mapping[str, Any], default: Format) -> str:
     measured = automatic["step_seconds"]
     if measured is None:
         return f"by assumed rates the layers take {100 * automatic['layer_time']:.0f} % of the time in {default}"
-    before, after = 1000 * measured["floating"], 1000 * measured["plan"]
-    return f"a step of the UNet takes {after:.1f} ms, {before:.1f} ms in {default}"
+    return "; ".join(
+        f"a step of the UNet takes {1000 * each['plan']:.1f} ms on {target}, {1000 * each['floating']:.1f} in {default}"
+        for target, each in measured.items()
+    )
 
 
 def _build_engines(
@@ -261,6 +265,7 @@ def _build_engines(
     exported: Mapping[str, Entry],
     table: Entry | None,
     overflows: Entry | None,
+    automatic: Entry | None,
 ) -> dict[tuple[str, str], Entry]:
     """Passes, then an engine, for each component and target."""
     built = {}
@@ -279,6 +284,7 @@ def _build_engines(
                 hoist=request.hoist and name in HOISTED_FROM,
                 rule=request.calibration.rule_for(target),
                 correct_bias=request.calibration.correct_bias,
+                automatic=automatic.result if automatic and name in QUANTISED else None,
             )
             key = plan.build_keys[name, target.name]
             label = f"build {name} for {target.name}"

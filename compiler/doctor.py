@@ -89,7 +89,7 @@ def diagnose() -> Diagnosis:
         system=platform.platform(),
         python=platform.python_version(),
         versions={name: _version(name) for name in DISTRIBUTIONS},
-        processor=_processor(),
+        processor=processor(),
         memory_bytes=_memory_bytes(),
         cpu_arithmetic=_cpu_arithmetic(),
         gpus=() if isinstance(gpus, str) else gpus,
@@ -144,7 +144,8 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _processor() -> Processor:
+def processor() -> Processor:
+    """That of this machine."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         text = Path("/proc/cpuinfo").read_text()

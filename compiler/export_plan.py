@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sdc.compiler.calibration.options import DEFAULT_CALIBRATION, CalibrationOptions
-from sdc.compiler.precision.capabilities import in_float32
+from sdc.compiler.doctor import processor
+from sdc.compiler.precision.capabilities import in_float32, runs_here
 from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Opened, Source
 from sdc.compiler.trace.interfaces import component_spec
@@ -36,6 +37,8 @@ CALIBRATE_SOURCES = (
     "sdc.compiler.precision",
     "sdc.compiler.half_stage",
     "sdc.compiler.automatic_stage",
+    "sdc.compiler.compare.outputs",
+    "sdc.compiler.evaluate.metrics",
     "sdc.compiler.stages",
     "sdc.passes",
     "sdc.engines",
@@ -125,11 +128,14 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     building = [digest_sources(BUILD_SOURCES), versions_of(BUILD_TOOLS), request.fuse]
     automatic_key = None
     if request.precision.budget_db is not None:
+        here = processor()
         ranges = [automatic_rule(request).label, request.calibration.correct_bias]
         automatic_key = digest_of(
             [
                 *("plan", calibration_key, str(request.precision.budget_db), automatic_default(request)),
                 *(*ranges, *building, request.hoist),
+                *(export_keys[name] for name in COMPONENTS),
+                *((here.name, here.usable_cpus) if all(map(runs_here, request.targets)) else ()),
                 *((target.name, versions_of(BACKEND_TOOLS[target.backend])) for target in request.targets),
             ]
         )

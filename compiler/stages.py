@@ -211,6 +211,7 @@ class Recipe:
         hoist: whether loop-invariant work leaves it.
         rule: how ranges follow from the calibration.
         correct_bias: whether biases make up for rounded weights.
+        automatic: result of the stage `plan`, for the report; None where no precision was chosen.
     """
 
     spec: ComponentSpec
@@ -224,6 +225,7 @@ class Recipe:
     hoist: bool = False
     rule: RangeRule = DEFAULT_RULE
     correct_bias: bool = False
+    automatic: Mapping[str, Any] | None = None
 
 
 def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
@@ -256,7 +258,7 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
         (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
     if plan is not None:
         (folder / PLAN_NAME).write_text(text_from_plan(plan), encoding="utf-8")
-    return {"export": recipe.graph.result, "engines": engines, "fp16": _overflow(recipe)}
+    return {"export": recipe.graph.result, "engines": engines, "fp16": _overflow(recipe), "automatic": recipe.automatic}
 
 
 def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]]]:

@@ -38,6 +38,7 @@ def bundle_contents(request: ExportRequest, opened: Opened, built: Built) -> Con
             "exports": {component: entry.result["export"] for (component, _), entry in built.items()},
             "engines": _by_component(built, "details"),
             "fp16": {component: entry.result["fp16"] for (component, _), entry in built.items()},
+            "automatic": {component: entry.result["automatic"] for (component, _), entry in built.items()},
         }
     )
     return contents

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -77,7 +78,7 @@ class RunFigures:
 
 def save_figures(run: RunFigures, path: Path, about: Mapping[str, Any]) -> None:
     """Write a run's figures as JSON, with what a reader should know of it; figures that are not finite as null."""
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")  # rows of equal engines share a file
     write_json(unfinished, finite_json({"about": dict(about), **asdict(run)}))
     unfinished.rename(path)
 

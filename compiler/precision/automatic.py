@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sdc.compiler.precision.layer_costs import LayerCosts
@@ -39,7 +39,7 @@ def choose_plan(
     *,
     budget_db: float,
     costs: LayerCosts,
-) -> AutomaticPlan:
+) -> AutomaticPlan | None:
     """The plan with the fewest layers left in floating point whose pictures keep to the budget.
 
     Layers are ranked by error per time saved, and the worst ones stay in `wanted.default`; how many is found by
@@ -52,12 +52,15 @@ def choose_plan(
         budget_db: the least PSNR.
         costs: of the layers, in these formats and in `wanted.default`.
 
+    Returns:
+        The plan; None if no layer by itself would be faster.
+
     Raises:
         InputError: not one layer can be quantised within the budget.
     """
     ranked = _ranked(wanted, sensitivity, costs)
     if not ranked:
-        raise InputError("no layer would be faster in another precision", hint="choose a single precision")
+        return None
 
     def plan_with(kept: int) -> PrecisionPlan:
         return _plan_from_ranking(wanted, ranked, kept, sensitivity, costs, budget_db)
@@ -79,14 +82,7 @@ def choose_plan(
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
     fits(high)
-    plan = plan_with(high)
-    quantised = [layer for layer in plan.layers if layer.format not in FLOATING]
-    return AutomaticPlan(
-        plan=plan,
-        predicted_error=sum(sensitivity.layers[layer.name] for layer in quantised),
-        psnr_db=measured[high],
-        time=costs.share(plan),
-    )
+    return _measured(plan_with(high), sensitivity, costs, measured[high])
 
 
 def planned_before(plan: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCosts, psnr_db: float) -> AutomaticPlan:
@@ -98,6 +94,22 @@ def planned_before(plan: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCo
         costs: of the layers.
         psnr_db: measured.
     """
+
+    def told(layer: PlannedLayer) -> PlannedLayer:
+        if layer.format in FLOATING | WEIGHTS_ONLY:
+            return layer
+        return replace(layer, reason=_reason(layer, sensitivity, costs))
+
+    told_plan = replace(plan, layers=tuple(map(told, plan.layers)))
+    return _measured(told_plan, sensitivity, costs, psnr_db)
+
+
+def fastest(candidates: Sequence[AutomaticPlan], seconds: Sequence[float]) -> AutomaticPlan:
+    """The one that took least; the first of several."""
+    return candidates[min(range(len(candidates)), key=lambda index: seconds[index])]
+
+
+def _measured(plan: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCosts, psnr_db: float) -> AutomaticPlan:
     quantised = [layer for layer in plan.layers if layer.format not in FLOATING | WEIGHTS_ONLY]
     error = sum(sensitivity.layers[layer.name] for layer in quantised)
     return AutomaticPlan(plan, error, psnr_db, costs.share(plan))
@@ -125,9 +137,7 @@ def _plan_from_ranking(
     places = {name: place for place, name in enumerate(ranked, start=1)}
 
     def decided(layer: PlannedLayer) -> PlannedLayer:
-        reason = f"{costs.describe(costs.layers[layer.name])}; alone it changes epsilon by " + (
-            f"{sensitivity.layers[layer.name] ** 0.5:.1e}"
-        )
+        reason = _reason(layer, sensitivity, costs)
         place = places.get(layer.name)
         if place is None and layer.format in WEIGHTS_ONLY:
             return layer
@@ -139,3 +149,8 @@ def _plan_from_ranking(
         return replace(layer, format=wanted.default, reason=reason)
 
     return replace(wanted, layers=tuple(map(decided, wanted.layers)))
+
+
+def _reason(layer: PlannedLayer, sensitivity: Sensitivity, costs: LayerCosts) -> str:
+    error = sensitivity.layers[layer.name] ** 0.5
+    return f"{costs.describe(costs.layers[layer.name])}; alone it changes epsilon by {error:.1e}"

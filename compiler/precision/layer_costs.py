@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Self
 
 from sdc.passes.precision.formats import Format
@@ -46,6 +46,14 @@ class LayerCosts:
     layers: Mapping[str, LayerCost]
     describe: Callable[[LayerCost], str]
 
+    def scaled(self, names: Collection[str], factor: float) -> LayerCosts:
+        """The same, where some layers run more or less often than the others."""
+        scaled = {
+            name: LayerCost(factor * cost.floating, factor * cost.planned) if name in names else cost
+            for name, cost in self.layers.items()
+        }
+        return replace(self, layers=scaled)
+
     def share(self, plan: PrecisionPlan) -> float:
         """Time of a plan's layers as a part of what they take in its default precision."""
         found = [(self.layers[layer.name], layer.format is plan.default) for layer in plan.layers]
@@ -65,4 +73,4 @@ def modelled_costs(plan: PrecisionPlan) -> LayerCosts:
 
 def describe_seconds(cost: LayerCost) -> str:
     """Of costs in seconds."""
-    return f"{1e6 * cost.planned:.0f} µs instead of {1e6 * cost.floating:.0f}"
+    return f"{1e6 * cost.planned:.3g} µs a step instead of {1e6 * cost.floating:.3g}"

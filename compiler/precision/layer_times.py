@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from sdc.compiler.component import Component
 from sdc.compiler.precision.capabilities import in_float32
 from sdc.compiler.precision.layer_costs import LayerCost, LayerCosts, describe_seconds
 from sdc.compiler.precision.planning import passes_from_plan
+from sdc.engines.errors import PassError
 from sdc.engines.session import Session
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.specs import ComponentSpec, TensorSpec
@@ -60,7 +61,7 @@ class _Shape:
 def measure_costs(
     component: Component,
     plan: PrecisionPlan,
-    targets: Iterable[Target],
+    targets: Sequence[Target],
     *,
     symmetric: bool,
     on_layer: Callable[[int, int], None] | None = None,
@@ -77,6 +78,9 @@ def measure_costs(
         targets: all of them run on this machine.
         symmetric: the kind of the activations' ranges.
         on_layer: progress, in distinct layers.
+
+    Raises:
+        PassError: the shape of what a layer reads does not follow from the inputs.
     """
     sizes = {symbol: size.optimum for symbol, size in component.spec.dimensions.items()}
     shapes = static_shapes(component.model, sizes)
@@ -103,7 +107,12 @@ def measure_costs(
 def _shape_of(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> _Shape:
     attributes = sorted((name, str(each.value)) for name, each in layer.node.attributes.items())
     bias = len(layer.node.inputs) > 2 and layer.node.inputs[2] is not None
-    return _Shape(layer.node.op_type, str(attributes), shapes[layer.activation.name or ""], layer.weight_shape, bias)
+    name = layer.activation.name or ""
+    if name not in shapes:
+        raise PassError(
+            f"no static shape for {name!r}, which {layer.node.op_type} {layer.node.outputs[0].name!r} reads"
+        )
+    return _Shape(layer.node.op_type, str(attributes), shapes[name], layer.weight_shape, bias)
 
 
 def _time_layer(

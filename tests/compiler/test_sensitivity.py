@@ -11,7 +11,7 @@ import pytest
 from small_denoiser import SPEC, make_feeds, make_fused_denoiser, make_model, measure_table, run_model
 
 from sdc.compiler.component import Component
-from sdc.compiler.precision.automatic import choose_plan
+from sdc.compiler.precision.automatic import choose_plan, fastest, planned_before
 from sdc.compiler.precision.layer_costs import LayerCost, LayerCosts, describe_seconds, modelled_costs
 from sdc.compiler.precision.layer_times import measure_costs
 from sdc.compiler.precision.sensitivity import Sensitivity, measure_sensitivity
@@ -88,6 +88,7 @@ def test_choice_meets_the_budget_with_the_least_kept():
     errors = {layer.name: float(10 ** random.uniform(-6, -3)) for layer in plan.layers}
     measure = additive(errors)
     chosen = choose_plan(plan, Sensitivity(errors, 1.0), measure, budget_db=35.0, costs=modelled_costs(plan))
+    assert chosen is not None
     assert chosen.psnr_db == measure(chosen.plan) >= 35.0
     assert measure(plan) < 35.0
     kept = [layer for layer in chosen.plan.layers if layer.format in FLOATING]
@@ -106,15 +107,38 @@ def test_loose_budget_keeps_nothing_and_impossible_budget_is_refused():
     errors = {layer.name: 1e-4 for layer in plan.layers}
     sensitivity, measure = Sensitivity(errors, 1.0), additive(errors)
     loose = choose_plan(plan, sensitivity, measure, budget_db=10.0, costs=modelled_costs(plan))
+    assert loose is not None
     assert loose.plan.formats() == {Format.INT8}
     with pytest.raises(InputError, match="no layer can be quantised within 90 dB"):
         choose_plan(plan, sensitivity, measure, budget_db=90.0, costs=modelled_costs(plan))
 
 
-def test_nothing_faster_is_refused():
+def test_nothing_is_found_where_nothing_is_faster():
     plan = uniform_plan(make_fused_denoiser(), Format.FP32, sizes=SIZES)
-    with pytest.raises(InputError, match="no layer would be faster"):
-        choose_plan(plan, Sensitivity({}, 0.0), lambda _: 0.0, budget_db=10.0, costs=modelled_costs(plan))
+    assert choose_plan(plan, Sensitivity({}, 0.0), lambda _: 0.0, budget_db=10.0, costs=modelled_costs(plan)) is None
+
+
+def test_the_fastest_candidate_is_taken_and_says_its_times():
+    plan = uniform_plan(make_fused_denoiser(), Format.INT8, default=Format.FP32, sizes=SIZES)
+    costs = LayerCosts({layer.name: LayerCost(4e-6, 1e-6) for layer in plan.layers}, describe_seconds)
+    sensitivity = Sensitivity({layer.name: 1e-6 for layer in plan.layers}, 1.0)
+    usual = planned_before(plan, sensitivity, costs, 50.0)
+    assert (usual.psnr_db, [layer.format for layer in usual.plan.layers]) == (50.0, [x.format for x in plan.layers])
+    quantised = [layer for layer in usual.plan.layers if layer.format is Format.INT8]
+    assert usual.predicted_error == pytest.approx(1e-6 * len(quantised))
+    assert {layer.reason for layer in quantised} == {"1 µs a step instead of 4; alone it changes epsilon by 1.0e-03"}
+    other = replace(usual, psnr_db=60.0)
+    assert fastest([other, usual], [2.0, 1.0]) is usual
+    assert fastest([other, usual], [1.0, 1.0]) is other
+
+
+def test_what_runs_seldom_costs_less():
+    plan = wanted_plan(make_fused_denoiser())
+    costs = LayerCosts({layer.name: LayerCost(4.0, 2.0) for layer in plan.layers}, describe_seconds)
+    seldom = plan.layers[1].name
+    scaled = costs.scaled({seldom}, 0.05)
+    assert scaled.layers[seldom].saved == pytest.approx(0.1)
+    assert all(cost.saved == 2.0 for name, cost in scaled.layers.items() if name != seldom)
 
 
 def test_layers_that_are_not_faster_stay_as_they_are():
@@ -125,9 +149,10 @@ def test_layers_that_are_not_faster_stay_as_they_are():
     )
     errors = {layer.name: 1e-6 for layer in plan.layers}
     chosen = choose_plan(plan, Sensitivity(errors, 1.0), additive(errors), budget_db=10.0, costs=costs)
+    assert chosen is not None
     floating = {layer.name: layer.reason for layer in chosen.plan.layers if layer.format in FLOATING}
     assert floating.keys() == slow
-    assert all(each.startswith("not faster in int8: 3 µs instead of 2") for each in floating.values())
+    assert all(each.startswith("not faster in int8: 3 µs a step instead of 2") for each in floating.values())
     assert chosen.time == pytest.approx((len(plan.layers) + len(slow)) / (2 * len(plan.layers)))
 
 
@@ -147,11 +172,10 @@ def test_layers_are_timed_in_both_formats(names: str):
         assert (cost.planned == cost.floating) == (layer.format is plan.default)
     assert told[-1][0] == told[-1][1] <= len(plan.layers)
     assert digest_from_model(model) == before
-    assert found.share(plan) > 0
 
 
-def test_a_wide_layer_is_faster_in_integers_and_the_time_is_the_layers():
-    """Of 12 million multiply-adds and of 30,000: neither noise nor overhead turns these round."""
+def test_times_are_those_of_the_layers():
+    """Of 38 and of 0.9 million multiply-adds: neither noise nor overhead turns these round."""
     model = make_model(
         """<ir_version: 10, opset_import: ["": 23]> g (float[B, 64, 384] sample) => (float[B, 64, 9] out_sample)
         { wide = MatMul (sample, w) out_sample = MatMul (wide, v) }""",
@@ -165,5 +189,4 @@ def test_a_wide_layer_is_faster_in_integers_and_the_time_is_the_layers():
     )
     plan = uniform_plan(model, Format.INT8, default=Format.FP32, sizes={"B": 2}, kept=frozenset())
     costs = measure_costs(Component(spec, model), plan, parse_targets("ort-cpu"), symmetric=False).layers
-    assert costs["wide"].planned < costs["wide"].floating
     assert costs["wide"].floating > 3 * costs["out_sample"].floating

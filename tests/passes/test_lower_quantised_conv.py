@@ -27,6 +27,9 @@ KERNELS = {
 }
 
 
+CHANNELS = {"r": np.full(6, 0.02, np.float32), "o": np.full(6, 101, np.uint8)}
+
+
 def make_conv(kernel: tuple[int, int], attributes: str, *, bias: bool = True) -> ir.Model:
     random = np.random.default_rng(11)
     weights = {
@@ -118,6 +121,7 @@ def test_other_convolutions_are_left(attributes: str, reason: str):
             "expected one for each of 9 output channels",
         ),
         ("uint8 zero = {101}", "int8 zero = {-27}", {}, "the activations are not uint8"),
+        ("(q, scale, zero)", "<axis = 1> (q, r, o)", CHANNELS, "the scale of the activations is not one constant"),
     ],
 )
 def test_other_quantisations_are_left(old: str, new: str, weights: dict[str, np.ndarray], reason: str):
