@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
+from sdc.engines.processor import multiplies_bytes_exactly
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
 from sdc.engines.sessions.source import EngineSource
@@ -87,6 +88,9 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     # Where weights alone are quantised it would round activations to 8 bits too (level 4): 0.5 % of error, unasked.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32_LEVEL)
+    if not multiplies_bytes_exactly():
+        # Weights become uint8, whose products with uint8 are summed in 32 bits everywhere. Slower where VNNI is.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

@@ -1,0 +1,31 @@
+"""What the runtime has to know of the CPU."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+"""Source: Linux arch/x86/include/asm/cpufeatures.h."""
+
+
+def multiplies_bytes_exactly(machine: str | None = None, cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether products of uint8 and int8 are summed in 32 bits.
+
+    x86 without VNNI has VPMADDUBSW alone, which adds pairs of products in 16 bits and saturates. Where the flags are
+    not known, as on Windows, an x86 CPU counts as one of these.
+
+    Args:
+        machine: as `platform.machine` says it; None for this one.
+        cpuinfo: Linux' file of that name.
+    """
+    if (machine or platform.machine()).lower() not in _X86:
+        return True
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return not _VNNI.isdisjoint(flags)
