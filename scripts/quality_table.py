@@ -216,9 +216,9 @@ def kept_path(row: Row, reference: Row, seed: int, kept: Kept) -> Path:
 
 
 def digest(row: Row) -> str:
-    """Of what makes the row's pictures, and of the judge."""
-    judge_path = MODELS_FOLDER / "judge.safetensors"
-    return run_digest(open_bundle(row.bundle).manifest, row.target, digest_of(judge_path))
+    """Of what makes the row's pictures, and of what they are measured by."""
+    measures = [digest_of(MODELS_FOLDER / f"{name}.safetensors") for name in ("judge", "statistics")]
+    return run_digest(open_bundle(row.bundle).manifest, row.target, measures)
 
 
 def draw_reference(reference: Row, seed: int, kept: Kept) -> PictureMaker:

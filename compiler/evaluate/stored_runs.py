@@ -33,9 +33,13 @@ RUNTIME_SOURCES = (
     "sdc.compiler.evaluate.frechet",
     "sdc.compiler.evaluate.gather",
     "sdc.compiler.evaluate.metrics",
+    "sdc.compiler.evaluate.seed_noise",
+    "sdc.compiler.evaluate.settings",
+    "sdc.compiler.evaluate.stored_runs",
+    "sdc.compiler.evaluate.verdicts",
     "sdc.compiler.tiny.judge",
 )
-"""Code that pictures and what is seen of them depend on."""
+"""Code that pictures and the figures of them depend on."""
 
 PIPELINE_FOLDERS = ("scheduler", "tokenizer")
 
@@ -93,10 +97,11 @@ def load_figures(path: Path) -> RunFigures:
     return RunFigures(worst=stored["worst"], **parts)
 
 
-def run_digest(manifest: Manifest, target: str, judge_digest: str) -> str:
-    """Sixteen hexadecimal digits that change with whatever changes a run's pictures or what is seen of them.
+def run_digest(manifest: Manifest, target: str, measure_digests: Sequence[str]) -> str:
+    """Sixteen hexadecimal digits that change with whatever changes a run's pictures or its figures.
 
-    That is: the target's engines, their options and libraries; schedule and tokeniser; the runtime's code; the judge.
+    That is: the target's engines, their options and libraries; schedule and tokeniser; the runtime's code; the judge, and the
+    statistics of real pictures, by their digests.
     """
     entry = manifest.targets[target]
     engines = {name for engine in entry.engines.values() for name in engine.files}
@@ -106,7 +111,7 @@ def run_digest(manifest: Manifest, target: str, judge_digest: str) -> str:
         if name in engines or name.split("/")[0] in PIPELINE_FOLDERS
     ]
     options = {name: dict(engine.options) for name, engine in entry.engines.items()}
-    everything = [files, options, dict(entry.built_with), judge_digest, digest_sources(RUNTIME_SOURCES)]
+    everything = [files, options, dict(entry.built_with), list(measure_digests), digest_sources(RUNTIME_SOURCES)]
     return sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -107,19 +107,19 @@ def test_the_digest_changes_with_all_that_changes_pictures_or_verdicts(tmp_path:
     def with_target(entry: TargetEntry) -> Manifest:
         return replace(manifest, targets={**manifest.targets, "ort-cpu": entry})
 
-    same = run_digest(manifest, "ort-cpu", "judge")
+    same = run_digest(manifest, "ort-cpu", ["judge"])
     others = [
-        run_digest(manifest, "ort-cpu", "another judge"),
-        run_digest(with_file(unet.files[0]), "ort-cpu", "judge"),
-        run_digest(with_file("scheduler/scheduler_config.json"), "ort-cpu", "judge"),
-        run_digest(with_file("tokenizer/tokenizer.json"), "ort-cpu", "judge"),
-        run_digest(with_target(replace(target, built_with={"onnxruntime": "0"})), "ort-cpu", "judge"),
+        run_digest(manifest, "ort-cpu", ["another judge"]),
+        run_digest(with_file(unet.files[0]), "ort-cpu", ["judge"]),
+        run_digest(with_file("scheduler/scheduler_config.json"), "ort-cpu", ["judge"]),
+        run_digest(with_file("tokenizer/tokenizer.json"), "ort-cpu", ["judge"]),
+        run_digest(with_target(replace(target, built_with={"onnxruntime": "0"})), "ort-cpu", ["judge"]),
         run_digest(
             with_target(replace(target, engines={**target.engines, "unet": replace(unet, options={"a": 1})})),
             "ort-cpu",
-            "judge",
+            ["judge"],
         ),
     ]
     assert len({same, *others}) == 1 + len(others)
-    assert run_digest(with_file("reports/passes.json"), "ort-cpu", "judge") == same
-    assert run_digest(with_file(manifest.targets["cpu"].engines["unet"].files[0]), "ort-cpu", "judge") == same
+    assert run_digest(with_file("reports/passes.json"), "ort-cpu", ["judge"]) == same
+    assert run_digest(with_file(manifest.targets["cpu"].engines["unet"].files[0]), "ort-cpu", ["judge"]) == same
