@@ -100,8 +100,8 @@ def load_figures(path: Path) -> RunFigures:
 def run_digest(manifest: Manifest, target: str, measure_digests: Sequence[str]) -> str:
     """Sixteen hexadecimal digits that change with whatever changes a run's pictures or its figures.
 
-    That is: the target's engines, their options and libraries; schedule and tokeniser; the runtime's code; the judge, and the
-    statistics of real pictures, by their digests.
+    That is: the target's engines, their options and libraries; schedule and tokeniser; the runtime's code; what
+    measures, the judge and the statistics of real pictures, by their digests.
     """
     entry = manifest.targets[target]
     engines = {name for engine in entry.engines.values() for name in engine.files}
