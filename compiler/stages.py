@@ -31,7 +31,7 @@ from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.plan import PrecisionPlan
 from sdc.passes.precision.plan_file import text_from_plan
-from sdc.passes.precision.range_rules import DEFAULT_RULE, RangeRule
+from sdc.passes.precision.range_rules import DEFAULT_RULE, DYNAMIC, RangeRule
 from sdc.passes.precision.smooth_quant import SmoothQuant
 from sdc.passes.precision.smoothing_rule import SmoothingRule
 
@@ -305,6 +305,8 @@ def quantising_passes(
 @lru_cache(maxsize=1)
 def _table_with_ranges(path: Path, rule: RangeRule) -> CalibrationTable:
     """A calibration with both kinds of ranges of a method written down: targets of one bundle share the file."""
+    if rule.method == DYNAMIC:
+        return read_table(path)
     return read_table(path).with_ranges([replace(rule, symmetric=symmetric) for symmetric in (True, False)])
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdc.engines.errors import InputError
-from sdc.engines.targets import TENSORRT_RTX, Target
-from sdc.passes.precision.range_rules import LP, RangeRule, parse_rule
+from sdc.engines.targets import ONNXRUNTIME, TENSORRT_RTX, Target
+from sdc.passes.precision.range_rules import DYNAMIC, LP, RangeRule, parse_rule
 from sdc.passes.precision.smoothing_rule import DEFAULT_SMOOTHING, SmoothingRule
 
 DEFAULT_METHOD = LP
@@ -19,7 +19,8 @@ class CalibrationOptions:
     """How activations are measured, and what follows from the measurement.
 
     Attributes:
-        method: ranges from what was seen: "max", "percentile:99.99", "entropy", "mse" or "lp:2.4"; see `parse_rule`.
+        method: ranges from what was seen: "max", "percentile:99.99", "entropy", "mse" or "lp:2.4", or "dynamic"; see
+            `parse_rule`.
         symmetric: kind of range; None takes asymmetric ranges where the target runs them.
         smoothing: of SmoothQuant; None leaves the graph as it is.
         correct_bias: whether biases make up for the mean error of rounded weights.
@@ -39,7 +40,7 @@ class CalibrationOptions:
     table_file: Path | None = None
 
     def __post_init__(self) -> None:
-        parse_rule(self.method)
+        parse_rule(self.method, symmetric=bool(self.symmetric))
         drawing = {"prompts": self.prompts_file, "steps": self.steps, "size": self.size_px}
         for name, value in drawing.items():
             if self.table_file is not None and value is not None:
@@ -61,6 +62,11 @@ class CalibrationOptions:
         Raises:
             InputError: it does not run ranges of the kind that is asked for.
         """
+        if parse_rule(self.method, symmetric=False).method == DYNAMIC and target.backend != ONNXRUNTIME:
+            raise InputError(
+                f"the target {target.name!r} runs no dynamic ranges",
+                hint="add --target ort-cpu, or another --calibration",
+            )
         # Source: TensorRT documentation, "Quantization": INT8 is symmetric, zero points must be zero.
         asymmetric = target.backend != TENSORRT_RTX
         if self.symmetric is False and not asymmetric:

@@ -16,7 +16,8 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--calibration",
         metavar="METHOD",
-        help="ranges of activations: max, percentile[:99.99], entropy, mse, or lp[:2.4] (lp)",
+        help="ranges of activations: max, percentile[:99.99], entropy, mse, lp[:2.4], or dynamic: of each run, "
+        "on ort-cpu (lp)",
     )
     group.add_argument(
         "--activations",

@@ -17,6 +17,7 @@ from sdc.passes.matching import (
     add_initializer,
     constant,
     constant_tensor,
+    dimensions,
     is_operator,
     producer,
     replace_nodes,
@@ -44,8 +45,8 @@ class LowerQuantisedConv(Pass):
 
     Preconditions:
 
-    1. q is uint8, with one constant scale and zero point; w is a constant int8 [M, C, kH, kW], with constant scales per
-       output channel and no zero point but 0; kH kW C products fit in 32 bits.
+    1. q is uint8, with one scale and zero point, constant or computed; w is a constant int8 [M, C, kH, kW], with
+       constant scales per output channel and no zero point but 0; kH kW C products fit in 32 bits.
     2. float32 results, one group, no dilation, explicit padding, a bias of rank 1 or none.
 
     Not matched: what fails these; ONNX Runtime dequantises both operands in each run and convolves in float32.
@@ -86,9 +87,8 @@ def _reason_against_activation(dequantize: ir.Node) -> str | None:
     if integers is None or integers.dtype != ir.DataType.UINT8:
         return "the activations are not uint8"
     for name, value in (("scale", scale), ("zero point", _zero_point(dequantize))):
-        tensor = constant_tensor(value)
-        if tensor is None or tensor.size != 1:
-            return f"the {name} of the activations is not one constant"
+        if value is None or dimensions(value) not in ((), (1,)):
+            return f"the {name} of the activations is not a single one"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Q/DQ pairs around activations: one static scale and zero point per tensor, from a calibration table.
+"""Q/DQ pairs around activations: one scale and zero point per tensor, from a calibration table or found in each run.
 
     q = saturate(round(x / s) + z),  x' = s · (q - z)
 
@@ -16,8 +16,8 @@ import onnx_ir as ir
 
 from sdc.passes.matching import add_initializer
 from sdc.passes.precision.calibration_table import CalibrationTable
-from sdc.passes.precision.qdq_pair import insert_pair
-from sdc.passes.precision.range_rules import Range, RangeRule
+from sdc.passes.precision.qdq_pair import insert_dynamic_pair, insert_pair
+from sdc.passes.precision.range_rules import DYNAMIC, Range, RangeRule
 from sdc.passes.precision.scales import scale_from_range
 
 _LOWEST, _HIGHEST = -128, 127
@@ -47,6 +47,8 @@ class ActivationPairs:
         return self._dequantised[value]
 
     def _insert_pair(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        if self._rule.method == DYNAMIC:
+            return insert_dynamic_pair(self._graph, value, dtype)
         name = value.name or ""
         step, integer = affine_from_range(self._table.range_of(name, self._rule), symmetric=self._rule.symmetric)
         scale = add_initializer(self._graph, step.astype(dtype.numpy()), f"{name}.qdq_scale")

@@ -100,7 +100,8 @@ def _bias_place(node: ir.Node) -> tuple[ir.Node, int] | str:
 def _activation_name(node: ir.Node) -> str:
     value = node.inputs[0]
     dequantise = producer(value, "DequantizeLinear")
-    quantise = None if dequantise is None else producer(dequantise.inputs[0], "QuantizeLinear")
+    integers = None if dequantise is None else dequantise.inputs[0]
+    quantise = producer(integers, "QuantizeLinear") or producer(integers, "DynamicQuantizeLinear")
     source = value if quantise is None else quantise.inputs[0]
     return "" if source is None else source.name or ""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from sdc.engines.errors import PassError
+
 
 def insert_pair(
     graph: ir.Graph, value: ir.Value, scale: ir.Value, zero_point: ir.Value, dtype: ir.DataType, *, kind: str
@@ -24,9 +26,40 @@ def insert_pair(
     quantise.outputs[0].name, dequantise.outputs[0].name = f"{scale.name}.{kind}", f"{scale.name}.dequantised"
     quantise.outputs[0].dtype, dequantise.outputs[0].dtype = zero_point.dtype, dtype
     quantise.outputs[0].shape = dequantise.outputs[0].shape = value.shape
+    _insert_behind(graph, value, quantise, dequantise)
+    return dequantise.outputs[0]
+
+
+def insert_dynamic_pair(graph: ir.Graph, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """`value` behind a pair whose uint8 range is that of its values, in each run anew.
+
+    Args:
+        graph: receives the two nodes; the readers of `value` stay as they are.
+        value: what is quantised.
+        dtype: of the result.
+
+    Raises:
+        PassError: it is not float32, the only type that the operator takes.
+    """
+    if dtype != ir.DataType.FLOAT:
+        raise PassError(f"a dynamic range of {value.name!r}, which is {dtype.name}", hint="leave the rest in float32")
+    quantise = ir.node("DynamicQuantizeLinear", [value], num_outputs=3)
+    dequantise = ir.node("DequantizeLinear", quantise.outputs)
+    for output, name, kind in zip(
+        (*quantise.outputs, *dequantise.outputs),
+        ("uint8", "scale", "zero_point", "dequantised"),
+        (ir.DataType.UINT8, dtype, ir.DataType.UINT8, dtype),
+        strict=True,
+    ):
+        output.name, output.dtype = f"{value.name}.dynamic.{name}", kind
+        output.shape = ir.Shape([]) if name in ("scale", "zero_point") else value.shape
+    _insert_behind(graph, value, quantise, dequantise)
+    return dequantise.outputs[0]
+
+
+def _insert_behind(graph: ir.Graph, value: ir.Value, *nodes: ir.Node) -> None:
     producer = value.producer()
     if producer is not None:
-        graph.insert_after(producer, [quantise, dequantise])
+        graph.insert_after(producer, nodes)
     else:
-        graph.insert_before(graph[0], [quantise, dequantise])
-    return dequantise.outputs[0]
+        graph.insert_before(graph[0], nodes)

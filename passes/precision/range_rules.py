@@ -12,7 +12,8 @@ PERCENTILE = "percentile"
 ENTROPY = "entropy"
 MSE = "mse"
 LP = "lp"
-METHODS = (MAX, PERCENTILE, ENTROPY, MSE, LP)
+DYNAMIC = "dynamic"
+METHODS = (MAX, PERCENTILE, ENTROPY, MSE, LP, DYNAMIC)
 
 DEFAULT_PERCENTILE = 99.99
 
@@ -39,7 +40,8 @@ class RangeRule:
 
     Attributes:
         method: "max" (everything that was seen), "percentile" (all but a share of the values), "entropy" (the least
-            Kullback-Leibler divergence), "mse" (the least mean squared error), or "lp" (of another power).
+            Kullback-Leibler divergence), "mse" (the least mean squared error), "lp" (of another power), or "dynamic"
+            (no range at all: the engine takes each tensor's lowest and highest value in each run; asymmetric).
         percentile: share of the values inside, for "percentile".
         exponent: power of the errors, for "lp".
         symmetric: zero stands in the middle and its integer is 0; else the range begins and ends where the values do,
@@ -56,6 +58,8 @@ class RangeRule:
             raise InputError(f"unknown calibration {self.method!r}", hint=f"choose one of {', '.join(METHODS)}")
         if not 50 < self.percentile <= 100:
             raise InputError(f"a percentile of {self.percentile:g}", hint="give one above 50, up to 100")
+        if self.method == DYNAMIC and self.symmetric:
+            raise InputError("dynamic ranges are asymmetric", hint="leave out --activations symmetric")
         if not 1 <= self.exponent <= 8:
             raise InputError(f"errors to the power of {self.exponent:g}", hint="give an exponent from 1 to 8")
 
@@ -70,7 +74,7 @@ DEFAULT_RULE = RangeRule()
 
 
 def parse_rule(text: str, *, symmetric: bool = True) -> RangeRule:
-    """Read ``max``, ``percentile``, ``percentile:99.9``, ``entropy``, ``mse``, ``lp`` or ``lp:2.4``.
+    """Read ``max``, ``percentile``, ``percentile:99.9``, ``entropy``, ``mse``, ``lp``, ``lp:2.4`` or ``dynamic``.
 
     Raises:
         InputError: it is none of these.

@@ -146,6 +146,10 @@ def test_a_closed_pipe_is_no_traceback() -> None:
             "the target 'rtx' runs symmetric activation ranges only; add --activations symmetric",
         ),
         (
+            ["--model", "tiny", "--precision", "int8", "--target", "cpu,ort-cpu", "--calibration", "dynamic"],
+            "the target 'cpu' runs no dynamic ranges; add --target ort-cpu, or another --calibration",
+        ),
+        (
             ["--model", "tiny", "--calibration-table", "a.json", "--calibration-prompts", "x.txt"],
             "--calibration-prompts has no effect on a calibration that is at hand",
         ),

@@ -121,7 +121,7 @@ def test_other_convolutions_are_left(attributes: str, reason: str):
             "expected one for each of 9 output channels",
         ),
         ("uint8 zero = {101}", "int8 zero = {-27}", {}, "the activations are not uint8"),
-        ("(q, scale, zero)", "<axis = 1> (q, r, o)", CHANNELS, "the scale of the activations is not one constant"),
+        ("(q, scale, zero)", "<axis = 1> (q, r, o)", CHANNELS, "the scale of the activations is not a single one"),
     ],
 )
 def test_other_quantisations_are_left(old: str, new: str, weights: dict[str, np.ndarray], reason: str):
