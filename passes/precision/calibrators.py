@@ -13,8 +13,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from sdc.engines.errors import InputError
 from sdc.passes.precision.log_histogram import Density, LogHistogram
-from sdc.passes.precision.range_rules import ENTROPY, LP, MAX, PERCENTILE, Range, RangeRule
+from sdc.passes.precision.range_rules import ENTROPY, LP, MAX, METHODS, PERCENTILE, Range, RangeRule
 
 _CANDIDATES = 2.0 ** (-np.arange(0, 97) / 16)
 """Shares of the whole range that are tried: each 4 % below the last, down to 1/64."""
@@ -42,7 +43,12 @@ def range_from_histogram(histogram: LogHistogram, seen: Range, rule: RangeRule) 
 
     Returns:
         A range that holds zero and lies within `seen`, widened to zero, or its symmetric hull.
+
+    Raises:
+        InputError: the rule is that of dynamic ranges.
     """
+    if rule.method not in METHODS:
+        raise InputError(f"no range follows from a calibration by {rule.label}", hint="ask for a static range")
     whole = Range(min(seen.low, 0.0), max(seen.high, 0.0))
     limit = max(-whole.low, whole.high)
     if rule.symmetric:

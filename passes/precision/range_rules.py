@@ -13,7 +13,8 @@ ENTROPY = "entropy"
 MSE = "mse"
 LP = "lp"
 DYNAMIC = "dynamic"
-METHODS = (MAX, PERCENTILE, ENTROPY, MSE, LP, DYNAMIC)
+METHODS = (MAX, PERCENTILE, ENTROPY, MSE, LP)
+"""Of static ranges."""
 
 DEFAULT_PERCENTILE = 99.99
 
@@ -54,8 +55,10 @@ class RangeRule:
     exponent: float = DEFAULT_EXPONENT
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"unknown calibration {self.method!r}", hint=f"choose one of {', '.join(METHODS)}")
+        if self.method not in (*METHODS, DYNAMIC):
+            raise InputError(
+                f"unknown calibration {self.method!r}", hint=f"choose one of {', '.join((*METHODS, DYNAMIC))}"
+            )
         if not 50 < self.percentile <= 100:
             raise InputError(f"a percentile of {self.percentile:g}", hint="give one above 50, up to 100")
         if self.method == DYNAMIC and self.symmetric:

@@ -85,3 +85,9 @@ def test_rule_is_asymmetric():
         parse_rule("dynamic")
     with pytest.raises(InputError, match="'dynamic' takes no number"):
         parse_rule("dynamic:3", symmetric=False)
+
+
+def test_no_range_is_read_from_a_calibration():
+    table = measure_table(make_fused_denoiser(), make_feeds())
+    with pytest.raises(InputError, match="no range follows from a calibration by dynamic, asymmetric"):
+        table.range_of(next(iter(table.tensors)), RULE)
