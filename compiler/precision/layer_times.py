@@ -123,7 +123,7 @@ def _time_layer(
     random = np.random.default_rng(0)
     feeds = {"x": random.uniform(_LOWEST, _HIGHEST, shape.activation).astype(np.float32)}
     with ExitStack() as stack:
-        sessions = [_open(_single(layer, shape, each, default, symmetric), target, stack) for each in formats]
+        sessions = [open_lowered(_single(layer, shape, each, default, symmetric), target, stack) for each in formats]
         for session in sessions * _WARMING:
             session.run(feeds)
         seconds: list[list[float]] = [[] for _ in sessions]
@@ -139,10 +139,10 @@ def _single(layer: Layer, shape: _Shape, wanted: Format, default: Format, symmet
     """A network of this layer alone, typed."""
     model = _model_of(layer, shape)
     plan = uniform_plan(model, wanted, default=default)
-    if wanted not in FLOATING:  # whatever the role that a layer has by itself
-        plan = replace(plan, layers=tuple(replace(line, format=wanted) for line in plan.layers))
     quantise: tuple[Pass, ...] = ()
     if wanted not in FLOATING:
+        # Whatever the role that a layer has by itself.
+        plan = replace(plan, layers=tuple(replace(line, format=wanted) for line in plan.layers))
         quantise = (InsertQdq(_table(model), plan, rule=RangeRule(MAX, symmetric=symmetric)),)
     run_passes(passes_from_plan(plan, quantise), model)
     inputs = (TensorSpec("x", "float32", shape.activation),)
@@ -202,9 +202,10 @@ def _table(model: ir.Model) -> CalibrationTable:
     )
 
 
-def _open(component: Component, target: Target, stack: ExitStack) -> Session:
+def open_lowered(component: Component, target: Target, stack: ExitStack) -> Session:
+    """A typed component's engine, built in a folder that goes with `stack`; the graph is lowered in place."""
     run_passes(lowering_passes(target.backend), component.model)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sdc-layer-")))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sdc-timed-")))
     built = build_engine(component, target, folder)
     files = tuple(folder / name for name in built.files)
     return stack.enter_context(open_session(EngineSource(component.spec, target.backend, files, built.options)))
