@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdc.engines.gpu import Gpu, find_gpus
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TARGETS, TENSORRT_RTX, Target, runnable
+from sdc.engines.targets import BACKEND_MODULES, TARGETS, TENSORRT_RTX, Target, runnable
 
 DISTRIBUTIONS = (
     "sdc", "numpy", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx-cu13", "cuda-python", "torch",
@@ -24,8 +24,6 @@ DISTRIBUTIONS = (
 
 EXPORT_MODULES = ("torch", "diffusers", "transformers", "safetensors", "peft", "onnx", "onnx_ir", "onnxscript")
 """What every export needs, whatever the target."""
-
-BACKEND_MODULES = {OPENVINO: "openvino", ONNXRUNTIME: "onnxruntime", TENSORRT_RTX: "tensorrt_rtx"}
 
 CPU_FEATURES = {
     "AVX2": ("avx2",),
@@ -59,6 +57,7 @@ class TargetDiagnosis:
     name: str
     backend: str
     compute_capabilities: tuple[str, ...]
+    devices: str
     cannot_build: str | None
     cannot_run: str | None
 
@@ -104,6 +103,7 @@ def _diagnose_target(target: Target) -> TargetDiagnosis:
         name=target.name,
         backend=target.backend,
         compute_capabilities=target.compute_capabilities,
+        devices=target.devices,
         cannot_build=broken or _missing_for_export(),
         cannot_run=broken or runnable(target),
     )

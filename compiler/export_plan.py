@@ -17,7 +17,7 @@ from sdc.compiler.trace.interfaces import component_spec
 from sdc.compiler.workshop.cache import digest_of, digest_sources, versions_of
 from sdc.engines.errors import InputError
 from sdc.engines.specs import COMPONENTS, ComponentSpec
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
+from sdc.engines.targets import ONNXRUNTIME, ONNXRUNTIME_CUDA, OPENVINO, TENSORRT_RTX, Target
 from sdc.passes.pipeline import MIXED
 from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.precision.plan import PrecisionPlan
@@ -57,6 +57,7 @@ BUILD_TOOLS = ("onnx-ir", "onnxscript", "onnx")
 BACKEND_TOOLS = {
     OPENVINO: ("openvino",),
     ONNXRUNTIME: ("onnxruntime-gpu", "onnxruntime"),
+    ONNXRUNTIME_CUDA: ("onnxruntime-gpu", "onnxruntime"),
     TENSORRT_RTX: ("tensorrt-rtx-cu13",),
 }
 

@@ -11,9 +11,9 @@ from sdc.engines.errors import BundleError, InputError, TargetError
 from sdc.engines.manifest import MANIFEST_NAME, EngineEntry, Manifest, TargetEntry, read_manifest
 from sdc.engines.session import Session
 from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target, runnable
+from sdc.engines.targets import ONNXRUNTIME, ONNXRUNTIME_CUDA, OPENVINO, TENSORRT_RTX, Target, runnable
 
-_PREFERENCE = (TENSORRT_RTX, OPENVINO, ONNXRUNTIME)
+_PREFERENCE = (TENSORRT_RTX, ONNXRUNTIME_CUDA, OPENVINO, ONNXRUNTIME)
 """Backends from the fastest to the slowest."""
 
 
@@ -145,7 +145,7 @@ class Bundle:
 
 def _origin(name: str, entry: TargetEntry) -> str:
     built_with = " and ".join(f"{package} {version}" for package, version in entry.built_with.items())
-    devices = ", ".join(entry.compute_capabilities) or "the CPU"
+    devices = Target(name, entry.backend, entry.compute_capabilities).devices
     return f"{name!r} was built for {devices} with {built_with or entry.backend}"
 
 

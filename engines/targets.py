@@ -9,11 +9,21 @@ from sdc.engines.errors import InputError
 from sdc.engines.gpu import find_gpus
 
 OPENVINO, ONNXRUNTIME, TENSORRT_RTX = "openvino", "onnxruntime", "tensorrt_rtx"
+ONNXRUNTIME_CUDA = "onnxruntime_cuda"
+"""ONNX Runtime with its CUDA provider, whose graphs and sessions are others than those for the CPU."""
+
+BACKEND_MODULES = {
+    OPENVINO: "openvino",
+    ONNXRUNTIME: "onnxruntime",
+    ONNXRUNTIME_CUDA: "onnxruntime",
+    TENSORRT_RTX: "tensorrt_rtx",
+}
+"""The package that each backend is."""
 
 COMPUTE_CAPABILITIES = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """GPU generations that TensorRT for RTX 1.7 builds for (`trt.ComputeCapability`)."""
 
-LATER_TARGETS = ("ort-cuda", "openvino-cpu", "tensorrt")
+LATER_TARGETS = ("openvino-cpu", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -22,13 +32,19 @@ class Target:
 
     Attributes:
         name: its name on the command line, in the manifest, and of the `.plan` file.
-        backend: the library that builds and runs it: "openvino", "onnxruntime" or "tensorrt_rtx".
-        compute_capabilities: GPU generations that one plan serves, e.g. "sm86"; empty for the CPU.
+        backend: what builds and runs it: "openvino", "onnxruntime", "onnxruntime_cuda" or "tensorrt_rtx".
+        compute_capabilities: GPU generations that one plan serves, e.g. "sm86"; empty where none is named.
     """
 
     name: str
     backend: str
     compute_capabilities: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> str:
+        """What it runs on, in words."""
+        anywhere = "any NVIDIA GPU" if self.backend == ONNXRUNTIME_CUDA else "the CPU"
+        return ", ".join(self.compute_capabilities) or anywhere
 
 
 TARGETS = {
@@ -36,6 +52,7 @@ TARGETS = {
     for target in (
         Target("cpu", OPENVINO),
         Target("ort-cpu", ONNXRUNTIME),
+        Target("ort-cuda", ONNXRUNTIME_CUDA),
         Target("rtx", TENSORRT_RTX, ("sm86", "sm89", "sm120")),
         *(Target(name, TENSORRT_RTX, (name,)) for name in COMPUTE_CAPABILITIES),
     )
@@ -77,6 +94,8 @@ def runnable(target: Target) -> str | None:
         return _missing("openvino", "pip install openvino")
     if target.backend == ONNXRUNTIME:
         return _missing("onnxruntime", "pip install onnxruntime")
+    if target.backend == ONNXRUNTIME_CUDA:
+        return _onnxruntime_cuda_reason()
     if target.backend == TENSORRT_RTX:
         return _tensorrt_reason(target)
     return f"this version of sdc has no backend {target.backend!r}"
@@ -85,6 +104,13 @@ def runnable(target: Target) -> str | None:
 def _missing(module: str, remedy: str) -> str | None:
     found = importlib.util.find_spec(module.split(".")[0]) is not None and importlib.util.find_spec(module) is not None
     return None if found else f"the package {module} is not installed ({remedy})"
+
+
+def _onnxruntime_cuda_reason() -> str | None:
+    """Whether CUDA and cuDNN can be loaded is known only when an engine is: that takes seconds."""
+    missing = _missing("onnxruntime", "pip install onnxruntime-gpu")
+    gpus = find_gpus()
+    return missing or (gpus if isinstance(gpus, str) else None)
 
 
 def _tensorrt_reason(target: Target) -> str | None:

@@ -65,7 +65,7 @@ MIXED = "mixed"
 """What a plan with several precisions is called where the name of one is expected."""
 BACKENDS = ("openvino", "onnxruntime", "tensorrt_rtx")
 ORT_CUDA = "onnxruntime_cuda"
-"""ONNX Runtime with its CUDA provider: a graph for it can be made, no target is built from it yet."""
+"""ONNX Runtime with its CUDA provider; apart, because its operators have no kernels for CPUs."""
 
 _TENSORRT_HEAD_SIZES = frozenset({16, 32, 40, 64, 80, 128, 160, 256, 512})
 """Source: plans built with TensorRT-RTX 1.7 for every capability; other sizes and float32 have no fused kernel."""

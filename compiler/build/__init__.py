@@ -7,7 +7,7 @@ from pathlib import Path
 from sdc.compiler.build.built import BuiltEngine
 from sdc.compiler.component import Component
 from sdc.engines.errors import TargetError
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
+from sdc.engines.targets import ONNXRUNTIME, ONNXRUNTIME_CUDA, OPENVINO, TENSORRT_RTX, Target
 
 __all__ = ["BuiltEngine", "build_engine"]
 
@@ -32,10 +32,10 @@ def build_engine(component: Component, target: Target, folder: Path) -> BuiltEng
             from sdc.compiler.build.openvino import build_openvino
 
             return build_openvino(component, folder)
-        if target.backend == ONNXRUNTIME:
+        if target.backend in (ONNXRUNTIME, ONNXRUNTIME_CUDA):
             from sdc.compiler.build.onnxruntime import build_onnxruntime
 
-            return build_onnxruntime(component, folder)
+            return build_onnxruntime(component, target, folder)
         if target.backend == TENSORRT_RTX:
             from sdc.compiler.build.tensorrt import build_tensorrt
 

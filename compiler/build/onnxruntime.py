@@ -1,7 +1,8 @@
-"""`ort-cpu`: the graph itself, checked by loading it into ONNX Runtime."""
+"""`ort-cpu` and `ort-cuda`: the graph itself, checked by loading it into ONNX Runtime."""
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -10,38 +11,50 @@ import onnxruntime
 from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
+from sdc.engines.targets import ONNXRUNTIME_CUDA, Target
 
-FILES = ("model.onnx", "model.onnx_data")
+_KERNEL_MISSING = re.compile(r"NOT_IMPLEMENTED.*Could not find an implementation for (\w+)\(\d+\) node")
 
 
-def build_onnxruntime(component: Component, folder: Path) -> BuiltEngine:
-    """Write `model.onnx` and `model.onnx_data` (optimum's names), once ONNX Runtime has accepted them.
+def build_onnxruntime(component: Component, target: Target, folder: Path) -> BuiltEngine:
+    """Write the graph and its weights, once ONNX Runtime has accepted them.
+
+    For the CPU they are `model.onnx` and `model.onnx_data` (optimum's names), else they are named after the target.
 
     Raises:
         ExportError: ONNX Runtime refuses the graph.
     """
     begin = time.perf_counter()
-    with staging(folder, FILES) as temporary:
-        path = temporary / FILES[0]
+    on_gpu = target.backend == ONNXRUNTIME_CUDA
+    name = f"{target.name if on_gpu else 'model'}.onnx"
+    files = (name, f"{name}_data")
+    with staging(folder, files) as temporary:
+        path = temporary / name
         save_onnx(component.model, path)
-        _check(component.spec.name, path)
+        _check(component, path, on_gpu=on_gpu)
     return BuiltEngine(
-        files=FILES,
+        files=files,
         options={},
         built_with={"onnxruntime": onnxruntime.__version__},
         seconds=time.perf_counter() - begin,
     )
 
 
-def _check(name: str, path: Path) -> None:
-    """Load without optimising: types, shapes and kernels are checked, nothing is packed or folded."""
+def _check(component: Component, path: Path, *, on_gpu: bool) -> None:
+    """Load without optimising: types, shapes and kernels are checked, nothing is packed or folded.
+
+    Operators, types and shapes are checked before kernels are looked for. Of a graph for a GPU the former alone can be
+    told here: its operators need not have kernels for the CPU, those that are contributed for CUDA have none.
+    """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     try:
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        if on_gpu and _KERNEL_MISSING.search(one_line(error)):
+            return
         raise ExportError(
-            f"ONNX Runtime refuses the graph of {name}: {one_line(error)}",
+            f"ONNX Runtime refuses the graph of {component.spec.name}: {one_line(error)}",
             hint="`sdc doctor` shows the version; report it together with the graph",
         ) from error

@@ -42,7 +42,7 @@ def describe(diagnosis: Diagnosis) -> list[str]:
             if reason is not None:
                 reasons.setdefault(f"cannot {action}: {reason}", []).append(target.name)
         build, execute = (("no" if each else "yes") for each in (target.cannot_build, target.cannot_run))
-        purpose = ", ".join(target.compute_capabilities) or f"the CPU, with {target.backend}"
+        purpose = target.devices if target.compute_capabilities else f"{target.devices}, with {target.backend}"
         lines.append(f"{target.name:10} {build:6}{execute:6}{purpose}")
     if reasons:
         lines += ["", *(f"{', '.join(names)} {reason}" for reason, names in reasons.items())]

@@ -19,7 +19,7 @@ import numpy as np
 from sdc.compiler.inspect.engine_file import most_frequent_first
 from sdc.engines.errors import TargetError
 from sdc.engines.sessions import EngineSource
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
+from sdc.engines.targets import ONNXRUNTIME, ONNXRUNTIME_CUDA, OPENVINO, TENSORRT_RTX
 
 _KERNEL_EVENT = "_kernel_time"
 """Ending of the profile's events that are a kernel's run."""
@@ -57,7 +57,7 @@ def execute_watched(source: EngineSource, feeds: Mapping[str, np.ndarray], threa
     Raises:
         TargetError: this machine cannot run the engine.
     """
-    if source.backend == ONNXRUNTIME:
+    if source.backend in (ONNXRUNTIME, ONNXRUNTIME_CUDA):
         return _watch_onnxruntime(source, feeds, threads)
     if source.backend == OPENVINO:
         return _watch_openvino(source, feeds, threads)
@@ -67,15 +67,15 @@ def execute_watched(source: EngineSource, feeds: Mapping[str, np.ndarray], threa
 
 
 def _watch_onnxruntime(source: EngineSource, feeds: Mapping[str, np.ndarray], threads: int | None) -> Execution:
-    import onnxruntime
-
-    from sdc.engines.sessions.onnxruntime import PROVIDERS, session_options
+    from sdc.engines.sessions.onnxruntime import open_inference_session as open_on_cpu
+    from sdc.engines.sessions.onnxruntime import session_options
+    from sdc.engines.sessions.onnxruntime_cuda import open_inference_session as open_on_gpu
 
     with tempfile.TemporaryDirectory(prefix="sdc-profile-") as folder:
         options = session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
-        session = onnxruntime.InferenceSession(source.files[0], options, providers=PROVIDERS)
+        session = (open_on_gpu if source.backend == ONNXRUNTIME_CUDA else open_on_cpu)(source, options)
         session.run(None, dict(feeds))
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     ran = [event["args"] for event in events if event.get("name", "").endswith(_KERNEL_EVENT)]

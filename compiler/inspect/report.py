@@ -13,6 +13,7 @@ from sdc.compiler.inspect.inspect import BundleDescription
 from sdc.compiler.text_table import format_table
 from sdc.engines.manifest import TargetEntry
 from sdc.engines.specs import ComponentSpec, TensorSpec
+from sdc.engines.targets import Target
 
 OPERATORS_IN_A_LINE = 6
 COLUMNS = 5
@@ -68,7 +69,7 @@ def format_origin(bundle: BundleDescription, target: str, component: str, *, eve
     return "\n".join(
         [
             f"it is the {component} of target {target} in {bundle.path}: {manifest.model.name}, {manifest.precision}, "
-            f"{_built(entry)}",
+            f"{_built(target, entry)}",
             *_interface(manifest.components[component], every_tensor),
         ]
     )
@@ -105,7 +106,7 @@ def _target(bundle: BundleDescription, name: str) -> str:
     reason = bundle.unrunnable.get(name)
     engines = bundle.engines[name]
     parts = [
-        f"target {name}: {_built(entry)}; " + ("runs here" if reason is None else f"does not run here: {reason}"),
+        f"target {name}: {_built(name, entry)}; " + ("runs here" if reason is None else f"does not run here: {reason}"),
         format_table(
             ["component", "size", "weights", "nodes", "most frequent"],
             [_engine_row(component, engine) for component, engine in engines.items()],
@@ -136,8 +137,8 @@ def _engine_row(component: str, engine: EngineFile) -> list[str]:
     ]
 
 
-def _built(entry: TargetEntry) -> str:
-    devices = ", ".join(entry.compute_capabilities) or "the CPU"
+def _built(name: str, entry: TargetEntry) -> str:
+    devices = Target(name, entry.backend, entry.compute_capabilities).devices
     return f"built for {devices} with {_pairs(entry.built_with) or entry.backend}"
 
 

@@ -8,6 +8,7 @@ OpenVINO 2026.4, ONNX Runtime 1.31 and TensorRT for RTX 1.7 (tests/passes/test_w
   computes in floating point: slower than fp16, and of no use.
 - ONNX Runtime keeps weights of a MatMul in 8 and 4 bits (MatMulNBits); those of a Conv too, but it expands them anew in
   every run. It has no bfloat16 kernels for CPUs, and its optimiser breaks eight-bit floats ("FusedMatMul ... invalid").
+- On a GPU, ONNX Runtime dequantises both operands of int8 products at each run: nothing is gained over fp16.
 - TensorRT has no float32 matrix products for sm75, 4-bit weights and bfloat16 from sm80, eight-bit floats from sm89.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sdc.engines.errors import TargetError
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
+from sdc.engines.targets import ONNXRUNTIME, ONNXRUNTIME_CUDA, OPENVINO, TENSORRT_RTX, Target
 from sdc.passes.precision.formats import Format
 
 _ALL = frozenset(Format)
@@ -24,6 +25,7 @@ _ALL = frozenset(Format)
 _BACKENDS = {
     OPENVINO: _ALL - {Format.FP8},
     ONNXRUNTIME: _ALL - {Format.FP8, Format.BF16},
+    ONNXRUNTIME_CUDA: frozenset({Format.FP32, Format.FP16}),
     TENSORRT_RTX: _ALL,
 }
 
@@ -37,8 +39,10 @@ _CAPABILITIES = {
 }
 
 _NEAREST = {
-    Format.FP8: (Format.INT8,),
-    Format.W4: (Format.W8,),
+    Format.FP8: (Format.INT8, Format.FP16),
+    Format.INT8: (Format.FP16,),
+    Format.W8: (Format.FP16,),
+    Format.W4: (Format.W8, Format.FP16),
     Format.BF16: (Format.FP16, Format.FP32),
     Format.FP32: (Format.FP16,),
 }
@@ -59,7 +63,7 @@ def in_float32(target: Target) -> bool:
 
 def runs_here(target: Target) -> bool:
     """Whether its engines run on the machine that builds them, whichever it is."""
-    return not target.compute_capabilities
+    return target.backend in (OPENVINO, ONNXRUNTIME)
 
 
 def check_formats(target: Target, formats: Iterable[Format]) -> None:

@@ -16,14 +16,13 @@ from sdc.compiler.export_plan import ExportRequest, formats_on
 from sdc.compiler.precision.capabilities import check_formats
 from sdc.engines.environment import cache_folder
 from sdc.engines.errors import ExportError, InputError, SdcError, TargetError
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
+from sdc.engines.targets import BACKEND_MODULES, TENSORRT_RTX
 
 FULL_DISK_BYTES = 2**20
 """A disk with less room is taken for full: a library that failed on it need not have said so."""
 OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 """What `numpy.ndarray.tofile` says of a write that was cut; it loses the error number."""
-MODULES = {OPENVINO: "openvino", ONNXRUNTIME: "onnxruntime", TENSORRT_RTX: "tensorrt_rtx"}
 
 
 def check_request(request: ExportRequest) -> None:
@@ -43,7 +42,7 @@ def check_request(request: ExportRequest) -> None:
     for target in request.targets:
         check_formats(target, formats_on(target, request.precision))
         request.calibration.rule_for(target)
-        module = MODULES[target.backend]
+        module = BACKEND_MODULES[target.backend]
         if importlib.util.find_spec(module) is None:
             extra = "tensorrt" if target.backend == TENSORRT_RTX else "compile"
             raise TargetError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sdc.engines.errors import TargetError
 from sdc.engines.session import Session
 from sdc.engines.sessions.source import EngineSource
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
+from sdc.engines.targets import ONNXRUNTIME, ONNXRUNTIME_CUDA, OPENVINO, TENSORRT_RTX
 
 __all__ = ["EngineSource", "open_session"]
 
@@ -39,6 +39,10 @@ def _open_session(source: EngineSource, threads: int | None) -> Session:
         from sdc.engines.sessions.onnxruntime import OnnxRuntimeSession
 
         return OnnxRuntimeSession(source, threads=threads)
+    if source.backend == ONNXRUNTIME_CUDA:
+        from sdc.engines.sessions.onnxruntime_cuda import OnnxRuntimeCudaSession
+
+        return OnnxRuntimeCudaSession(source)
     if source.backend == TENSORRT_RTX:
         from sdc.engines.sessions.tensorrt import TensorRtSession
 

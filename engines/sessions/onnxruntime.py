@@ -30,17 +30,8 @@ class OnnxRuntimeSession:
         if source.options.get(RUN_FEW_TIMES):
             options.enable_mem_pattern = False
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            session = onnxruntime.InferenceSession(source.files[0], options, providers=PROVIDERS)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise source.unreadable(error) from error
-        # ONNX Runtime falls back to another provider with no more than a warning: make it an error.
-        if session.get_providers() != PROVIDERS:
-            raise source.unrunnable(f"expected the providers {PROVIDERS}, found {session.get_providers()}")
-        expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
-        found = {node.name for node in (*session.get_inputs(), *session.get_outputs())}
-        if expected != found:
-            raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
+        session = open_inference_session(source, options)
+        check_tensors(source, session)
         self._session: onnxruntime.InferenceSession | None = session
         self._weight_bytes = sum(file.stat().st_size for file in source.files)
 
@@ -79,6 +70,35 @@ class OnnxRuntimeSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def open_inference_session(source: EngineSource, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Load an engine on the CPU.
+
+    Raises:
+        BundleError: ONNX Runtime cannot read the files.
+        TargetError: it would not run them on the CPU.
+    """
+    try:
+        session = onnxruntime.InferenceSession(source.files[0], options, providers=PROVIDERS)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise source.unreadable(error) from error
+    # ONNX Runtime falls back to another provider with no more than a warning: make it an error.
+    if session.get_providers() != PROVIDERS:
+        raise source.unrunnable(f"expected the providers {PROVIDERS}, found {session.get_providers()}")
+    return session
+
+
+def check_tensors(source: EngineSource, session: onnxruntime.InferenceSession) -> None:
+    """Compare the names of inputs and outputs with the interface.
+
+    Raises:
+        BundleError: they are others.
+    """
+    expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
+    found = {node.name for node in (*session.get_inputs(), *session.get_outputs())}
+    if expected != found:
+        raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
