@@ -13,7 +13,7 @@ from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 from sdc.engines.targets import ONNXRUNTIME_CUDA, Target
 
-_KERNEL_MISSING = re.compile(r"NOT_IMPLEMENTED.*Could not find an implementation for (\w+)\(\d+\) node")
+_KERNEL_MISSING = re.compile(r"NOT_IMPLEMENTED.*(Could not find an implementation for|Failed to find kernel for)")
 
 
 def build_onnxruntime(component: Component, target: Target, folder: Path) -> BuiltEngine:
