@@ -1,0 +1,299 @@
+"""What a machine's NVIDIA GPU does with sdc's engines and with torch: pictures, time, memory, kernels.
+
+    python scripts/gpu_check.py --out build/gpu.json
+    python scripts/gpu_check.py --out build/gpu.json --parts sdc torch-eager
+
+Each part runs in a process of its own, so that memory is its own and one that fails leaves the others; `--out` has what
+was found so far after each. Bundles are exported into `--work` where they are not there yet.
+
+- ``pictures``: `tiny` in fp32 and fp16, drawn on the GPU and by ONNX Runtime on the CPU in fp32: PSNR of each picture.
+- ``sdc``, ``sdc-plain``: Stable Diffusion 1.5 with random weights in fp16, with and without fusion and hoisting:
+  UNet step with guidance at 512×512, VAE decoder, whole pictures, overhead of the loop, memory, kernels launched.
+- ``torch-eager``, ``torch-compile``, ``torch-max-autotune``: diffusers' UNet and VAE decoder with the same weights in
+  fp16, channels-last.
+
+Times are medians over calls, and end when the GPU has; sdc's include the copies from and to the host. Memory is the
+most that the GPU had in use, by nvidia-smi: nothing else may run on it. Kernels are counted by torch's profiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdc.compiler.cli import main as main_of_sdc
+
+PROMPTS = [
+    "a photo of a red dress on a white background",
+    "a photo of a blue sneaker on a black background",
+    "a photo of a green bag on a white background",
+    "a photo of a yellow coat on a black background",
+]
+STEPS, WARM_UP, CALLS = 20, 5, 40
+MODES = {"torch-eager": None, "torch-compile": "default", "torch-max-autotune": "max-autotune"}
+PARTS = ("pictures", "sdc", "sdc-plain", *MODES)
+Measured = dict[str, Any]
+
+
+def main() -> int:
+    """Run the parts one after another."""
+    options = arguments()
+    if options.part:
+        print(json.dumps(run_part(options)))
+        return 0
+    found: Measured = {"machine": describe_machine(), "parts": {}}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for part in options.parts:
+        print(f"{part} ...", flush=True)
+        found["parts"][part] = run_in_process(options, part)
+        print(json.dumps(found["parts"][part]), flush=True)
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return any("error" in each for each in found["parts"].values())
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/gpu.json"), help="JSON file to write")
+    parser.add_argument("--work", type=Path, default=Path("build/gpu"), help="folder for bundles")
+    parser.add_argument("--target", default="ort-cuda", help="target that runs on this GPU")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--timeout", type=int, default=900, help="seconds for one part")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def describe_machine() -> Measured:
+    """GPU, driver and versions."""
+    from sdc.compiler.doctor import diagnose
+
+    diagnosis = diagnose()
+    gpus = [f"{gpu}, {gpu.memory_bytes / 2**30:.0f} GiB, CUDA {gpu.driver_cuda}" for gpu in diagnosis.gpus]
+    return {"gpus": gpus, "no_gpu": diagnosis.no_gpu, "versions": dict(diagnosis.versions)}
+
+
+def run_in_process(options: argparse.Namespace, part: str) -> Measured:
+    """What a part found, or its error; memory in use is watched from outside."""
+    command = [sys.executable, __file__, "--part", part, "--work", str(options.work), "--target", options.target]
+    begin = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=options.timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {options.timeout} s"}
+    seconds = round(time.perf_counter() - begin, 1)
+    if done.returncode:
+        return {"error": (done.stderr or done.stdout).strip()[-3000:], "seconds": seconds}
+    return {**json.loads(done.stdout.strip().splitlines()[-1]), "seconds": seconds}
+
+
+def run_part(options: argparse.Namespace) -> Measured:
+    """One part, in this process."""
+    if options.part == "pictures":
+        return compare_pictures(options.work, options.target)
+    if options.part in MODES:
+        return measure_torch(MODES[options.part])
+    plain = options.part == "sdc-plain"
+    flags = ("--no-fuse", "--no-hoist") if plain else ()
+    bundle = export(options.work, "sd15", "fp16", (options.target,), "--weights", "random", *flags)
+    return measure_sdc(bundle, options.target)
+
+
+def export(work: Path, model: str, precision: str, targets: tuple[str, ...], *flags: str) -> Path:
+    """The bundle, made if it is not there; its name says what it is."""
+    bundle = work / "-".join([model, precision, *targets, *(flag.strip("-") for flag in flags)])
+    if not bundle.exists():
+        command = ["export", "--model", model, "--precision", precision, "--target", ",".join(targets), *flags]
+        with redirect_stdout(sys.stderr):
+            if main_of_sdc([*command, "--out", str(bundle)]):
+                raise RuntimeError(f"sdc {' '.join(command)} failed")
+    return bundle
+
+
+def compare_pictures(work: Path, target: str) -> Measured:
+    """PSNR in dB of each picture to that of ONNX Runtime on the CPU in fp32: same prompts, seeds, steps."""
+    from sdc.compiler.evaluate.metrics import psnr
+
+    reference, _ = draw(export(work, "tiny", "fp32", ("ort-cpu", target)), "ort-cpu")
+    found: Measured = {}
+    for precision in ("fp32", "fp16"):
+        bundle = export(work, "tiny", precision, ("ort-cpu", target))
+        pictures, seconds = draw(bundle, target)
+        values = psnr(pictures, reference, data_range=2)
+        found[precision] = {"psnr_db": [round(float(each), 2) for each in values], "draw_s": round(seconds, 3)}
+    return found
+
+
+def draw(bundle: Path, target: str) -> tuple[np.ndarray, float]:
+    """Pictures as [N, 3, H, W], float64 in [-1, 1], and the seconds of a second drawing."""
+    from sdc.engines import load
+
+    with load(bundle, target=target) as pipeline:
+        generation = pipeline.plan(PROMPTS, steps=STEPS, guidance_scale=5.0, seed=7)
+        pipeline.decode(pipeline.denoise(generation))
+        begin = time.perf_counter()
+        decoded = pipeline.decode(pipeline.denoise(generation))
+        return np.clip(decoded.astype(np.float64), -1, 1), time.perf_counter() - begin
+
+
+def measure_sdc(bundle: Path, target: str) -> Measured:
+    """Times, memory and kernels of a bundle's pipeline, one picture at a time, with guidance."""
+    from sdc.engines import load
+
+    with PeakMemory() as memory, load(bundle, target=target) as pipeline:
+        generation = pipeline.plan([PROMPTS[0]], steps=STEPS, guidance_scale=5.0, seed=7)
+        latents = pipeline.denoise(generation)
+        pipeline.decode(latents)
+        engine_s: list[float] = []
+        ends: list[float] = []
+
+        def on_step(step: Any) -> None:
+            engine_s.append(step.seconds)
+            ends.append(time.perf_counter())
+
+        pictures = []
+        for _ in range(3):
+            ends.clear()
+            begin = time.perf_counter()
+            latents = pipeline.denoise(generation, on_step=on_step)
+            pipeline.decode(latents)
+            pictures.append(time.perf_counter() - begin)
+        between = [after - before for before, after in pairwise(ends)]
+        decode = time_calls(lambda: pipeline.decode(latents), calls=10)
+        launches = count_launches(lambda: pipeline.denoise(generation))
+    step = statistics.median(engine_s)
+    return {
+        "step_ms": 1e3 * step,
+        "step_quartiles_ms": quartiles(engine_s),
+        "loop_overhead": statistics.median(between) / step - 1,
+        "decode_ms": 1e3 * decode,
+        "picture_ms": 1e3 * statistics.median(pictures),
+        "launches_per_picture": launches,
+        "peak_mb": memory.peak_mb,
+        "memory_before_mb": memory.before_mb,
+    }
+
+
+def measure_torch(mode: str | None) -> Measured:
+    """The same of diffusers' modules; None for eager, else the mode of `torch.compile`."""
+    import torch
+
+    from sdc.compiler.load import load_checkpoint
+
+    checkpoint = load_checkpoint("sd15", weights="random")
+    like = {"device": "cuda", "dtype": torch.float16}
+    with PeakMemory() as memory, torch.inference_mode():
+        unet = checkpoint.unet().to(memory_format=torch.channels_last, **like)
+        vae = checkpoint.vae().to(memory_format=torch.channels_last, **like)
+        sample = torch.randn(2, 4, 64, 64, **like).to(memory_format=torch.channels_last)
+        text = torch.randn(2, 77, unet.config.cross_attention_dim, **like)
+        timestep = torch.tensor(500, device="cuda")
+        latents = torch.randn(1, 4, 64, 64, **like).to(memory_format=torch.channels_last)
+        step, decode = unet.forward, vae.decode
+        if mode is not None:
+            step = torch.compile(unet, mode=mode, fullgraph=True)
+            decode = torch.compile(vae.decode, mode=mode, fullgraph=True)
+
+        def run_unet() -> None:
+            step(sample, timestep, encoder_hidden_states=text, return_dict=False)
+            torch.cuda.synchronize()
+
+        def run_vae() -> None:
+            decode(latents, return_dict=False)
+            torch.cuda.synchronize()
+
+        begin = time.perf_counter()
+        run_unet()
+        first = time.perf_counter() - begin
+        times = timed_calls(run_unet)
+        return_value = {
+            "step_ms": 1e3 * statistics.median(times),
+            "step_quartiles_ms": quartiles(times),
+            "first_step_s": first,
+            "launches_per_step": count_launches(run_unet),
+            "decode_ms": 1e3 * time_calls(run_vae, calls=10),
+        }
+    return {**return_value, "peak_mb": memory.peak_mb, "memory_before_mb": memory.before_mb}
+
+
+def time_calls(call: Callable[[], object], calls: int = CALLS) -> float:
+    """Median seconds of a call."""
+    return statistics.median(timed_calls(call, calls))
+
+
+def timed_calls(call: Callable[[], object], calls: int = CALLS) -> list[float]:
+    """Seconds of each call, after some to warm up."""
+    times = []
+    for index in range(WARM_UP + calls):
+        begin = time.perf_counter()
+        call()
+        if index >= WARM_UP:
+            times.append(time.perf_counter() - begin)
+    return times
+
+
+def quartiles(seconds: list[float]) -> list[float]:
+    """The first and the third, in ms."""
+    first, _, third = statistics.quantiles(seconds, n=4)
+    return [1e3 * first, 1e3 * third]
+
+
+def count_launches(call: Callable[[], object]) -> dict[str, int]:
+    """Kernels that ran on the GPU in one call, whatever launched them, and copies and fills of memory."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    on_gpu = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    memory = sum(event.name.startswith(("Memcpy", "Memset")) for event in on_gpu)
+    return {"kernels": len(on_gpu) - memory, "memory": memory}
+
+
+class PeakMemory:
+    """The most memory that the GPU had in use within the block, in MB (10^6 bytes), read every 20 ms.
+
+    Attributes:
+        before_mb: in use when the block began.
+        peak_mb: the most.
+    """
+
+    COMMAND = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0", "--loop-ms=20")
+
+    def __enter__(self) -> PeakMemory:
+        self._watcher = subprocess.Popen(self.COMMAND, stdout=subprocess.PIPE, text=True)
+        assert self._watcher.stdout is not None
+        self.before_mb = self.peak_mb = self._read(self._watcher.stdout.readline())
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        assert self._watcher.stdout is not None
+        for line in self._watcher.stdout:
+            self.peak_mb = max(self.peak_mb, self._read(line))
+
+    @staticmethod
+    def _read(line: str) -> float:
+        return int(line) * 2**20 / 1e6
+
+    def __exit__(self, *exception: object) -> None:
+        time.sleep(0.1)
+        self._watcher.terminate()
+        self._thread.join()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
