@@ -6,11 +6,13 @@ import re
 import time
 from pathlib import Path
 
+import onnx_ir as ir
 import onnxruntime
 
 from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
+from sdc.engines.sessions.onnxruntime_cuda import ALLOW_TF32
 from sdc.engines.targets import ONNXRUNTIME_CUDA, Target
 
 _KERNEL_MISSING = re.compile(r"NOT_IMPLEMENTED.*(Could not find an implementation for|Failed to find kernel for)")
@@ -34,10 +36,16 @@ def build_onnxruntime(component: Component, target: Target, folder: Path) -> Bui
         _check(component, path, on_gpu=on_gpu)
     return BuiltEngine(
         files=files,
-        options={},
+        options={ALLOW_TF32: True} if on_gpu and _computes_in_float16(component) else {},
         built_with={"onnxruntime": onnxruntime.__version__},
         seconds=time.perf_counter() - begin,
     )
+
+
+def _computes_in_float16(component: Component) -> bool:
+    products = {"Conv", "NhwcConv", "MatMul", "Gemm", "MultiHeadAttention"}
+    nodes = (node for node in component.model.graph if node.op_type in products)
+    return any(node.outputs[0].dtype == ir.DataType.FLOAT16 for node in nodes)
 
 
 def _check(component: Component, path: Path, *, on_gpu: bool) -> None:

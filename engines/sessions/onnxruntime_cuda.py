@@ -17,12 +17,12 @@ from sdc.engines.sessions.onnxruntime import check_tensors, session_options
 from sdc.engines.sessions.source import EngineSource
 
 PROVIDER = "CUDAExecutionProvider"
-PROVIDER_OPTIONS = {
-    # Float32 graphs compute in float32, as everywhere else.
-    "use_tf32": "0",
-    # Memory grows by what is asked for, not to the next power of two.
-    "arena_extend_strategy": "kSameAsRequested",
-}
+ALLOW_TF32 = "allow_tf32"
+"""Option of an engine: float32 convolutions and products may round their operands to 10 bits, as float16 has.
+
+Without it ONNX Runtime asks cuDNN for no kernel that uses tensor cores, whatever the type, finds none for float16, and
+takes another path with an error in the log for each convolution. A float32 engine computes in float32.
+"""
 
 
 class OnnxRuntimeCudaSession:
@@ -110,10 +110,14 @@ def open_inference_session(source: EngineSource, options: onnxruntime.SessionOpt
     """
     if PROVIDER not in onnxruntime.get_available_providers():
         raise source.unrunnable(f"onnxruntime {onnxruntime.__version__} has no CUDA provider: install onnxruntime-gpu")
+    provider_options = {
+        "use_tf32": "1" if source.options.get(ALLOW_TF32) else "0",
+        "arena_extend_strategy": "kSameAsRequested",  # memory grows by what is asked for, not to a power of two
+    }
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         onnxruntime.preload_dlls(directory="")  # of the packages nvidia-*, else those of the system
     try:
-        session = onnxruntime.InferenceSession(source.files[0], options, providers=[(PROVIDER, PROVIDER_OPTIONS)])
+        session = onnxruntime.InferenceSession(source.files[0], options, providers=[(PROVIDER, provider_options)])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise source.unreadable(error) from error
     # Where the provider cannot be loaded ONNX Runtime falls back to the CPU with no more than a warning.

@@ -15,6 +15,8 @@ from sdc.passes.lowering.lower_multi_head_attention import ORT_DOMAIN
 from sdc.passes.lowering.nhwc_layout import CHANNELS_LAST, NhwcLayout
 from sdc.passes.matching import constant, dimensions, producer, site
 
+_MOST_CHANNELS_A_GROUP = 512
+
 
 @dataclass(frozen=True)
 class LowerImagesToNhwc(Pass):
@@ -41,13 +43,18 @@ class LowerImagesToNhwc(Pass):
     1. Images have rank 4 and a known element type, float32 or float16.
     2. Conv: a constant weight, quantised or not at all, one group, two spatial axes.
     3. Norms: gamma and beta are initialisers, the addend has the image's rank and its batch or a single row, which is
-       then repeated.
+       then repeated; a group has an even number of channels, 512 at most.
 
     Not matched: what fails these; it stays as it is or is inlined. Quantised convolutions stay Conv.
 
-    Source: ONNX Runtime, docs/ContribOperators.md; weights of NhwcConv are [M, kH, kW, C / group].
+    Source: ONNX Runtime, docs/ContribOperators.md; weights of NhwcConv are [M, kH, kW, C / group]. Sizes of groups:
+    contrib_ops/cuda/diffusion/group_norm_impl.cu, and an H200, which refuses 3 channels a group.
+
+    Attributes:
+        group_multiple: what the channels of a group are a multiple of, for a kernel to exist.
     """
 
+    group_multiple: int = 2
     name: ClassVar[str] = "lower-images-to-nhwc"
 
     def rewrite(self, model: ir.Model) -> PassReport:
@@ -58,7 +65,7 @@ class LowerImagesToNhwc(Pass):
             rule = _RULES.get((node.domain, node.op_type))
             if rule is None:
                 continue
-            if reason := _reason_against(node):
+            if reason := _reason_against(node, self.group_multiple):
                 if node.op_type not in ("Add", "Resize"):
                     skipped.append(Skipped(site(node), reason))
                 continue
@@ -68,7 +75,7 @@ class LowerImagesToNhwc(Pass):
         return PassReport(self.name, layout.counts.total(), tuple(skipped), details=dict(sorted(layout.counts.items())))
 
 
-def _reason_against(node: ir.Node) -> str | None:
+def _reason_against(node: ir.Node, group_multiple: int) -> str | None:
     image = node.outputs[0] if node.op_type in ("Conv", domain.IMAGE_FROM_TOKENS) else node.inputs[0]
     shape = dimensions(image)
     if image is None or shape is None or len(shape) != 4:
@@ -86,8 +93,19 @@ def _reason_against(node: ir.Node) -> str | None:
     if node.op_type == "Resize":
         scales = constant(node.inputs[2]) if len(node.inputs) == 3 and node.inputs[1] is None else None
         return None if scales is not None and scales.size == 4 and "axes" not in node.attributes else "not by scales"
-    if "Norm" in node.op_type and any(constant(value) is None for value in node.inputs[-2:]):
+    return _reason_against_norm(node, shape[1], group_multiple) if "Norm" in node.op_type else None
+
+
+def _reason_against_norm(norm: ir.Node, channels: int | str | None, multiple: int) -> str | None:
+    if any(constant(value) is None for value in norm.inputs[-2:]):
         return "gamma or beta is computed, expected initialisers"
+    if norm.op_type == domain.CONCAT_GROUP_NORM_SILU:  # x is the first half only
+        channels = (dimensions(norm.outputs[0]) or (None, None))[1]
+    if not isinstance(channels, int):
+        return f"the norm is of {channels} channels, expected a number"
+    in_group = channels // norm.attributes["num_groups"].as_int()
+    if in_group % multiple or in_group > _MOST_CHANNELS_A_GROUP:
+        return f"no kernel for groups of {in_group} channels"
     return None
 
 

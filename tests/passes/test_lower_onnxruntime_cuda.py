@@ -22,7 +22,9 @@ from sdc.passes.pipeline import ORT_CUDA, canonical_passes, fusion_passes, lower
 from sdc.passes.precision.cast_fp16 import CastFp16
 
 ANY_WIDTH = LowerToContrib(geglu_widths=frozenset({14}), bias_add_widths=frozenset({10}))
-WIDE = tuple(ANY_WIDTH if isinstance(each, LowerToContrib) else each for each in lowering_passes(ORT_CUDA))
+ANY_GROUP = LowerImagesToNhwc(group_multiple=1)
+OF_ANY_SIZE = {LowerToContrib: ANY_WIDTH, LowerImagesToNhwc: ANY_GROUP}
+WIDE = tuple(OF_ANY_SIZE.get(type(each), each) for each in lowering_passes(ORT_CUDA))
 
 
 def fused(model: ir.Model) -> ir.Model:
