@@ -6,14 +6,16 @@
 Each part runs in a process of its own, so that memory is its own and one that fails leaves the others; `--out` has what
 was found so far after each. Bundles are exported into `--work` where they are not there yet.
 
-- ``pictures``: `tiny` in fp32 and fp16, drawn on the GPU and by ONNX Runtime on the CPU in fp32: PSNR of each picture.
+- ``reference``: pictures of `tiny` by ONNX Runtime on the CPU in fp32, into `--work`; any machine can draw them.
+- ``pictures``: `tiny` in fp32 and fp16 on the GPU: PSNR of each picture to the reference.
 - ``sdc``, ``sdc-plain``: Stable Diffusion 1.5 with random weights in fp16, with and without fusion and hoisting:
-  UNet step with guidance at 512×512, VAE decoder, whole pictures, overhead of the loop, memory, kernels launched.
+  UNet step with guidance at 512×512, VAE decoder, whole pictures, overhead of the loop, memory.
+- ``kernels``, ``kernels-plain``: kernels launched in the loop of a picture, by torch's profiler (CUPTI).
 - ``torch-eager``, ``torch-compile``, ``torch-max-autotune``: diffusers' UNet and VAE decoder with the same weights in
   fp16, channels-last.
 
 Times are medians over calls, and end when the GPU has; sdc's include the copies from and to the host. Memory is the
-most that the GPU had in use, by nvidia-smi: nothing else may run on it. Kernels are counted by torch's profiler.
+most that the GPU had in use, by nvidia-smi: nothing else may run on it.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ PROMPTS = [
 ]
 STEPS, WARM_UP, CALLS = 20, 5, 40
 MODES = {"torch-eager": None, "torch-compile": "default", "torch-max-autotune": "max-autotune"}
-PARTS = ("pictures", "sdc", "sdc-plain", *MODES)
+PARTS = ("reference", "pictures", "sdc", "sdc-plain", "kernels", "kernels-plain", *MODES)
+REFERENCE = "reference.npy"
 Measured = dict[str, Any]
 
 
@@ -51,7 +54,7 @@ def main() -> int:
     """Run the parts one after another."""
     options = arguments()
     if options.part:
-        print(json.dumps(run_part(options)))
+        print(json.dumps(run_part(options)), flush=True)
         return 0
     found: Measured = {"machine": describe_machine(), "parts": {}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,22 +95,30 @@ def run_in_process(options: argparse.Namespace, part: str) -> Measured:
         done = subprocess.run(command, capture_output=True, text=True, timeout=options.timeout, check=False)
     except subprocess.TimeoutExpired:
         return {"error": f"not done after {options.timeout} s"}
-    seconds = round(time.perf_counter() - begin, 1)
+    found: Measured = {"seconds": round(time.perf_counter() - begin, 1)}
+    lines = done.stdout.strip().splitlines()
+    if lines and lines[-1].startswith("{"):
+        found |= json.loads(lines[-1])
     if done.returncode:
-        return {"error": (done.stderr or done.stdout).strip()[-3000:], "seconds": seconds}
-    return {**json.loads(done.stdout.strip().splitlines()[-1]), "seconds": seconds}
+        found["error"] = f"status {done.returncode}: {done.stderr.strip()[-2000:]}"
+    return found
 
 
 def run_part(options: argparse.Namespace) -> Measured:
     """One part, in this process."""
+    if options.part == "reference":
+        pictures, seconds = draw(export(options.work, "tiny", "fp32", ("ort-cpu",)), "ort-cpu")
+        np.save(options.work / REFERENCE, pictures)
+        return {"draw_s": seconds}
     if options.part == "pictures":
         return compare_pictures(options.work, options.target)
     if options.part in MODES:
         return measure_torch(MODES[options.part])
-    plain = options.part == "sdc-plain"
+    plain = options.part.endswith("-plain")
     flags = ("--no-fuse", "--no-hoist") if plain else ()
     bundle = export(options.work, "sd15", "fp16", (options.target,), "--weights", "random", *flags)
-    return measure_sdc(bundle, options.target)
+    measure = count_kernels if options.part.startswith("kernels") else measure_sdc
+    return measure(bundle, options.target)
 
 
 def export(work: Path, model: str, precision: str, targets: tuple[str, ...], *flags: str) -> Path:
@@ -122,14 +133,13 @@ def export(work: Path, model: str, precision: str, targets: tuple[str, ...], *fl
 
 
 def compare_pictures(work: Path, target: str) -> Measured:
-    """PSNR in dB of each picture to that of ONNX Runtime on the CPU in fp32: same prompts, seeds, steps."""
+    """PSNR in dB of each picture to that of the reference: same prompts, seeds, steps."""
     from sdc.compiler.evaluate.metrics import psnr
 
-    reference, _ = draw(export(work, "tiny", "fp32", ("ort-cpu", target)), "ort-cpu")
+    reference = np.load(work / REFERENCE)
     found: Measured = {}
     for precision in ("fp32", "fp16"):
-        bundle = export(work, "tiny", precision, ("ort-cpu", target))
-        pictures, seconds = draw(bundle, target)
+        pictures, seconds = draw(export(work, "tiny", precision, (target,)), target)
         values = psnr(pictures, reference, data_range=2)
         found[precision] = {"psnr_db": [round(float(each), 2) for each in values], "draw_s": round(seconds, 3)}
     return found
@@ -171,7 +181,6 @@ def measure_sdc(bundle: Path, target: str) -> Measured:
             pictures.append(time.perf_counter() - begin)
         between = [after - before for before, after in pairwise(ends)]
         decode = time_calls(lambda: pipeline.decode(latents), calls=10)
-        launches = count_launches(lambda: pipeline.denoise(generation))
     step = statistics.median(engine_s)
     return {
         "step_ms": 1e3 * step,
@@ -179,10 +188,21 @@ def measure_sdc(bundle: Path, target: str) -> Measured:
         "loop_overhead": statistics.median(between) / step - 1,
         "decode_ms": 1e3 * decode,
         "picture_ms": 1e3 * statistics.median(pictures),
-        "launches_per_picture": launches,
         "peak_mb": memory.peak_mb,
         "memory_before_mb": memory.before_mb,
     }
+
+
+def count_kernels(bundle: Path, target: str) -> Measured:
+    """Kernels and copies in the loop of one picture; torch comes first, for ONNX Runtime to take its libraries."""
+    import torch  # noqa: F401
+
+    from sdc.engines import load
+
+    with load(bundle, target=target) as pipeline:
+        generation = pipeline.plan([PROMPTS[0]], steps=STEPS, guidance_scale=5.0, seed=7)
+        pipeline.denoise(generation)
+        return {"launches_per_picture": count_launches(lambda: pipeline.denoise(generation)), "steps": STEPS}
 
 
 def measure_torch(mode: str | None) -> Measured:

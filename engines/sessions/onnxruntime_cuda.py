@@ -108,22 +108,31 @@ def open_inference_session(source: EngineSource, options: onnxruntime.SessionOpt
         BundleError: ONNX Runtime cannot read the files.
         TargetError: its CUDA provider cannot be loaded: CUDA or cuDNN is missing, or it was built without.
     """
-    if PROVIDER not in onnxruntime.get_available_providers():
-        raise source.unrunnable(f"onnxruntime {onnxruntime.__version__} has no CUDA provider: install onnxruntime-gpu")
+    _require_cuda(source)
     provider_options = {
         "use_tf32": "1" if source.options.get(ALLOW_TF32) else "0",
         "arena_extend_strategy": "kSameAsRequested",  # memory grows by what is asked for, not to a power of two
     }
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        onnxruntime.preload_dlls(directory="")  # of the packages nvidia-*, else those of the system
     try:
         session = onnxruntime.InferenceSession(source.files[0], options, providers=[(PROVIDER, provider_options)])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise source.unreadable(error) from error
-    # Where the provider cannot be loaded ONNX Runtime falls back to the CPU with no more than a warning.
+    # ONNX Runtime falls back to another provider with no more than a warning: make it an error.
     if session.get_providers()[0] != PROVIDER:
-        raise source.unrunnable(
-            f"ONNX Runtime could not load CUDA {onnxruntime.cuda_version} and cuDNN; "
-            f"install onnxruntime-gpu[cuda,cudnn], or both for the whole system ({printed.getvalue()})"
-        )
+        raise source.unrunnable(f"expected the provider {PROVIDER}, found {session.get_providers()}")
     return session
+
+
+def _require_cuda(source: EngineSource) -> None:
+    """Load CUDA and cuDNN, of the packages nvidia-* or else of the system, and put a number on the GPU."""
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise source.unrunnable(f"onnxruntime {onnxruntime.__version__} has no CUDA provider: install onnxruntime-gpu")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        onnxruntime.preload_dlls(directory="")
+    try:
+        _to_device(np.zeros(1, np.float32))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise source.unrunnable(
+            f"ONNX Runtime could not load CUDA {onnxruntime.cuda_version} with cuDNN: "
+            f"pip install 'onnxruntime-gpu[cuda,cudnn]'; {printed.getvalue() or error}"
+        ) from error

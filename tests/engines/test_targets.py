@@ -25,11 +25,11 @@ def test_joins_gpus_in_one_plan_in_their_own_order():
 
 @pytest.mark.parametrize("text", ["", " , ", "gpu", "sm90", "sm86+cpu", "sm86+", "cpu+ort-cpu", "cpu;rtx"])
 def test_refuses_what_does_not_exist_and_says_what_does(text):
-    with pytest.raises(InputError, match="choose from cpu, ort-cpu, rtx, sm75, sm80, sm86, sm89, sm120, sm121"):
+    with pytest.raises(InputError, match="choose from cpu, ort-cpu, ort-cuda, rtx, sm75, sm80, sm86, sm89, sm120, sm121"):
         parse_targets(text)
 
 
-@pytest.mark.parametrize("text", ["ort-cuda", "cpu,tensorrt", "openvino-cpu"])
+@pytest.mark.parametrize("text", ["cpu,tensorrt", "openvino-cpu"])
 def test_says_what_comes_later(text):
     with pytest.raises(InputError, match="is not supported in this version"):
         parse_targets(text)
@@ -61,3 +61,11 @@ def test_a_plan_needs_a_gpu_that_it_was_built_for(monkeypatch, gpus, reason):
     pytest.importorskip("cuda.bindings")
     monkeypatch.setattr(targets, "find_gpus", lambda: gpus)
     assert runnable(TARGETS["rtx"]) == reason
+
+
+def test_onnxruntime_needs_any_gpu(monkeypatch):
+    monkeypatch.setattr(targets, "find_gpus", lambda: "there is no NVIDIA driver on this machine")
+    assert runnable(TARGETS["ort-cuda"]) == "there is no NVIDIA driver on this machine"
+    monkeypatch.setattr(targets, "find_gpus", lambda: (Gpu("H200", "sm90", 140 << 30, "13.0"),))
+    assert runnable(TARGETS["ort-cuda"]) is None
+    assert TARGETS["ort-cuda"].devices == "any NVIDIA GPU"

@@ -112,7 +112,7 @@ def test_half_networks_are_valid(component: str) -> None:
 @pytest.mark.parametrize(("component", "transposes"), [("unet", 2), ("vae_decoder", 2), ("vae_encoder", 2)])
 def test_images_are_turned_at_the_border_alone(component: str, transposes: int) -> None:
     model = load_graph(component)
-    run_passes([*canonical_passes(), *fusion_passes(component), *lowering_passes(ORT_CUDA)], model)
+    run_passes([*canonical_passes(), *fusion_passes(component), *WIDE], model)
     assert operators(model).count("Transpose") == transposes
     assert "Conv" not in operators(model)
 
@@ -122,6 +122,17 @@ def test_omitted_outputs_stay_omitted() -> None:
     run_passes(WIDE, model)
     (norm,) = (node for node in model.graph if node.op_type == "SkipLayerNormalization")
     assert [value.name for value in norm.outputs] == ["normed1", "", "", "sum1"]
+
+
+def test_groups_without_a_kernel_stay() -> None:
+    make, feeds, counts = GRAPHS["join"]
+    model = make()
+    expected = run_model(model, feeds[0])
+    report = LowerImagesToNhwc().run(fused(model))
+    assert [each.reason for each in report.skipped] == ["no kernel for groups of 3 channels"]
+    assert report.details == {"NhwcConv": counts["NhwcConv"]}
+    run_passes(lowering_passes(ORT_CUDA), model)
+    assert largest_error(model, expected, feeds[0]) <= FP32
 
 
 @pytest.mark.parametrize(

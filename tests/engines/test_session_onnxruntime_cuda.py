@@ -1,0 +1,43 @@
+import onnxruntime
+import pytest
+
+from sdc.compiler.build import build_engine
+from sdc.engines.errors import TargetError
+from sdc.engines.gpu import Gpu, find_gpus
+from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.targets import TARGETS
+
+pytestmark = pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="onnxruntime without CUDA"
+)
+without_gpu = pytest.mark.skipif(not isinstance(find_gpus(), str), reason="there is a GPU")
+
+
+@pytest.fixture(scope="module")
+def source(small_unet, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    built = build_engine(small_unet.component, TARGETS["ort-cuda"], folder)
+    assert built.files == ("ort-cuda.onnx", "ort-cuda.onnx_data")
+    return EngineSource(small_unet.component.spec, "onnxruntime_cuda", (folder / built.files[0],), built.options)
+
+
+@without_gpu
+def test_a_machine_without_a_driver_is_refused(source):
+    with pytest.raises(TargetError, match=r"cannot run .*ort-cuda\.onnx here: .*NVIDIA"):
+        open_session(source)
+
+
+@without_gpu
+def test_cuda_that_cannot_be_loaded_is_an_error_and_not_the_cpu(source, monkeypatch):
+    """ONNX Runtime itself would run the graph on the CPU, with a warning."""
+    gpus = (Gpu("H200", "sm90", 140 << 30, "13.0"),)
+    monkeypatch.setattr("sdc.engines.sessions.onnxruntime_cuda.find_gpus", lambda: gpus)
+    with pytest.raises(TargetError, match=r"could not load CUDA .*pip install 'onnxruntime-gpu\[cuda,cudnn\]'"):
+        open_session(source)
+
+
+def test_an_onnxruntime_without_cuda_is_told_so(source, monkeypatch):
+    monkeypatch.setattr("sdc.engines.sessions.onnxruntime_cuda.find_gpus", lambda: (Gpu("T4", "sm75", 1, "13.0"),))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(TargetError, match=r"has no CUDA provider: install onnxruntime-gpu"):
+        open_session(source)
