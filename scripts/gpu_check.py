@@ -1,7 +1,7 @@
 """What a machine's NVIDIA GPU does with sdc's engines and with torch: pictures, time, memory, kernels.
 
     python scripts/gpu_check.py --out build/gpu.json
-    python scripts/gpu_check.py --out build/gpu.json --parts sdc torch-eager
+    python scripts/gpu_check.py --out build/gpu.json --parts sdc torch
 
 Each part runs in a process of its own, so that memory is its own and one that fails leaves the others; `--out` has what
 was found so far after each. Bundles are exported into `--work` where they are not there yet.
@@ -11,8 +11,8 @@ was found so far after each. Bundles are exported into `--work` where they are n
 - ``sdc``, ``sdc-plain``: Stable Diffusion 1.5 with random weights in fp16, with and without fusion and hoisting:
   UNet step with guidance at 512×512, VAE decoder, whole pictures, overhead of the loop, memory.
 - ``kernels``, ``kernels-plain``: kernels launched in the loop of a picture, by torch's profiler (CUPTI).
-- ``torch-eager``, ``torch-compile``, ``torch-max-autotune``: diffusers' UNet and VAE decoder with the same weights in
-  fp16, channels-last.
+- ``torch``: diffusers' UNet and VAE decoder with the same weights in fp16, channels-last: eager, and with both modes of
+  `torch.compile`, one after another; what was measured before `--timeout` is kept.
 
 Times are medians over calls, and end when the GPU has; sdc's include the copies from and to the host. Memory is the
 most that the GPU had in use, by nvidia-smi: nothing else may run on it.
@@ -44,8 +44,8 @@ PROMPTS = [
     "a photo of a yellow coat on a black background",
 ]
 STEPS, WARM_UP, CALLS = 20, 5, 40
-MODES = {"torch-eager": None, "torch-compile": "default", "torch-max-autotune": "max-autotune"}
-PARTS = ("reference", "pictures", "sdc", "sdc-plain", "kernels", "kernels-plain", *MODES)
+MODES = (None, "default", "max-autotune")
+PARTS = ("reference", "pictures", "sdc", "sdc-plain", "kernels", "kernels-plain", "torch")
 REFERENCE = "reference.npy"
 Measured = dict[str, Any]
 
@@ -91,17 +91,19 @@ def run_in_process(options: argparse.Namespace, part: str) -> Measured:
     """What a part found, or its error; memory in use is watched from outside."""
     command = [sys.executable, __file__, "--part", part, "--work", str(options.work), "--target", options.target]
     begin = time.perf_counter()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=options.timeout, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"not done after {options.timeout} s"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            printed, errors = process.communicate(timeout=options.timeout)
+            error = f"status {process.returncode}: {errors.strip()[-2000:]}" if process.returncode else ""
+        except subprocess.TimeoutExpired:
+            process.kill()
+            printed, _ = process.communicate()
+            error = f"not done after {options.timeout} s"
     found: Measured = {"seconds": round(time.perf_counter() - begin, 1)}
-    lines = done.stdout.strip().splitlines()
-    if lines and lines[-1].startswith("{"):
-        found |= json.loads(lines[-1])
-    if done.returncode:
-        found["error"] = f"status {done.returncode}: {done.stderr.strip()[-2000:]}"
-    return found
+    for line in printed.splitlines():
+        if line.startswith("{"):
+            found |= json.loads(line)
+    return {**found, "error": error} if error else found
 
 
 def run_part(options: argparse.Namespace) -> Measured:
@@ -112,8 +114,8 @@ def run_part(options: argparse.Namespace) -> Measured:
         return {"draw_s": seconds}
     if options.part == "pictures":
         return compare_pictures(options.work, options.target)
-    if options.part in MODES:
-        return measure_torch(MODES[options.part])
+    if options.part == "torch":
+        return measure_torch()
     plain = options.part.endswith("-plain")
     flags = ("--no-fuse", "--no-hoist") if plain else ()
     bundle = export(options.work, "sd15", "fp16", (options.target,), "--weights", "random", *flags)
@@ -205,46 +207,60 @@ def count_kernels(bundle: Path, target: str) -> Measured:
         return {"launches_per_picture": count_launches(lambda: pipeline.denoise(generation)), "steps": STEPS}
 
 
-def measure_torch(mode: str | None) -> Measured:
-    """The same of diffusers' modules; None for eager, else the mode of `torch.compile`."""
+def measure_torch() -> Measured:
+    """The same of diffusers' modules, by mode of `torch.compile`; each is printed when it is known."""
     import torch
 
     from sdc.compiler.load import load_checkpoint
 
     checkpoint = load_checkpoint("sd15", weights="random")
-    like = {"device": "cuda", "dtype": torch.float16}
-    with PeakMemory() as memory, torch.inference_mode():
-        unet = checkpoint.unet().to(memory_format=torch.channels_last, **like)
-        vae = checkpoint.vae().to(memory_format=torch.channels_last, **like)
-        sample = torch.randn(2, 4, 64, 64, **like).to(memory_format=torch.channels_last)
-        text = torch.randn(2, 77, unet.config.cross_attention_dim, **like)
-        timestep = torch.tensor(500, device="cuda")
-        latents = torch.randn(1, 4, 64, 64, **like).to(memory_format=torch.channels_last)
-        step, decode = unet.forward, vae.decode
-        if mode is not None:
-            step = torch.compile(unet, mode=mode, fullgraph=True)
-            decode = torch.compile(vae.decode, mode=mode, fullgraph=True)
+    like: dict[str, Any] = {"device": "cuda", "dtype": torch.float16}
+    unet, vae = checkpoint.unet(), checkpoint.vae()
+    found: Measured = {}
+    for mode in MODES:
+        with PeakMemory() as memory, torch.inference_mode():
+            for module in (unet, vae):
+                module.to(memory_format=torch.channels_last, **like)
+            found[mode or "eager"] = measure_modules(unet, vae, mode, like)
+        found[mode or "eager"] |= {"peak_mb": memory.peak_mb, "memory_before_mb": memory.before_mb}
+        print(json.dumps(found), flush=True)
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+    return found
 
-        def run_unet() -> None:
-            step(sample, timestep, encoder_hidden_states=text, return_dict=False)
-            torch.cuda.synchronize()
 
-        def run_vae() -> None:
-            decode(latents, return_dict=False)
-            torch.cuda.synchronize()
+def measure_modules(unet: Any, vae: Any, mode: str | None, like: dict[str, Any]) -> Measured:
+    """One mode; None for eager."""
+    import torch
 
-        begin = time.perf_counter()
-        run_unet()
-        first = time.perf_counter() - begin
-        times = timed_calls(run_unet)
-        return_value = {
-            "step_ms": 1e3 * statistics.median(times),
-            "step_quartiles_ms": quartiles(times),
-            "first_step_s": first,
-            "launches_per_step": count_launches(run_unet),
-            "decode_ms": 1e3 * time_calls(run_vae, calls=10),
-        }
-    return {**return_value, "peak_mb": memory.peak_mb, "memory_before_mb": memory.before_mb}
+    sample = torch.randn(2, 4, 64, 64, **like).to(memory_format=torch.channels_last)
+    latents = torch.randn(1, 4, 64, 64, **like).to(memory_format=torch.channels_last)
+    text = torch.randn(2, 77, unet.config.cross_attention_dim, **like)
+    timestep = torch.tensor(500, device="cuda")
+    step, decode = unet.forward, vae.decode
+    if mode is not None:
+        step = torch.compile(unet.forward, mode=mode, fullgraph=True)
+        decode = torch.compile(vae.decode, mode=mode, fullgraph=True)
+
+    def run_unet() -> None:
+        step(sample, timestep, encoder_hidden_states=text, return_dict=False)
+        torch.cuda.synchronize()
+
+    def run_vae() -> None:
+        decode(latents, return_dict=False)
+        torch.cuda.synchronize()
+
+    begin = time.perf_counter()
+    run_unet()
+    first = time.perf_counter() - begin
+    times = timed_calls(run_unet)
+    return {
+        "step_ms": 1e3 * statistics.median(times),
+        "step_quartiles_ms": quartiles(times),
+        "first_step_s": first,
+        "launches_per_step": count_launches(run_unet),
+        "decode_ms": 1e3 * time_calls(run_vae, calls=10),
+    }
 
 
 def time_calls(call: Callable[[], object], calls: int = CALLS) -> float:
