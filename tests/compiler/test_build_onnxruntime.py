@@ -46,11 +46,41 @@ def test_writes_the_weights_file_even_when_every_weight_is_small(small_unet, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(built.files)
 
 
-def test_a_refused_graph_leaves_nothing(small_unet, tmp_path):
+@pytest.mark.parametrize("target", ["ort-cpu", "ort-cuda"])
+def test_a_refused_graph_leaves_nothing(small_unet, tmp_path, target):
     model = ir.from_proto(onnx.parser.parse_model(UNKNOWN))
     with pytest.raises(ExportError, match=r"ONNX Runtime refuses the graph of unet: .*FusedNorm"):
-        build_engine(Component(small_unet.component.spec, model), TARGETS["ort-cpu"], tmp_path)
+        build_engine(Component(small_unet.component.spec, model), TARGETS[target], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def contributed(attributes: str = "") -> ir.Model:
+    """A graph of one operator that has a kernel for CUDA alone."""
+    text = UNKNOWN.replace("sdc.FusedNorm (sample)", f"com.microsoft.NhwcConv {attributes} (sample, w)")
+    text = text.replace('"sdc"', '"com.microsoft"').replace("B,3,H,W] sample)", "B,3,H,W] sample, float[3,1,1,W] w)")
+    return ir.from_proto(onnx.parser.parse_model(text))
+
+
+def test_operators_without_a_kernel_for_the_cpu_are_for_a_gpu_alone(small_unet, tmp_path):
+    component = Component(small_unet.component.spec, contributed())
+    built = build_engine(component, TARGETS["ort-cuda"], tmp_path)
+    assert built.files == ("ort-cuda.onnx", "ort-cuda.onnx_data")
+    with pytest.raises(ExportError, match=r"refuses the graph of unet: .*NhwcConv"):
+        build_engine(component, TARGETS["ort-cpu"], tmp_path / "cpu")
+
+
+def test_operators_for_a_gpu_are_checked_without_one(small_unet, tmp_path):
+    component = Component(small_unet.component.spec, contributed("<strides = 2>"))  # expected a list
+    with pytest.raises(ExportError, match="refuses the graph of unet"):
+        build_engine(component, TARGETS["ort-cuda"], tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "options"), [("float", {}), ("float16", {"allow_tf32": True})])
+def test_tensor_cores_are_for_float16(small_unet, tmp_path, dtype, options):
+    text = UNKNOWN.replace("sdc.FusedNorm (sample)", "MatMul (sample, sample)").replace("float[", f"{dtype}[")
+    model = ir.from_proto(onnx.parser.parse_model(text.replace("B,3,H,W", "B,3,4,4")))
+    component = Component(small_unet.component.spec, model)
+    assert build_engine(component, TARGETS["ort-cuda"], tmp_path).options == options
 
 
 def test_a_missing_package_is_named(small_unet, tmp_path, monkeypatch):

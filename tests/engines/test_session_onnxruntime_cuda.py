@@ -1,3 +1,4 @@
+import numpy as np
 import onnxruntime
 import pytest
 
@@ -41,3 +42,26 @@ def test_an_onnxruntime_without_cuda_is_told_so(source, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(TargetError, match=r"has no CUDA provider: install onnxruntime-gpu"):
         open_session(source)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 4, 4), (3, 10, 14), (4, 32, 6)])
+def test_equals_numpy_at_several_shapes(source, small_unet, batch, height, width):
+    with open_session(source) as session:
+        session.run(small_unet.feeds(seed=3))  # of another shape: the inputs' memory is made anew
+        feeds = small_unet.feeds(batch=batch, height=height, width=width)
+        result = session.run(feeds)["out_sample"]
+    np.testing.assert_allclose(result, small_unet.answer(feeds), atol=5e-5, rtol=0)
+
+
+@pytest.mark.gpu
+def test_held_feeds_stay_on_the_gpu_and_results_survive_the_next_run(source, small_unet):
+    first, second = (small_unet.feeds(seed=seed) for seed in (1, 2))
+    held = {name: first[name] for name in list(first)[1:]}
+    changing = next(iter(first))
+    with open_session(source) as session:
+        run = session.hold(held)
+        results = [run({changing: feeds[changing]})["out_sample"] for feeds in (first, second)]
+    for feeds, result in zip((first, second), results, strict=True):
+        expected = small_unet.answer({**held, changing: feeds[changing]})
+        np.testing.assert_allclose(result, expected, atol=5e-5, rtol=0)

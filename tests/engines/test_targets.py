@@ -25,7 +25,9 @@ def test_joins_gpus_in_one_plan_in_their_own_order():
 
 @pytest.mark.parametrize("text", ["", " , ", "gpu", "sm90", "sm86+cpu", "sm86+", "cpu+ort-cpu", "cpu;rtx"])
 def test_refuses_what_does_not_exist_and_says_what_does(text):
-    with pytest.raises(InputError, match="choose from cpu, ort-cpu, ort-cuda, rtx, sm75, sm80, sm86, sm89, sm120, sm121"):
+    with pytest.raises(
+        InputError, match="choose from cpu, ort-cpu, ort-cuda, rtx, sm75, sm80, sm86, sm89, sm120, sm121"
+    ):
         parse_targets(text)
 
 
