@@ -81,7 +81,8 @@ def _parse_target(name: str) -> Target:
         return Target("+".join(capabilities), TENSORRT_RTX, capabilities)
     if name in LATER_TARGETS:
         raise InputError(f"the target {name!r} is not supported in this version", hint=f"choose from {_choices()}")
-    raise InputError(f"unknown target {name!r}", hint=f"choose from {_choices()}")
+    of_a_gpu = "TensorRT for RTX has no such GPU, ort-cuda runs on any of NVIDIA's; " if name.startswith("sm") else ""
+    raise InputError(f"unknown target {name!r}", hint=f"{of_a_gpu}choose from {_choices()}")
 
 
 def _choices() -> str:
