@@ -32,7 +32,7 @@ def test_refuses_what_does_not_exist_and_says_what_does(text):
 
 
 def test_a_gpu_that_tensorrt_for_rtx_does_not_know_is_led_to_another_target():
-    with pytest.raises(InputError, match="unknown target 'sm90'; .*ort-cuda runs on any of NVIDIA's; choose from cpu"):
+    with pytest.raises(InputError, match=r"unknown target 'sm90'; .*ort-cuda runs on any of NVIDIA's; choose from cpu"):
         parse_targets("sm90")
 
 
