@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import dataclass
 
 from sdc.engines.errors import InputError
@@ -81,7 +82,9 @@ def _parse_target(name: str) -> Target:
         return Target("+".join(capabilities), TENSORRT_RTX, capabilities)
     if name in LATER_TARGETS:
         raise InputError(f"the target {name!r} is not supported in this version", hint=f"choose from {_choices()}")
-    of_a_gpu = "TensorRT for RTX has no such GPU, ort-cuda runs on any of NVIDIA's; " if name.startswith("sm") else ""
+    of_a_gpu = (
+        "TensorRT for RTX has no such GPU, ort-cuda runs on any of NVIDIA's; " if re.fullmatch(r"sm\d+", name) else ""
+    )
     raise InputError(f"unknown target {name!r}", hint=f"{of_a_gpu}choose from {_choices()}")
 
 
@@ -108,10 +111,13 @@ def _missing(module: str, remedy: str) -> str | None:
 
 
 def _onnxruntime_cuda_reason() -> str | None:
-    """Whether CUDA and cuDNN can be loaded is known only when an engine is: that takes seconds."""
     missing = _missing("onnxruntime", "pip install onnxruntime-gpu")
     gpus = find_gpus()
-    return missing or (gpus if isinstance(gpus, str) else None)
+    if missing or isinstance(gpus, str):
+        return missing or str(gpus)
+    from sdc.engines.sessions.onnxruntime_cuda import why_no_cuda  # it loads ONNX Runtime
+
+    return why_no_cuda(gpus[0].driver_cuda)
 
 
 def _tensorrt_reason(target: Target) -> str | None:

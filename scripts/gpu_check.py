@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -88,15 +90,16 @@ def describe_machine() -> Measured:
 
 
 def run_in_process(options: argparse.Namespace, part: str) -> Measured:
-    """What a part found, or its error; memory in use is watched from outside."""
+    """What a part found, and its error if it had one."""
     command = [sys.executable, __file__, "--part", part, "--work", str(options.work), "--target", options.target]
     begin = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes: Measured = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
         try:
             printed, errors = process.communicate(timeout=options.timeout)
             error = f"status {process.returncode}: {errors.strip()[-2000:]}" if process.returncode else ""
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with the compilers that torch has started
             printed, _ = process.communicate()
             error = f"not done after {options.timeout} s"
     found: Measured = {"seconds": round(time.perf_counter() - begin, 1)}
@@ -160,7 +163,7 @@ def draw(bundle: Path, target: str) -> tuple[np.ndarray, float]:
 
 
 def measure_sdc(bundle: Path, target: str) -> Measured:
-    """Times, memory and kernels of a bundle's pipeline, one picture at a time, with guidance."""
+    """Times and memory of a bundle's pipeline, one picture at a time, with guidance."""
     from sdc.engines import load
 
     with PeakMemory() as memory, load(bundle, target=target) as pipeline:

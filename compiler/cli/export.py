@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         default=DEFAULT_TARGETS,
         metavar="T[,T...]",
-        help=f"what to build engines for: cpu, ort-cpu, rtx, sm75 ... sm121, sm86+sm89 ... ({DEFAULT_TARGETS})",
+        help=f"what to build engines for: cpu, ort-cpu, ort-cuda, rtx, sm75 ... sm121, sm86+sm89 ({DEFAULT_TARGETS})",
     )
     parser.add_argument(
         "--lora",

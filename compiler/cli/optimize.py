@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("source", type=Path, help="an .onnx file of opset 13 or later")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the optimised .onnx file")
-    parser.add_argument("--target", metavar="T", help="lower for it: cpu, ort-cpu, rtx ... (keep the fused operators)")
+    parser.add_argument(
+        "--target", metavar="T", help="lower for it: cpu, ort-cpu, ort-cuda, rtx ... (keep the fused operators)"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what every pass did as JSON")
 
 

@@ -22,8 +22,8 @@ from sdc.compiler.compare.outputs import draw_feeds
 from sdc.compiler.compare.variants import HOIST, Phase
 from sdc.compiler.component import Component
 from sdc.compiler.plain_json import finite_json
-from sdc.engines.errors import InputError
-from sdc.engines.targets import Target, runnable
+from sdc.engines.errors import InputError, TargetError
+from sdc.engines.targets import ONNXRUNTIME_CUDA, Target, runnable
 
 DEFAULT_TOLERANCE = 1e-5
 """Largest relative error of float32 rewrites that compute the same in another order."""
@@ -82,7 +82,13 @@ def bisect_passes(
 
     Raises:
         InputError: the tolerance is not positive, or the source graph itself does not run.
+        TargetError: the target's operators have no kernels for the CPU, on which the graphs between passes run.
     """
+    if target.backend == ONNXRUNTIME_CUDA:
+        raise TargetError(
+            f"graphs between passes run on the CPU, which has no kernels for operators of {target.name!r}",
+            hint="bisect for ort-cpu, or see what every pass is worth with --ablate on a GPU",
+        )
     if not tolerance > 0:
         raise InputError(f"the tolerance must be positive, found {tolerance:g}")
     feeds = draw_feeds(graph.spec, seed=seed)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import io
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from sdc.engines.errors import TargetError
 from sdc.engines.gpu import find_gpus
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
@@ -17,6 +22,8 @@ from sdc.engines.sessions.onnxruntime import check_tensors, session_options
 from sdc.engines.sessions.source import EngineSource
 
 PROVIDER = "CUDAExecutionProvider"
+_CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
+_ERRORS_OF_A_GPU = re.compile(r"CUDA (failure|error)|CUDNN|CUBLAS|[Ff]ailed to allocate memory|out of memory")
 ALLOW_TF32 = "allow_tf32"
 """Option of an engine: float32 convolutions and products may round their operands to 10 bits, as float16 has.
 
@@ -30,9 +37,6 @@ class OnnxRuntimeCudaSession:
 
     def __init__(self, source: EngineSource) -> None:
         self.spec = source.spec
-        gpus = find_gpus()
-        if isinstance(gpus, str):
-            raise source.unrunnable(gpus)
         session = open_inference_session(source, session_options(None))
         check_tensors(source, session)
         self._session: onnxruntime.InferenceSession | None = session
@@ -46,22 +50,34 @@ class OnnxRuntimeCudaSession:
     def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
         """Run several times with the same feeds, which are copied to the GPU now; see `Session.hold`."""
         held = HeldFeeds(self.spec, feeds)
-        values = {name: _to_device(array) for name, array in held.arrays.items()}
+        with self._explaining_errors():
+            values = {name: _to_device(array) for name, array in held.arrays.items()}
 
         def run(others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             assert self._session is not None, "the session is closed"
             arrays = held.complete(others)
-            given = {name: self._on_device[name].assign(array) for name, array in arrays.items()}
-            binding = self._session.io_binding()
-            for name, value in {**values, **given}.items():
-                binding.bind_ortvalue_input(name, value)
-            for tensor in self.spec.outputs:
-                binding.bind_output(tensor.name)  # in the host's memory: the run ends when the copy has
-            self._session.run_with_iobinding(binding)
-            results = binding.copy_outputs_to_cpu()
+            with self._explaining_errors():
+                given = {name: self._on_device[name].assign(array) for name, array in arrays.items()}
+                binding = self._session.io_binding()
+                for name, value in {**values, **given}.items():
+                    binding.bind_ortvalue_input(name, value)
+                for tensor in self.spec.outputs:
+                    binding.bind_output(tensor.name)  # in the host's memory: the run ends when the copy has
+                self._session.run_with_iobinding(binding)
+                results = binding.copy_outputs_to_cpu()
             return {tensor.name: result for tensor, result in zip(self.spec.outputs, results, strict=True)}
 
         return run
+
+    @contextlib.contextmanager
+    def _explaining_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise TargetError(
+                f"ONNX Runtime failed to run {self.spec.name} on the GPU: {' '.join(str(error).split())[:300]}",
+                hint="if memory is short, choose a smaller batch or size, or close other programs that use the GPU",
+            ) from error
 
     @property
     def memory_bytes(self) -> int:
@@ -106,33 +122,55 @@ def open_inference_session(source: EngineSource, options: onnxruntime.SessionOpt
 
     Raises:
         BundleError: ONNX Runtime cannot read the files.
-        TargetError: its CUDA provider cannot be loaded: CUDA or cuDNN is missing, or it was built without.
+        TargetError: there is no GPU that it can use, or the engine does not fit on it.
     """
-    _require_cuda(source)
+    gpus = find_gpus()
+    reason = gpus if isinstance(gpus, str) else why_no_cuda(gpus[0].driver_cuda)
+    if reason is not None:
+        raise source.unrunnable(reason)
     provider_options = {
         "use_tf32": "1" if source.options.get(ALLOW_TF32) else "0",
         "arena_extend_strategy": "kSameAsRequested",  # memory grows by what is asked for, not to a power of two
     }
     try:
-        session = onnxruntime.InferenceSession(source.files[0], options, providers=[(PROVIDER, provider_options)])
+        # Without the fallback: it is to the CPU, with a message on the standard output.
+        session = onnxruntime.InferenceSession(
+            source.files[0], options, providers=[(PROVIDER, provider_options)], enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise source.unreadable(error) from error
-    # ONNX Runtime falls back to another provider with no more than a warning: make it an error.
+        of_the_gpu = _ERRORS_OF_A_GPU.search(str(error))
+        raise (source.unrunnable if of_the_gpu else source.unreadable)(error) from error
     if session.get_providers()[0] != PROVIDER:
         raise source.unrunnable(f"expected the provider {PROVIDER}, found {session.get_providers()}")
     return session
 
 
-def _require_cuda(source: EngineSource) -> None:
-    """Load CUDA and cuDNN, of the packages nvidia-* or else of the system, and put a number on the GPU."""
+@functools.cache
+def why_no_cuda(driver_cuda: str) -> str | None:
+    """Why ONNX Runtime cannot use this machine's GPU; None if it can. Asked once: it loads CUDA and cuDNN.
+
+    They are taken from the packages nvidia-*, else from the system. cuDNN is asked for by itself: ONNX Runtime loads it
+    only when a convolution runs.
+
+    Args:
+        driver_cuda: the newest CUDA that the driver runs, e.g. "13.0".
+    """
     if PROVIDER not in onnxruntime.get_available_providers():
-        raise source.unrunnable(f"onnxruntime {onnxruntime.__version__} has no CUDA provider: install onnxruntime-gpu")
+        return f"onnxruntime {onnxruntime.__version__} was built without CUDA: install onnxruntime-gpu"
+    wanted = onnxruntime.cuda_version or ""
+    if _major(driver_cuda) < _major(wanted):
+        return f"the NVIDIA driver runs CUDA {driver_cuda}, ONNX Runtime needs {wanted}: update the driver"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         onnxruntime.preload_dlls(directory="")
     try:
+        ctypes.CDLL(_CUDNN)
         _to_device(np.zeros(1, np.float32))
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise source.unrunnable(
-            f"ONNX Runtime could not load CUDA {onnxruntime.cuda_version} with cuDNN: "
-            f"pip install 'onnxruntime-gpu[cuda,cudnn]'; {printed.getvalue() or error}"
-        ) from error
+        said = " ".join([*printed.getvalue().splitlines()[:1], str(error)])
+        return f"CUDA {wanted} with cuDNN 9 cannot be used: pip install 'onnxruntime-gpu[cuda,cudnn]'; {said}"
+    return None
+
+
+def _major(version: str) -> int:
+    number = version.split(".")[0]
+    return int(number) if number.isdigit() else 0

@@ -3,9 +3,10 @@ import onnxruntime
 import pytest
 
 from sdc.compiler.build import build_engine
-from sdc.engines.errors import TargetError
+from sdc.engines.errors import BundleError, TargetError
 from sdc.engines.gpu import Gpu, find_gpus
 from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.sessions.onnxruntime_cuda import why_no_cuda
 from sdc.engines.targets import TARGETS
 
 pytestmark = pytest.mark.skipif(
@@ -28,19 +29,53 @@ def test_a_machine_without_a_driver_is_refused(source):
         open_session(source)
 
 
-@without_gpu
-def test_cuda_that_cannot_be_loaded_is_an_error_and_not_the_cpu(source, monkeypatch):
-    """ONNX Runtime itself would run the graph on the CPU, with a warning."""
-    gpus = (Gpu("H200", "sm90", 140 << 30, "13.0"),)
+def pretend_gpu(monkeypatch, driver_cuda="13.9"):
+    gpus = (Gpu("H200", "sm90", 140 << 30, driver_cuda),)
     monkeypatch.setattr("sdc.engines.sessions.onnxruntime_cuda.find_gpus", lambda: gpus)
-    with pytest.raises(TargetError, match=r"could not load CUDA .*pip install 'onnxruntime-gpu\[cuda,cudnn\]'"):
+    why_no_cuda.cache_clear()
+
+
+@without_gpu
+def test_cuda_that_cannot_be_loaded_is_an_error_and_not_the_cpu(source, monkeypatch, capsys):
+    """ONNX Runtime itself would run the graph on the CPU, with a warning."""
+    pretend_gpu(monkeypatch)
+    with pytest.raises(TargetError, match=r"cannot be used: pip install 'onnxruntime-gpu\[cuda,cudnn\]'"):
+        open_session(source)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_old_driver_is_told_of(source, monkeypatch):
+    pretend_gpu(monkeypatch, driver_cuda="11.8")
+    with pytest.raises(TargetError, match=r"the NVIDIA driver runs CUDA 11\.8, ONNX Runtime needs \d+.*: update"):
         open_session(source)
 
 
 def test_an_onnxruntime_without_cuda_is_told_so(source, monkeypatch):
-    monkeypatch.setattr("sdc.engines.sessions.onnxruntime_cuda.find_gpus", lambda: (Gpu("T4", "sm75", 1, "13.0"),))
+    pretend_gpu(monkeypatch)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(TargetError, match=r"has no CUDA provider: install onnxruntime-gpu"):
+    with pytest.raises(TargetError, match=r"was built without CUDA: install onnxruntime-gpu"):
+        open_session(source)
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        ("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);", TargetError),
+        ("CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED", TargetError),
+        ("Load model from /home/ort-cuda.onnx failed: Protobuf parsing failed.", BundleError),
+    ],
+)
+def test_what_a_gpu_cannot_load_is_not_a_damaged_bundle(source, monkeypatch, said, error):
+    """The GPU's part is played by ONNX Runtime's words: what is tested is what sdc makes of them."""
+
+    def fail(*_, enable_fallback, **__):
+        assert not enable_fallback
+        raise RuntimeError(said)
+
+    pretend_gpu(monkeypatch)
+    monkeypatch.setattr("sdc.engines.sessions.onnxruntime_cuda.why_no_cuda", lambda _: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(error, match=said[:20]):
         open_session(source)
 
 

@@ -24,7 +24,7 @@ from sdc.compiler.component import Component
 from sdc.compiler.stages import MODEL_NAME, Source
 from sdc.compiler.workshop.cache import StageCache
 from sdc.compiler.workshop.progress import Silent
-from sdc.engines.errors import ExportError, InputError
+from sdc.engines.errors import ExportError, InputError, TargetError
 from sdc.engines.targets import TARGETS, Target
 from sdc.passes.base import Pass
 
@@ -193,3 +193,9 @@ def test_commands(
     assert json.loads(out.read_text())["broken"] is None
     assert command.run(parser.parse_args(["--bisect", *common, "--tolerance", "1e-12"])) == 0
     assert "broken: " in capsys.readouterr().out
+
+
+def test_operators_for_a_gpu_cannot_be_bisected_on_the_cpu(decoder):
+    target = TARGETS["ort-cuda"]
+    with pytest.raises(TargetError, match=r"no kernels for operators of 'ort-cuda'; bisect for ort-cpu"):
+        bisect_passes(decoder, all_phases("vae_decoder", "fp32", target), target, threads=1)
