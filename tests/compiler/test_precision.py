@@ -30,6 +30,9 @@ from sdc.passes.precision.plan_file import read_plan
     ("target", "wanted", "message"),
     [
         ("cpu", Format.FP8, "does not run fp8; the nearest that it runs is int8$"),
+        ("ort-cuda", Format.INT8, "does not run int8; the nearest that it runs is fp16$"),
+        ("ort-cuda", Format.W4, "does not run w4; the nearest that it runs is fp16$"),
+        ("ort-cuda", Format.FP8, "does not run fp8; the nearest that it runs is fp16$"),
         ("ort-cpu", Format.BF16, "does not run bf16; the nearest that it runs is fp16$"),
         ("rtx", Format.FP8, r"does not run fp8; the nearest that it runs is int8, and sm89\+sm120 would run it"),
         ("sm75", Format.W4, "does not run w4; the nearest that it runs is w8$"),
@@ -39,14 +42,17 @@ from sdc.passes.precision.plan_file import read_plan
 )
 def test_what_a_target_does_not_run_has_a_nearest(target: str, wanted: Format, message: str):
     with pytest.raises(TargetError, match=message):
-        check_formats(TARGETS[target], [Format.INT8, wanted])
+        check_formats(TARGETS[target], [Format.FP16, wanted])
 
 
 def test_what_targets_run():
     assert runnable_formats(TARGETS["sm89"]) == set(Format)
     assert runnable_formats(parse_targets("sm75+sm89")[0]) == runnable_formats(TARGETS["sm75"])
+    assert runnable_formats(TARGETS["ort-cuda"]) == {Format.FP32, Format.FP16}
     for target in TARGETS.values():
-        check_formats(target, [Format.INT8, Format.W8, Format.FP16])
+        check_formats(target, [Format.FP16])
+        if target != TARGETS["ort-cuda"]:
+            check_formats(target, [Format.INT8, Format.W8])
 
 
 @pytest.mark.parametrize("name", ["int7", MIXED, AUTO])
