@@ -19,7 +19,7 @@ from sdc.engines.gpu import find_gpus
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
 from sdc.engines.sessions.onnxruntime import check_tensors, session_options
-from sdc.engines.sessions.source import EngineSource
+from sdc.engines.sessions.source import EngineSource, one_line
 
 PROVIDER = "CUDAExecutionProvider"
 _CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
@@ -75,7 +75,7 @@ class OnnxRuntimeCudaSession:
             yield
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise TargetError(
-                f"ONNX Runtime failed to run {self.spec.name} on the GPU: {' '.join(str(error).split())[:300]}",
+                f"ONNX Runtime failed to run {self.spec.name} on the GPU: {one_line(error)}",
                 hint="if memory is short, choose a smaller batch or size, or close other programs that use the GPU",
             ) from error
 

@@ -34,17 +34,18 @@ class EngineSource:
     def unreadable(self, reason: object) -> BundleError:
         """The error for files that the backend cannot read."""
         return BundleError(
-            f"{self.files[0]} is not an engine that {self.backend} can read: {_one_line(reason)}",
+            f"{self.files[0]} is not an engine that {self.backend} can read: {one_line(reason)}",
             hint=f"{self.origin}; export the bundle again",
         )
 
     def unrunnable(self, reason: object) -> TargetError:
         """The error for an engine that this machine cannot run."""
         return TargetError(
-            f"cannot run {self.files[0]} here: {_one_line(reason)}",
+            f"cannot run {self.files[0]} here: {one_line(reason)}",
             hint=f"{self.origin}; `sdc doctor` shows what this machine can run",
         )
 
 
-def _one_line(reason: object) -> str:
+def one_line(reason: object) -> str:
+    """A backend's words for an error of ours, 300 characters at most."""
     return " ".join(str(reason).split())[:300] or "no reason was given"
