@@ -18,7 +18,7 @@ from sdc.compiler.export_plan import (
     QUANTISED,
     ExportPlan,
     ExportRequest,
-    automatic_default,
+    automatic_defaults,
     automatic_rule,
     component_plan,
     component_precision,
@@ -46,7 +46,6 @@ from sdc.compiler.workshop.workshop import Workshop
 from sdc.engines.environment import cache_folder
 from sdc.engines.manifest import Manifest
 from sdc.engines.specs import COMPONENTS
-from sdc.passes.precision.formats import Format
 from sdc.passes.precision.plan_file import read_plan
 
 log = logging.getLogger(__name__)
@@ -106,13 +105,16 @@ def export_bundle(
         missing = _missing_builds(shop, plan)
         exported = _export_components(shop, request, opened, plan, missing)
         worker.close()  # torch and its memory go
-        calibrates = plan.calibration_key is not None and missing["unet"]
+        # A plan's default is that of all components.
+        calibrates = plan.calibration_key is not None and (
+            missing["unet"] or (plan.automatic_key and any(missing.values()))
+        )
         table = calibrate_unet(shop, request, opened, plan, exported) if calibrates else None
         checked = plan.half_key is not None and any(missing.values())
         overflows = _check_half(shop, request, opened, plan, exported) if checked else None
         automatic = None
-        if plan.automatic_key and table is not None:
-            automatic = _choose_precisions(shop, request, opened, plan, exported, table)
+        if plan.automatic_key and table is not None and overflows is not None:
+            automatic = _choose_precisions(shop, request, opened, plan, exported, table, overflows)
             chosen = read_plan(automatic.folder / PLAN_NAME)
             request = replace(request, precision=replace(request.precision, plan=chosen))
         worker.close()  # what was held for the checks goes
@@ -220,16 +222,18 @@ def _choose_precisions(
     plan: ExportPlan,
     exported: Mapping[str, Entry],
     table: Entry,
+    overflows: Entry,
 ) -> Entry:
     """The stage that chooses precisions, run or from the cache."""
     assert plan.automatic_key is not None
-    assert request.precision.budget_db is not None
-    default = automatic_default(request)
+    assert request.precision.budget is not None
+    budget = request.precision.budget
     inputs = Automatic(
         drawing=_drawing(request, opened, plan, exported),
         table=table.folder / TABLE_NAME,
-        budget_db=request.precision.budget_db,
-        default=default,
+        overflows=overflows.folder / OVERFLOWS_NAME,
+        budget=budget,
+        defaults=automatic_defaults(request),
         targets=request.targets,
         rule=automatic_rule(request),
         correct_bias=request.calibration.correct_bias,
@@ -238,23 +242,25 @@ def _choose_precisions(
     entry = shop.produce("plan unet", "plan", plan.automatic_key, automatic_stage, inputs, reports=True)
     found = {name: count for name, count in entry.result["layers"].items() if count}
     log.warning(
-        "unet: %s; %.1f dB measured for %g dB asked; %s",
+        "unet: %s; %s measured for %s asked; %s",
         ", ".join(f"{count} layers {name}" for name, count in found.items()),
-        entry.result["psnr_db"],
-        entry.result["budget_db"],
-        _told_time(entry.result, default),
+        budget.text(entry.result["quality"]),
+        budget.text(budget.limit),
+        _told_time(entry.result),
     )
     return entry
 
 
-def _told_time(automatic: Mapping[str, Any], default: Format) -> str:
+def _told_time(automatic: Mapping[str, Any]) -> str:
     """What a plan saves, as far as is known."""
-    measured = automatic["step_seconds"]
-    if measured is None:
-        return f"by assumed rates the layers take {100 * automatic['layer_time']:.0f} % of the time in {default}"
+    floating = automatic["floating"]
+    chosen = automatic["candidates"][automatic["chosen"]]["step_seconds"]
+    if chosen is None:
+        return f"by assumed rates the layers take {100 * automatic['layer_time']:.0f} % of the time in {floating}"
+    usual = automatic["candidates"][floating]["step_seconds"]
     return "; ".join(
-        f"a step of the UNet takes {1000 * each['plan']:.1f} ms on {target}, {1000 * each['floating']:.1f} in {default}"
-        for target, each in measured.items()
+        f"a step of the UNet takes {1000 * seconds:.1f} ms on {target}, {1000 * usual[target]:.1f} in {floating}"
+        for target, seconds in chosen.items()
     )
 
 

@@ -127,22 +127,23 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
         drawn = [str(request.calibration.steps), str(request.calibration.size_px)]
         calibration_key = _drawing_key("calibrate", request, opened, [*graphs, *drawn], prompts)
     building = [digest_sources(BUILD_SOURCES), versions_of(BUILD_TOOLS), request.fuse]
+    half_key = None
+    if Format.FP16 in request.precision.formats():
+        half_key = _drawing_key("check-fp16", request, opened, [export_keys[name] for name in COMPONENTS], prompts)
     automatic_key = None
-    if request.precision.budget_db is not None:
+    if (budget := request.precision.budget) is not None:
+        budget.check_model(opened.entry.name)
         here = processor()
         ranges = [automatic_rule(request).label, request.calibration.correct_bias]
         automatic_key = digest_of(
             [
-                *("plan", calibration_key, str(request.precision.budget_db), automatic_default(request)),
+                *("plan", calibration_key, half_key, budget.measure, str(budget.limit), automatic_defaults(request)),
                 *(*ranges, *building, request.hoist),
                 *(export_keys[name] for name in COMPONENTS),
                 *((here.name, here.usable_cpus) if all(map(runs_here, request.targets)) else ()),
                 *((target.name, versions_of(BACKEND_TOOLS[target.backend])) for target in request.targets),
             ]
         )
-    half_key = None
-    if Format.FP16 in request.precision.formats():
-        half_key = _drawing_key("check-fp16", request, opened, [export_keys[name] for name in COMPONENTS], prompts)
     build_keys = {
         (name, target.name): digest_of(
             [
@@ -153,7 +154,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 _plan_text(name, request.precision),
                 in_float32(target),
                 [calibration_key, *_range_options(request.calibration, target)] if name in QUANTISED else None,
-                automatic_key if name in QUANTISED else None,
+                automatic_key,
                 half_key,
                 request.hoist and name in HOISTED_FROM,
                 [target.name, target.backend, *target.compute_capabilities],
@@ -183,9 +184,12 @@ def _plan_text(component: str, precision: PrecisionRequest) -> str | None:
     return None if plan is None else text_from_plan(plan)
 
 
-def automatic_default(request: ExportRequest) -> Format:
-    """The floating-point type that automatic precisions are weighed against."""
-    return Format.FP32 if all(map(in_float32, request.targets)) else request.precision.default
+def automatic_defaults(request: ExportRequest) -> tuple[Format, ...]:
+    """Floating-point types for what automatic precisions do not quantise, the fastest first."""
+    if all(map(in_float32, request.targets)):
+        return (Format.FP32,)
+    exact = (Format.FP32,) if all(map(runs_here, request.targets)) else ()
+    return (request.precision.default, *exact)
 
 
 def automatic_rule(request: ExportRequest) -> RangeRule:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,12 @@ def check_half_stage(inputs: HalfCheck, folder: Path, report: Callable[[int, int
     return json.loads(json.dumps(values))
 
 
+def islands_of(overflows: Path) -> dict[str, frozenset[str]]:
+    """Nodes that stay in float32, by component, from the file that the stage leaves."""
+    found = json.loads(overflows.read_text(encoding="utf-8"))
+    return {name: frozenset(each["float32"]) for name, each in found.items()}
+
+
 def open_tokenizer(inputs: HalfCheck) -> ClipTokenizer:
     """The model's tokenizer."""
     from sdc.compiler.trace.interfaces import pipeline_settings
@@ -91,7 +98,7 @@ def open_tokenizer(inputs: HalfCheck) -> ClipTokenizer:
 
 
 def draw_settings(inputs: HalfCheck, *, pictures: int, steps: int) -> tuple[PipelineSettings, HalfCheckSettings]:
-    """What surrounds the networks, and what to draw with them."""
+    """What surrounds the networks, and what to draw with them; prompts come again with other noise if they are few."""
     from sdc.compiler.calibration.prompts import prompts_for
     from sdc.compiler.precision.half_safety import HalfCheckSettings
     from sdc.compiler.trace.interfaces import pipeline_settings
@@ -100,7 +107,7 @@ def draw_settings(inputs: HalfCheck, *, pictures: int, steps: int) -> tuple[Pipe
     unet = inputs.specs["unet"]
     pixels = {"H": settings.default_height_px, "W": settings.default_width_px}
     height, width = (_size(unet, symbol, size // settings.vae_reduction) for symbol, size in pixels.items())
-    prompts = (inputs.prompts or prompts_for(inputs.model))[:pictures]
+    prompts = tuple(islice(cycle(inputs.prompts or prompts_for(inputs.model)), pictures))
     return settings, HalfCheckSettings(prompts=prompts, latent_size=(height, width), steps=steps)
 
 

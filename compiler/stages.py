@@ -294,8 +294,10 @@ def quantising_passes(
     Raises:
         InputError: the file cannot be read, or is no calibration.
     """
+    if plan is not None and plan.formats() <= FLOATING:
+        return ()
     if table_file is None:
-        return () if plan is None or plan.formats() <= FLOATING else (InsertQdq(None, plan),)
+        return () if plan is None else (InsertQdq(None, plan),)
     table = _table_with_ranges(table_file, rule)
     smooth = () if table.smoothing is None else (SmoothQuant(table.smoothing),)
     correct = (CorrectBias(table),) if correct_bias else ()

@@ -37,6 +37,7 @@ from sdc.compiler.evaluate.statistics import MODELS_FOLDER, Statistics, load_sta
 from sdc.compiler.evaluate.stored_runs import RunFigures, load_figures, run_digest, save_figures, stored_pictures
 from sdc.compiler.evaluate.verdicts import digest_of, load_judge
 from sdc.compiler.export_plan import ExportRequest
+from sdc.compiler.precision.budget import Measure, QualityBudget
 from sdc.compiler.precision.capabilities import check_formats
 from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Source
@@ -146,7 +147,10 @@ def export_rows(
     rows = []
     requests = {name: PrecisionRequest(name) for name in ("fp32", *precisions) if name != AUTO}
     if AUTO in precisions:
-        requests |= {f"{AUTO} {each:g} dB": PrecisionRequest(AUTO, budget_db=each) for each in budgets_db}
+        requests |= {
+            f"{AUTO} {each:g} dB": PrecisionRequest(AUTO, budget=QualityBudget(Measure.PSNR, each))
+            for each in budgets_db
+        }
     exports = [(name, Source(MODEL), request, targets) for name, request in requests.items()]
     for name, per_channel in CONTROLS.items():
         control = out / ("control-per-channel" if per_channel else "control") / MODEL

@@ -39,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quality-budget",
-        metavar="N[dB]",
-        help="of --precision auto: the least PSNR of pictures to float32's; layers are int8 where it allows",
+        metavar="N[dB]|fd=N",
+        help="of --precision auto: the least PSNR of pictures to float32's, or the largest Fréchet distance (of tiny); "
+        "layers are int8 where it allows and where that is faster",
     )
     parser.add_argument(
         "--target",
@@ -123,23 +124,13 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
 
 
 def _precision_request(text: str, budget: str | None) -> PrecisionRequest:
+    from sdc.compiler.precision.budget import parse_budget
     from sdc.compiler.precision.planning import PrecisionRequest
     from sdc.passes.pipeline import MIXED
     from sdc.passes.precision.plan_file import read_plan
 
-    budget_db = None if budget is None else _decibels(budget)
     plan = read_plan(Path(text)) if text.endswith(".toml") else None
-    return PrecisionRequest(text if plan is None else MIXED, plan, budget_db)
-
-
-def _decibels(text: str) -> float:
-    try:
-        value = float(text.lower().removesuffix("db"))
-    except ValueError as error:
-        raise InputError(f"--quality-budget {text!r} is no number of decibels", hint="for example 35dB") from error
-    if not 0 < value < 100:
-        raise InputError(f"--quality-budget {text!r} is beyond reach", hint="pictures look the same from 40 dB on")
-    return value
+    return PrecisionRequest(text if plan is None else MIXED, plan, None if budget is None else parse_budget(budget))
 
 
 def short_name(model: str) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from sdc.compiler.precision.budget import QualityBudget
 from sdc.compiler.precision.layer_costs import LayerCosts
 from sdc.compiler.precision.sensitivity import Sensitivity
-from sdc.engines.errors import InputError
 from sdc.passes.precision.formats import FLOATING, WEIGHTS_ONLY
 from sdc.passes.precision.plan import PlannedLayer, PrecisionPlan
 
 _LEAST_GAIN = 0.02
 """Part of a layer's time that has to be saved: less is noise."""
+
+_SAME_TIME = 0.03
+"""Part of a step's time by which two steps may differ and still count as equally fast."""
 
 
 @dataclass(frozen=True)
@@ -22,22 +25,22 @@ class AutomaticPlan:
     Attributes:
         plan: the precision of every layer, with reasons.
         predicted_error: relative mean square of epsilon, if errors of layers add up.
-        psnr_db: measured, pictures of the plan against float32's.
+        quality: measured, pictures of the plan against float32's, in the budget's measure.
         time: of the layers, as a part of what they take in the default precision.
     """
 
     plan: PrecisionPlan
     predicted_error: float
-    psnr_db: float
+    quality: float
     time: float
 
 
 def choose_plan(
     wanted: PrecisionPlan,
     sensitivity: Sensitivity,
-    measure_psnr: Callable[[PrecisionPlan], float],
+    measure: Callable[[PrecisionPlan], float],
     *,
-    budget_db: float,
+    budget: QualityBudget,
     costs: LayerCosts,
 ) -> AutomaticPlan | None:
     """The plan with the fewest layers left in floating point whose pictures keep to the budget.
@@ -48,36 +51,30 @@ def choose_plan(
     Args:
         wanted: the fast format of every layer; those with short weights alone keep it in any case.
         sensitivity: of these formats.
-        measure_psnr: of the pictures of a plan, in dB.
-        budget_db: the least PSNR.
+        measure: the pictures of a plan, in the budget's measure.
+        budget: what pictures have to keep to.
         costs: of the layers, in these formats and in `wanted.default`.
 
     Returns:
-        The plan; None if no layer by itself would be faster.
-
-    Raises:
-        InputError: not one layer can be quantised within the budget.
+        The plan; None if no layer by itself would be faster, or if not even the most harmless one keeps to the budget.
     """
     ranked = _ranked(wanted, sensitivity, costs)
     if not ranked:
         return None
 
     def plan_with(kept: int) -> PrecisionPlan:
-        return _plan_from_ranking(wanted, ranked, kept, sensitivity, costs, budget_db)
+        return _plan_from_ranking(wanted, ranked, kept, sensitivity, costs, budget)
 
     measured: dict[int, float] = {}
 
     def fits(kept: int) -> bool:
         if kept not in measured:
-            measured[kept] = measure_psnr(plan_with(kept))
-        return measured[kept] >= budget_db
+            measured[kept] = measure(plan_with(kept))
+        return budget.allows(measured[kept])
 
     low, high = 0, len(ranked) - 1
     if not fits(high):
-        raise InputError(
-            f"no layer can be quantised within {budget_db:g} dB: the most harmless alone gives {measured[high]:.1f} dB",
-            hint="lower --quality-budget, or choose a floating-point precision",
-        )
+        return None
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)
@@ -85,14 +82,14 @@ def choose_plan(
     return _measured(plan_with(high), sensitivity, costs, measured[high])
 
 
-def planned_before(plan: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCosts, psnr_db: float) -> AutomaticPlan:
+def planned_before(plan: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCosts, quality: float) -> AutomaticPlan:
     """A plan that was not searched for, as a candidate beside the one that was.
 
     Args:
         plan: of the layers that `sensitivity` and `costs` know.
         sensitivity: of the quantised formats.
         costs: of the layers.
-        psnr_db: measured.
+        quality: measured.
     """
 
     def told(layer: PlannedLayer) -> PlannedLayer:
@@ -101,18 +98,20 @@ def planned_before(plan: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCo
         return replace(layer, reason=_reason(layer, sensitivity, costs))
 
     told_plan = replace(plan, layers=tuple(map(told, plan.layers)))
-    return _measured(told_plan, sensitivity, costs, psnr_db)
+    return _measured(told_plan, sensitivity, costs, quality)
 
 
-def fastest(candidates: Sequence[AutomaticPlan], seconds: Sequence[float]) -> AutomaticPlan:
-    """The one that took least; the first of several."""
-    return candidates[min(range(len(candidates)), key=lambda index: seconds[index])]
+def fastest(candidates: Sequence[AutomaticPlan], seconds: Sequence[float], budget: QualityBudget) -> AutomaticPlan:
+    """The one that took least; of several that take as long as that, but for noise, the one with the best pictures."""
+    limit = (1 + _SAME_TIME) * min(seconds)
+    fast = [each for each, taken in zip(candidates, seconds, strict=True) if taken <= limit]
+    return max(fast, key=lambda each: budget.merit(each.quality))
 
 
-def _measured(plan: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCosts, psnr_db: float) -> AutomaticPlan:
+def _measured(plan: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCosts, quality: float) -> AutomaticPlan:
     quantised = [layer for layer in plan.layers if layer.format not in FLOATING | WEIGHTS_ONLY]
     error = sum(sensitivity.layers[layer.name] for layer in quantised)
-    return AutomaticPlan(plan, error, psnr_db, costs.share(plan))
+    return AutomaticPlan(plan, error, quality, costs.share(plan))
 
 
 def _ranked(wanted: PrecisionPlan, sensitivity: Sensitivity, costs: LayerCosts) -> list[str]:
@@ -132,7 +131,7 @@ def _plan_from_ranking(
     kept: int,
     sensitivity: Sensitivity,
     costs: LayerCosts,
-    budget_db: float,
+    budget: QualityBudget,
 ) -> PrecisionPlan:
     places = {name: place for place, name in enumerate(ranked, start=1)}
 
@@ -145,7 +144,7 @@ def _plan_from_ranking(
             return replace(layer, format=wanted.default, reason=f"not faster in {layer.format}: {reason}")
         if place > kept:
             return replace(layer, reason=reason)
-        reason = f"{reason}: number {place} by error for time saved, kept for {budget_db:g} dB"
+        reason = f"{reason}: number {place} by error for time saved, kept for {budget.text(budget.limit)}"
         return replace(layer, format=wanted.default, reason=reason)
 
     return replace(wanted, layers=tuple(map(decided, wanted.layers)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdc.compiler.component import Component
+from sdc.compiler.precision.budget import QualityBudget
 from sdc.engines.errors import InputError
 from sdc.passes.base import Pass
 from sdc.passes.pipeline import MIXED, PRECISIONS, precision_passes
@@ -22,12 +23,12 @@ class PrecisionRequest:
     Attributes:
         name: one of `PRECISIONS`, `MIXED`, or `AUTO`.
         plan: with `MIXED`, and with `AUTO` once it is chosen: of the UNet's layers, with the type of everything else.
-        budget_db: with `AUTO`: the least PSNR of pictures to those in float32.
+        budget: with `AUTO`: how far pictures may be from those in float32.
     """
 
     name: str
     plan: PrecisionPlan | None = None
-    budget_db: float | None = None
+    budget: QualityBudget | None = None
 
     def __post_init__(self) -> None:
         if self.name not in (*PRECISIONS, MIXED, AUTO):
@@ -38,7 +39,7 @@ class PrecisionRequest:
         if self.name != AUTO and (self.name == MIXED) != (self.plan is not None):
             raise InputError(f"precision {self.name!r} and a plan do not go together", hint="give one of them")
 
-        if (self.name == AUTO) != (self.budget_db is not None):
+        if (self.name == AUTO) != (self.budget is not None):
             raise InputError(
                 f"precision {self.name!r} {'needs' if self.name == AUTO else 'takes no'} --quality-budget",
                 hint="for example --precision auto --quality-budget 35dB",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from minimal_pipeline import save_minimal_pipeline
 from small_denoiser import make_fused_denoiser
@@ -14,6 +14,7 @@ from small_denoiser import make_fused_denoiser
 from sdc.compiler.cli.export import summary_json
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.export_plan import ExportRequest, component_precision, formats_on
+from sdc.compiler.precision.budget import parse_budget
 from sdc.compiler.precision.capabilities import check_formats, runnable_formats
 from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Source
@@ -63,7 +64,7 @@ def test_requests_that_mean_nothing_are_refused(name: str):
 
 def test_budget_beside_a_single_precision_is_refused():
     with pytest.raises(InputError, match="takes no --quality-budget"):
-        PrecisionRequest("int8", budget_db=35.0)
+        PrecisionRequest("int8", budget=parse_budget("35dB"))
 
 
 def test_plan_beside_a_single_precision_is_refused():
@@ -130,7 +131,11 @@ def test_automatic_plan_keeps_to_its_budget(exported: tuple[Path, StageCache, st
     pytest.importorskip("tensorrt_rtx")
     folder, cache, model = exported
     request = ExportRequest(
-        Source(model), PrecisionRequest(AUTO, budget_db=50.0), parse_targets("sm89"), folder / "auto", hoist=False
+        Source(model),
+        PrecisionRequest(AUTO, budget=parse_budget("50dB")),
+        parse_targets("sm89"),
+        folder / "auto",
+        hoist=False,
     )
     summary = export_bundle(request, cache=cache)
     assert summary.manifest.precision == AUTO
@@ -140,9 +145,36 @@ def test_automatic_plan_keeps_to_its_budget(exported: tuple[Path, StageCache, st
     assert len(searched) > 0
     assert all("alone it changes epsilon by" in layer.reason for layer in searched)
     (entry,) = cache.root.glob("plan/*/entry.json")
-    found = re.search(r'"psnr_db": ([0-9.]+)', entry.read_text(encoding="utf-8"))
-    assert found is not None
-    assert float(found[1]) >= 50
+    result = json.loads(entry.read_text(encoding="utf-8"))["result"]
+    assert (result["measure"], result["limit"], result["chosen"]) == ("psnr", 50.0, "mixed")
+    assert result["quality"] >= 50
+
+
+def test_automatic_plan_decides_over_all_components(exported: tuple[Path, StageCache, str]):
+    """Where it is weighed against float32, a VAE in float16 that is in the cache must not take its place."""
+    folder, cache, model = exported
+    request = ExportRequest(
+        Source(model),
+        PrecisionRequest(AUTO, budget=parse_budget("99dB")),
+        parse_targets("ort-cpu"),
+        folder / "exact",
+        hoist=False,
+    )
+    export_bundle(request, cache=cache)
+    assert read_plan(folder / "exact" / "precision" / "unet.toml").default is Format.FP32
+    types = {name: vae_weight_types(folder / name / "vae_decoder" / "model.onnx") for name in ("w8", "exact")}
+    assert ir.DataType.FLOAT16 in types["w8"]
+    assert ir.DataType.FLOAT16 not in types["exact"]
+    report = json.loads((folder / "exact" / "reports" / "export.json").read_text(encoding="utf-8"))["automatic"]["unet"]
+    assert report["quality"] >= 99
+    fitting = {name for name, each in report["candidates"].items() if each["quality"] >= 99}
+    assert report["chosen"] in fitting
+    assert fitting == {name for name, each in report["candidates"].items() if each["step_seconds"]}
+    assert {"fp32", "int8"} <= report["candidates"].keys()
+
+
+def vae_weight_types(path: Path) -> set[ir.DataType | None]:
+    return {value.dtype for value in ir.load(path).graph.initializers.values()}
 
 
 @pytest.mark.slow
@@ -150,18 +182,19 @@ def test_automatic_plan_is_timed_where_the_target_runs(tmp_path: Path):
     """No layer of the reduced network need be faster in integers; of `tiny`'s most are."""
     cache = StageCache(tmp_path / "cache")
     request = ExportRequest(
-        Source("tiny"), PrecisionRequest(AUTO, budget_db=45.0), parse_targets("ort-cpu"), tmp_path / "auto"
+        Source("tiny"), PrecisionRequest(AUTO, budget=parse_budget("45dB")), parse_targets("ort-cpu"), tmp_path / "auto"
     )
     export_bundle(request, cache=cache)
     plan = read_plan(tmp_path / "auto" / "precision" / "unet.toml")
     assert Format.INT8 in plan.formats()
     (entry,) = cache.root.glob("plan/*/entry.json")
     result = json.loads(entry.read_text(encoding="utf-8"))["result"]
-    assert result["psnr_db"] >= 45
+    assert result["quality"] >= 45
     report = json.loads((tmp_path / "auto" / "reports" / "export.json").read_text(encoding="utf-8"))
     assert report["automatic"]["unet"] == result
-    assert result["step_seconds"]["ort-cpu"]["plan"] > 0
-    assert result["step_seconds"]["ort-cpu"]["floating"] > 0
+    assert result["candidates"].keys() == {"fp32", "mixed", "int8"}
+    seconds = {name: each["step_seconds"]["ort-cpu"] for name, each in result["candidates"].items()}
+    assert seconds[result["chosen"]] <= 1.03 * min(seconds.values())
 
 
 def test_plan_of_another_model_stops_the_export(exported: tuple[Path, StageCache, str]):

@@ -12,10 +12,10 @@ from small_denoiser import SPEC, make_feeds, make_fused_denoiser, make_model, me
 
 from sdc.compiler.component import Component
 from sdc.compiler.precision.automatic import choose_plan, fastest, planned_before
+from sdc.compiler.precision.budget import parse_budget
 from sdc.compiler.precision.layer_costs import LayerCost, LayerCosts, describe_seconds, modelled_costs
 from sdc.compiler.precision.layer_times import measure_costs
 from sdc.compiler.precision.sensitivity import Sensitivity, measure_sensitivity
-from sdc.engines.errors import InputError
 from sdc.engines.specs import DimensionRange, TensorSpec
 from sdc.engines.targets import parse_targets
 from sdc.passes.graph_digest import digest_from_model
@@ -87,13 +87,15 @@ def test_choice_meets_the_budget_with_the_least_kept():
     random = np.random.default_rng(3)
     errors = {layer.name: float(10 ** random.uniform(-6, -3)) for layer in plan.layers}
     measure = additive(errors)
-    chosen = choose_plan(plan, Sensitivity(errors, 1.0), measure, budget_db=35.0, costs=modelled_costs(plan))
+    chosen = choose_plan(
+        plan, Sensitivity(errors, 1.0), measure, budget=parse_budget("35dB"), costs=modelled_costs(plan)
+    )
     assert chosen is not None
-    assert chosen.psnr_db == measure(chosen.plan) >= 35.0
+    assert chosen.quality == measure(chosen.plan) >= 35.0
     assert measure(plan) < 35.0
     kept = [layer for layer in chosen.plan.layers if layer.format in FLOATING]
     assert 0 < len(kept) < len(plan.layers)
-    assert chosen.predicted_error == pytest.approx(10 ** (-chosen.psnr_db / 10), rel=1e-5)
+    assert chosen.predicted_error == pytest.approx(10 ** (-chosen.quality / 10), rel=1e-5)
     assert 1 / 8 < chosen.time < 1
     # Of what is kept, the one ranked last would break the budget.
     last = max(kept, key=lambda layer: int(layer.reason.split("number ")[1].split()[0]))
@@ -102,20 +104,22 @@ def test_choice_meets_the_budget_with_the_least_kept():
     assert "kept for 35 dB" in last.reason
 
 
-def test_loose_budget_keeps_nothing_and_impossible_budget_is_refused():
+def test_loose_budget_keeps_nothing_and_impossible_budget_finds_nothing():
     plan = wanted_plan(make_fused_denoiser())
     errors = {layer.name: 1e-4 for layer in plan.layers}
     sensitivity, measure = Sensitivity(errors, 1.0), additive(errors)
-    loose = choose_plan(plan, sensitivity, measure, budget_db=10.0, costs=modelled_costs(plan))
+    loose = choose_plan(plan, sensitivity, measure, budget=parse_budget("10dB"), costs=modelled_costs(plan))
     assert loose is not None
     assert loose.plan.formats() == {Format.INT8}
-    with pytest.raises(InputError, match="no layer can be quantised within 90 dB"):
-        choose_plan(plan, sensitivity, measure, budget_db=90.0, costs=modelled_costs(plan))
+    assert choose_plan(plan, sensitivity, measure, budget=parse_budget("90dB"), costs=modelled_costs(plan)) is None
 
 
 def test_nothing_is_found_where_nothing_is_faster():
     plan = uniform_plan(make_fused_denoiser(), Format.FP32, sizes=SIZES)
-    assert choose_plan(plan, Sensitivity({}, 0.0), lambda _: 0.0, budget_db=10.0, costs=modelled_costs(plan)) is None
+    assert (
+        choose_plan(plan, Sensitivity({}, 0.0), lambda _: 0.0, budget=parse_budget("10dB"), costs=modelled_costs(plan))
+        is None
+    )
 
 
 def test_the_fastest_candidate_is_taken_and_says_its_times():
@@ -123,13 +127,16 @@ def test_the_fastest_candidate_is_taken_and_says_its_times():
     costs = LayerCosts({layer.name: LayerCost(4e-6, 1e-6) for layer in plan.layers}, describe_seconds)
     sensitivity = Sensitivity({layer.name: 1e-6 for layer in plan.layers}, 1.0)
     usual = planned_before(plan, sensitivity, costs, 50.0)
-    assert (usual.psnr_db, [layer.format for layer in usual.plan.layers]) == (50.0, [x.format for x in plan.layers])
+    assert (usual.quality, [layer.format for layer in usual.plan.layers]) == (50.0, [x.format for x in plan.layers])
     quantised = [layer for layer in usual.plan.layers if layer.format is Format.INT8]
     assert usual.predicted_error == pytest.approx(1e-6 * len(quantised))
     assert {layer.reason for layer in quantised} == {"1 µs a step instead of 4; alone it changes epsilon by 1.0e-03"}
-    other = replace(usual, psnr_db=60.0)
-    assert fastest([other, usual], [2.0, 1.0]) is usual
-    assert fastest([other, usual], [1.0, 1.0]) is other
+    other = replace(usual, quality=60.0)
+    decibels, distance = parse_budget("40dB"), parse_budget("fd=99")
+    assert fastest([other, usual], [2.0, 1.0], decibels) is usual
+    assert fastest([usual, other], [1.0, 1.02], decibels) is other
+    assert fastest([usual, other], [1.0, 1.02], distance) is usual
+    assert fastest([usual, other], [1.0, 1.2], decibels) is usual
 
 
 def test_what_runs_seldom_costs_less():
@@ -148,7 +155,7 @@ def test_layers_that_are_not_faster_stay_as_they_are():
         {layer.name: LayerCost(2e-6, 3e-6 if layer.name in slow else 1e-6) for layer in plan.layers}, describe_seconds
     )
     errors = {layer.name: 1e-6 for layer in plan.layers}
-    chosen = choose_plan(plan, Sensitivity(errors, 1.0), additive(errors), budget_db=10.0, costs=costs)
+    chosen = choose_plan(plan, Sensitivity(errors, 1.0), additive(errors), budget=parse_budget("10dB"), costs=costs)
     assert chosen is not None
     floating = {layer.name: layer.reason for layer in chosen.plan.layers if layer.format in FLOATING}
     assert floating.keys() == slow

@@ -1,0 +1,118 @@
+"""How far pictures of automatic precisions may be from those in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from sdc.compiler.evaluate.metrics import psnr
+from sdc.engines.errors import InputError
+
+_EQUAL_DB = 120.0
+"""What counts as the same picture."""
+
+JUDGED = "tiny"
+"""The model whose pictures the package's judge knows."""
+
+
+class Measure(StrEnum):
+    """What is compared.
+
+    ``PSNR``: the mean over pairs of pictures at equal prompts and seeds, dB.
+    ``FRECHET``: the Fréchet distance between both sets of pictures, on the judge's features.
+    """
+
+    PSNR = "psnr"
+    FRECHET = "fd"
+
+
+@dataclass(frozen=True)
+class QualityBudget:
+    """A limit and what it is a limit of.
+
+    Attributes:
+        measure: of the pictures.
+        limit: least PSNR in dB, or largest Fréchet distance.
+    """
+
+    measure: Measure
+    limit: float
+
+    def allows(self, value: float) -> bool:
+        """Whether a measured value keeps to the limit."""
+        return self.merit(value) >= self.merit(self.limit)
+
+    def merit(self, value: float) -> float:
+        """Larger is better, whatever is measured."""
+        return value if self.measure is Measure.PSNR else -value
+
+    def text(self, value: float) -> str:
+        """A value as it is told to people."""
+        return f"{value:.4g} dB" if self.measure is Measure.PSNR else f"a Fréchet distance of {value:.2g}"
+
+    @property
+    def pictures(self) -> int:
+        """Pictures that the measure needs; every one has a prompt or a seed of its own."""
+        return 8 if self.measure is Measure.PSNR else 256
+
+    def check_model(self, model: str) -> None:
+        """Pass only for a model whose pictures can be measured so.
+
+        Raises:
+            InputError: there is no judge for its pictures.
+        """
+        if self.measure is Measure.FRECHET and model != JUDGED:
+            raise InputError(
+                f"--quality-budget {Measure.FRECHET}: a Fréchet distance needs a judge of pictures, which there is for "
+                f"{JUDGED!r}, not for {model!r}",
+                hint="give the budget in decibels, for example 40dB",
+            )
+
+    def compare(self, found: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+        """The measured value of pictures [1, 3, H, W], as decoded: values span -1 to 1."""
+        left, right = (np.concatenate(each).clip(-1, 1) for each in (found, exact))
+        if self.measure is Measure.PSNR:
+            return float(np.minimum(psnr(left, right, data_range=2), _EQUAL_DB).mean())
+        return _judged_distance(left, right)
+
+
+def parse_budget(text: str) -> QualityBudget:
+    """A budget as it is written: "40dB", "40" or "fd=0.01".
+
+    Raises:
+        InputError: it is none.
+    """
+    name, _, number = text.rpartition("=")
+    hint = "for example 40dB, or fd=0.01 for tiny"
+    if name not in ("", *Measure):
+        raise InputError(f"--quality-budget {text!r}: {name!r} is no measure", hint=hint)
+    measure = Measure(name or Measure.PSNR)
+    try:
+        limit = float(number.lower().removesuffix("db") if measure is Measure.PSNR else number)
+    except ValueError as error:
+        unit = "decibels" if measure is Measure.PSNR else "a Fréchet distance"
+        raise InputError(f"--quality-budget {text!r} is no number of {unit}", hint=hint) from error
+    if not 0 < limit < 100:
+        raise InputError(
+            f"--quality-budget {text!r} is beyond reach",
+            hint="pictures look the same from 40 dB on" if measure is Measure.PSNR else hint,
+        )
+    return QualityBudget(measure, limit)
+
+
+def _judged_distance(left: np.ndarray, right: np.ndarray) -> float:
+    import torch
+
+    from sdc.compiler.evaluate.frechet import Gaussian, frechet_distance
+    from sdc.compiler.evaluate.statistics import MODELS_FOLDER
+    from sdc.compiler.evaluate.verdicts import load_judge
+
+    judge = load_judge(MODELS_FOLDER / "judge.safetensors")
+    fitted = (
+        Gaussian.fit(judge.judge(torch.from_numpy(pictures.astype(np.float32))).features.numpy())
+        for pictures in (left, right)
+    )
+    return frechet_distance(*fitted)
