@@ -182,6 +182,7 @@ def calibrate_unet(
         table=request.calibration.table_file,
         steps=request.calibration.steps,
         size_px=request.calibration.size_px,
+        timesteps=request.calibration.timesteps,
     )
     return shop.produce("calibrate unet", "calibrate", plan.calibration_key, calibrate_stage, inputs, reports=True)
 

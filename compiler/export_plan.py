@@ -124,7 +124,8 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     calibration_key = None
     if request.precision.calibrates:
         graphs = [export_keys["unet"], export_keys["text_encoder"]]
-        drawn = [str(request.calibration.steps), str(request.calibration.size_px)]
+        chosen = request.calibration
+        drawn = [str(each) for each in (chosen.steps, chosen.size_px, chosen.timesteps)]
         calibration_key = _drawing_key("calibrate", request, opened, [*graphs, *drawn], prompts)
     building = [digest_sources(BUILD_SOURCES), versions_of(BUILD_TOOLS), request.fuse]
     half_key = None

@@ -132,6 +132,7 @@ class Calibration:
         files: as in `Opened`.
         prompts: None for the model's own.
         steps: of each picture; None for what suits the network's size. Likewise `size_px`.
+        timesteps: how many of the steps are recorded; None for all.
         fuse: as for the engines.
         smoothing: of SmoothQuant; None leaves the graph as it is.
         table: an earlier calibration to use instead of a new one.
@@ -150,6 +151,7 @@ class Calibration:
     table: Path | None = None
     steps: int | None = None
     size_px: int | None = None
+    timesteps: int | None = None
 
 
 def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, int], None]) -> Any:
@@ -191,6 +193,7 @@ def _calibrated(inputs: Calibration, report: Callable[[int, int], None]) -> Cali
             all_prompts=inputs.prompts is not None,
             steps=inputs.steps,
             size_px=inputs.size_px,
+            timesteps=inputs.timesteps,
         )
         return calibrate(unet, surroundings, chosen, smoothing=inputs.smoothing, on_run=report)
 

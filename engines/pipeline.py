@@ -27,7 +27,7 @@ from sdc.engines.networks import Networks, OnStep
 from sdc.engines.noise import noise_from_seeds
 from sdc.engines.picture import images_from_pixels, pixels_from_decoded
 from sdc.engines.samplers import find_sampler
-from sdc.engines.schedule import Schedule
+from sdc.engines.schedule import Schedule, Trajectory
 from sdc.engines.schedule_config import read_schedule
 from sdc.engines.session import Session
 from sdc.engines.specs import ComponentSpec
@@ -163,15 +163,22 @@ class Pipeline:
         states = self.networks.encode_text(self.tokenizer.encode(distinct))
         return states[[distinct.index(prompt) for prompt in prompts]]
 
-    def denoise(self, generation: Generation, *, on_step: OnStep | None = None) -> Latents:
+    def denoise(
+        self, generation: Generation, *, on_step: OnStep | None = None, trajectory: Trajectory | None = None
+    ) -> Latents:
         """Run the sampler.
+
+        Args:
+            generation: what to draw.
+            on_step: called after every step.
+            trajectory: levels to go through; the sampler's own if None.
 
         Returns:
             [N, C, H/F, W/F], float32: clean latents in the UNet's scale; `decode` takes them.
         """
         settings = self.settings
         sampler = find_sampler(generation.sampler, eta=generation.eta)
-        trajectory = sampler.plan(self.schedule, generation.steps)
+        trajectory = trajectory or sampler.plan(self.schedule, generation.steps)
         draw_noise = noise_from_seeds(generation.seeds)
         latent_size = (generation.height_px // settings.vae_reduction, generation.width_px // settings.vae_reduction)
         x = draw_noise((len(generation), settings.latent_channels, *latent_size)) * np.float32(trajectory.start_scale)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdc.compiler.calibration.options import CalibrationOptions
+from sdc.compiler.calibration.options import DEFAULT_CALIBRATION, CalibrationOptions
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.evaluate import evaluate
 from sdc.compiler.evaluate.settings import Settings
@@ -83,6 +83,10 @@ def variants() -> dict[str, CalibrationOptions]:
                     method, symmetric, smoothing=parse_smoothing(smoothing), correct_bias=correct
                 )
                 found[f"{label}; {smoothed}{', bias corrected' if correct else ''}"] = options
+    found["default, 20 steps"] = DEFAULT_CALIBRATION
+    for steps in (1, 2, 4, 8):
+        found[f"default, {steps} steps evenly spread"] = CalibrationOptions(steps=steps)
+        found[f"default, {steps} of 20 steps by drift"] = CalibrationOptions(timesteps=steps)
     return found
 
 

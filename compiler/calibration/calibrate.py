@@ -19,10 +19,12 @@ import onnx_ir as ir
 from sdc.compiler.build.built import save_onnx
 from sdc.compiler.calibration.recorder import Recorder
 from sdc.compiler.calibration.settings import CalibrationSettings
+from sdc.compiler.calibration.timesteps import choose_timesteps
 from sdc.compiler.component import Component
 from sdc.engines.generation import Generation
 from sdc.engines.manifest import PipelineSettings
 from sdc.engines.pipeline import Pipeline
+from sdc.engines.samplers.ddim import plan_ddim_through
 from sdc.engines.schedule import Schedule
 from sdc.engines.session import Session
 from sdc.engines.sessions import EngineSource, open_session
@@ -74,7 +76,7 @@ def calibrate(
     smoothing: SmoothingRule | None = None,
     on_run: OnRun | None = None,
 ) -> CalibrationTable:
-    """Measure every activation that a layer reads, at every timestep.
+    """Measure every activation that a layer reads, at every timestep or at those chosen by the drift of ranges.
 
     The same arguments give the same table, up to the floating-point order of the processor that ran it.
 
@@ -91,16 +93,19 @@ def calibrate(
         NumericalError: the network gave NaN or infinity.
         PassError: the network has no layer to calibrate.
     """
-    if smoothing is None:
-        return _measure(unet, surroundings, settings, _Progress(on_run, settings.runs))
-    scouting = replace(settings, prompts=settings.prompts[: settings.batch])
+    if smoothing is None and settings.timesteps is None:
+        return _measure(unet, surroundings, settings, None, _Progress(on_run, settings.runs))
+    scouting = settings.scouting
     progress = _Progress(on_run, scouting.runs + settings.runs)
-    seen = _measure(unet, surroundings, scouting, progress)
+    seen = _measure(unet, surroundings, scouting, None, progress)
+    timesteps = None if settings.timesteps is None else choose_timesteps(seen, settings.timesteps)
+    if smoothing is None:
+        return _measure(unet, surroundings, settings, timesteps, progress)
     magnitudes = {name: tuple(each.channel_magnitudes.tolist()) for name, each in seen.tensors.items()}
     found = Smoothing(seen.graph_digest, smoothing, magnitudes)
     smoothed = Component(unet.spec, unet.model.clone())
     SmoothQuant(found).run(smoothed.model)
-    return replace(_measure(smoothed, surroundings, settings, progress), smoothing=found)
+    return replace(_measure(smoothed, surroundings, settings, timesteps, progress), smoothing=found)
 
 
 class _Progress:
@@ -118,12 +123,16 @@ class _Progress:
 
 
 def _measure(
-    unet: Component, surroundings: Surroundings, settings: CalibrationSettings, progress: Callable[[], None]
+    unet: Component,
+    surroundings: Surroundings,
+    settings: CalibrationSettings,
+    timesteps: tuple[int, ...] | None,
+    progress: Callable[[], None],
 ) -> CalibrationTable:
     tensors = observed_tensors(unet.model)
     with _observing_session(unet, tensors) as session:
         recorder = Recorder(session, tensors, progress)
-        _denoise_all(recorder, surroundings, settings)
+        _denoise_all(recorder, surroundings, settings, timesteps)
     log.info(
         "calibrated %d tensors over %d timesteps and %d prompts",
         len(tensors),
@@ -167,7 +176,9 @@ def _observing_session(unet: Component, tensors: tuple[Observed, ...]) -> Iterat
             yield session
 
 
-def _denoise_all(unet: Session, surroundings: Surroundings, settings: CalibrationSettings) -> None:
+def _denoise_all(
+    unet: Session, surroundings: Surroundings, settings: CalibrationSettings, timesteps: tuple[int, ...] | None
+) -> None:
     sessions = {"unet": unet, "text_encoder": surroundings.text_encoder}
     pipeline = Pipeline(
         tokenizer=surroundings.tokenizer,
@@ -176,6 +187,7 @@ def _denoise_all(unet: Session, surroundings: Surroundings, settings: Calibratio
         specs={name: session.spec for name, session in sessions.items()},
         load_session=sessions.__getitem__,
     )
+    trajectory = None if timesteps is None else plan_ddim_through(surroundings.schedule, timesteps)
     height, width = (size * surroundings.settings.vae_reduction for size in settings.latent_size)
     for begin in range(0, len(settings.prompts), settings.batch):
         prompts = settings.prompts[begin : begin + settings.batch]
@@ -184,10 +196,11 @@ def _denoise_all(unet: Session, surroundings: Surroundings, settings: Calibratio
                 prompts=prompts,
                 negative_prompts=("",) * len(prompts),
                 sampler=_SAMPLER,
-                steps=settings.steps,
+                steps=settings.steps if timesteps is None else len(timesteps),
                 guidance_scale=settings.guidance_scale,
                 seeds=tuple(settings.seed + begin + index for index in range(len(prompts))),
                 height_px=height,
                 width_px=width,
-            )
+            ),
+            trajectory=trajectory,
         )

@@ -27,6 +27,7 @@ class CalibrationOptions:
         prompts_file: prompts to denoise, one a line; None for the model's own.
         steps: of each picture; None for what suits the network's size.
         size_px: height and width of the pictures; likewise.
+        timesteps: how many of the steps are recorded, chosen by the drift of ranges; None for all.
         table_file: an earlier calibration, to be used instead of a new one.
     """
 
@@ -37,11 +38,17 @@ class CalibrationOptions:
     prompts_file: Path | None = None
     steps: int | None = None
     size_px: int | None = None
+    timesteps: int | None = None
     table_file: Path | None = None
 
     def __post_init__(self) -> None:
         parse_rule(self.method, symmetric=bool(self.symmetric))
-        drawing = {"prompts": self.prompts_file, "steps": self.steps, "size": self.size_px}
+        drawing = {
+            "prompts": self.prompts_file,
+            "steps": self.steps,
+            "size": self.size_px,
+            "timesteps": self.timesteps,
+        }
         for name, value in drawing.items():
             if self.table_file is not None and value is not None:
                 raise InputError(

@@ -25,6 +25,8 @@ class CalibrationSettings:
         seed: noise of the first prompt; the others count up from it.
         latent_size: height and width of the latents.
         batch: prompts at a time; it changes memory and time, not the ranges.
+        timesteps: how many of the steps are recorded, chosen by `choose_timesteps` from the first batch; pictures are
+            drawn in these alone. None records all.
     """
 
     prompts: tuple[str, ...]
@@ -33,15 +35,26 @@ class CalibrationSettings:
     seed: int = 0
     latent_size: tuple[int, int] = (64, 64)
     batch: int = 1
+    timesteps: int | None = None
 
     def __post_init__(self) -> None:
+        if self.timesteps is not None and self.timesteps > self.steps:
+            raise InputError(
+                f"--calibration-timesteps asks for {self.timesteps} of {self.steps} steps",
+                hint="ask for fewer, or give more --calibration-steps",
+            )
         if not self.prompts:
             raise InputError("no prompts to calibrate with", hint="give at least one")
 
     @property
     def runs(self) -> int:
-        """Calls of the network."""
-        return self.steps * -(-len(self.prompts) // self.batch)
+        """Calls of the network that are recorded."""
+        return (self.timesteps or self.steps) * -(-len(self.prompts) // self.batch)
+
+    @property
+    def scouting(self) -> CalibrationSettings:
+        """One batch at every step, to look around with."""
+        return replace(self, prompts=self.prompts[: self.batch], timesteps=None)
 
 
 def chosen_settings(
@@ -52,6 +65,7 @@ def chosen_settings(
     all_prompts: bool = False,
     steps: int | None = None,
     size_px: int | None = None,
+    timesteps: int | None = None,
 ) -> CalibrationSettings:
     """`default_settings`, but for what the user says.
 
@@ -62,13 +76,15 @@ def chosen_settings(
         all_prompts: likewise.
         steps: of each picture; None for the default.
         size_px: height and width of the pictures; likewise.
+        timesteps: how many of the steps are recorded; None for all.
 
     Raises:
-        InputError: the network does not take pictures of this size.
+        InputError: the network does not take pictures of this size, or there are not so many steps.
     """
     settings = default_settings(unet, pipeline, prompts, all_prompts=all_prompts)
     if steps is not None:
         settings = replace(settings, steps=steps)
+    settings = replace(settings, timesteps=timesteps)
     if size_px is None:
         return settings
     size = size_px // pipeline.vae_reduction

@@ -43,6 +43,12 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
         help="height and width of the pictures (the model's own; half of it, 256 at most, for networks like SD 1.5's)",
     )
     group.add_argument(
+        "--calibration-timesteps",
+        type=int,
+        metavar="N",
+        help="of these steps, calibrate at those N that cover most of the ranges of the first pictures (all)",
+    )
+    group.add_argument(
         "--calibration-table", type=Path, metavar="FILE", help="use the calibration/unet.json of an earlier export"
     )
 
@@ -65,5 +71,6 @@ def calibration_options(args: argparse.Namespace) -> CalibrationOptions:
         prompts_file=args.calibration_prompts,
         steps=args.calibration_steps,
         size_px=args.calibration_size,
+        timesteps=args.calibration_timesteps,
         table_file=args.calibration_table,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from sdc.engines.denoise import Denoise, Latents
 from sdc.engines.noise import DrawNoise
@@ -24,6 +25,12 @@ def plan_ddim(schedule: Schedule, steps: int) -> Trajectory:
         then = schedule.level(following) if following >= 0 else vp_level(following, schedule.final_alpha_cumprod)
         transitions.append((schedule.level(timestep), then))
     return Trajectory(tuple(transitions))
+
+
+def plan_ddim_through(schedule: Schedule, timesteps: Sequence[int]) -> Trajectory:
+    """The levels of any timesteps, which have to fall; the last step goes to the schedule's final alpha."""
+    levels = [*map(schedule.level, timesteps), vp_level(-1, schedule.final_alpha_cumprod)]
+    return Trajectory(tuple(pairwise(levels)))
 
 
 def ddim(

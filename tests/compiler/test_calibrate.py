@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,23 +16,26 @@ from tokenizers.pre_tokenizers import Whitespace
 from sdc.compiler.calibration.calibrate import Surroundings, calibrate
 from sdc.compiler.calibration.prompts import GENERAL, prompts_for
 from sdc.compiler.calibration.settings import CalibrationSettings, chosen_settings, default_settings
+from sdc.compiler.calibration.timesteps import choose_timesteps
 from sdc.compiler.component import Component
 from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, all_captions
 from sdc.engines.denoise import denoise_from_epsilon, guide
 from sdc.engines.errors import InputError, NumericalError
 from sdc.engines.manifest import PipelineSettings
 from sdc.engines.noise import noise_from_seeds
-from sdc.engines.samplers.ddim import ddim, plan_ddim
+from sdc.engines.samplers.ddim import ddim, plan_ddim, plan_ddim_through
 from sdc.engines.schedule import Schedule
 from sdc.engines.session import Run
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.tokenizer import ClipTokenizer
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.log_histogram import LogHistogram
 from sdc.passes.precision.quantisation import find_layers
 from sdc.passes.precision.range_rules import MAX, RangeRule
 from sdc.passes.precision.smooth_quant import SmoothQuant
 from sdc.passes.precision.smoothing_rule import SmoothingRule
+from sdc.passes.precision.tensor_statistics import TensorStatistics
 
 MAX_RULE = RangeRule(MAX)
 WORDS = {"<s>": 0, "</s>": 1, "red": 2, "green": 3, "boot": 4, "bag": 5}
@@ -91,8 +94,14 @@ def unet() -> Component:
     return Component(spec, make_fused_denoiser())
 
 
-def maxima_by_hand(unet: Component, surroundings: Surroundings, settings: CalibrationSettings) -> dict[str, np.ndarray]:
+def maxima_by_hand(
+    unet: Component,
+    surroundings: Surroundings,
+    settings: CalibrationSettings,
+    timesteps: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
     """[timesteps] for each tensor, one prompt after the other, every tensor fetched whole."""
+    trajectory = plan_ddim_through(SCHEDULE, timesteps) if timesteps else plan_ddim(SCHEDULE, settings.steps)
     names = sorted({layer.activation.name or "" for layer in find_layers(unet.model)[0]} - {"sample"})
     names.remove("encoder_hidden_states")
     found: dict[str, list[list[float]]] = {name: [] for name in [*names, "sample", "encoder_hidden_states"]}
@@ -110,8 +119,7 @@ def maxima_by_hand(unet: Component, surroundings: Surroundings, settings: Calibr
 
         noise = noise_from_seeds([settings.seed + index])
         x = noise((1, 3, *settings.latent_size))
-        transitions = plan_ddim(SCHEDULE, settings.steps).transitions
-        ddim(denoise_from_epsilon(guide(predict, settings.guidance_scale)), x, transitions, noise)
+        ddim(denoise_from_epsilon(guide(predict, settings.guidance_scale)), x, trajectory.transitions, noise)
         for name, row in rows.items():
             found[name].append(row)
     return {name: np.max(rows, axis=0) for name, rows in found.items()}
@@ -132,6 +140,54 @@ def test_maxima_are_those_of_the_runs(unet: Component, surroundings: Surrounding
     assert len(moving) > 5  # they do move with the timestep
     assert table.graph_digest == digest == digest_from_model(unet.model)
     assert table.prompts == SETTINGS.prompts
+
+
+@pytest.mark.parametrize("smoothing", [None, SmoothingRule(0.5)])
+def test_only_chosen_timesteps_are_recorded(
+    unet: Component, surroundings: Surroundings, smoothing: SmoothingRule | None
+):
+    told: list[tuple[int, int]] = []
+    settings = replace(SETTINGS, timesteps=2)
+    table = calibrate(unet, surroundings, settings, smoothing=smoothing, on_run=lambda *each: told.append(each))
+    seen = calibrate(unet, surroundings, replace(SETTINGS, prompts=SETTINGS.prompts[:1]))
+    chosen = choose_timesteps(seen, 2)
+    assert table.timesteps == tuple(map(float, chosen))
+    assert told[-1] == (4 + 3 * 2,) * 2
+    if smoothing is None:
+        expected = maxima_by_hand(unet, surroundings, SETTINGS, chosen)
+        for name, statistics in table.tensors.items():
+            np.testing.assert_allclose(statistics.magnitudes, expected[name], rtol=2e-4, err_msg=name)
+
+
+def seen_at(timesteps: Sequence[int], *ranges: Sequence[tuple[float, float]]) -> CalibrationTable:
+    """A calibration of tensors with these extremes at each timestep."""
+    tensors = {
+        f"t{index}": TensorStatistics(
+            tuple(low for low, _ in each), tuple(high for _, high in each), (), (), (), LogHistogram()
+        )
+        for index, each in enumerate(ranges)
+    }
+    return CalibrationTable("", (), 0, "ddim", len(timesteps), 1.0, (1, 1), tuple(map(float, timesteps)), tensors)
+
+
+def test_timesteps_with_the_extremes_are_chosen():
+    still, wide = (-1, 1), (-9, 2)
+    seen = seen_at([80, 60, 40, 20], [still, wide, still, (-1, 3)], [(0, 5), (0, 3), (0, 1), (0, 1)])
+    assert choose_timesteps(seen, 1) == (60,)  # 11/12 and 3/5 of the two ranges
+    assert choose_timesteps(seen, 2) == (80, 60)
+    assert choose_timesteps(seen, 3) == (80, 60, 20)
+    assert choose_timesteps(seen, 4) == (80, 60, 40, 20)
+
+
+def test_where_nothing_drifts_timesteps_are_spread():
+    seen = seen_at([80, 60, 40, 20, 0], [(-1, 1)] * 5, [(0, 0)] * 5)
+    assert choose_timesteps(seen, 2) == (80, 0)
+    assert choose_timesteps(seen, 3) == (80, 40, 0)
+
+
+def test_more_timesteps_than_steps_are_refused():
+    with pytest.raises(InputError, match="asks for 5 of 4 steps"):
+        replace(SETTINGS, timesteps=5)
 
 
 def test_same_seed_gives_the_same_table(unet: Component, surroundings: Surroundings):
@@ -191,6 +247,7 @@ def test_what_the_user_says_goes_before_the_defaults(unet: Component):
     settings = default_settings(unet, PIPELINE, GENERAL)
     assert chosen_settings(unet, PIPELINE, GENERAL) == settings
     assert chosen_settings(unet, PIPELINE, GENERAL, steps=3) == replace(settings, steps=3)
+    assert chosen_settings(unet, PIPELINE, GENERAL, steps=5, timesteps=4) == replace(settings, steps=5, timesteps=4)
     assert chosen_settings(unet, PIPELINE, GENERAL, size_px=24) == replace(settings, latent_size=(6, 6))
 
 

@@ -15,6 +15,7 @@ from sdc.engines.denoise import DENOISERS
 from sdc.engines.errors import InputError
 from sdc.engines.noise import noise_from_seeds
 from sdc.engines.samplers import SAMPLERS, find_sampler
+from sdc.engines.samplers.ddim import plan_ddim_through
 from sdc.engines.schedule import NoiseLevel, vp_level
 from sdc.engines.schedule_config import schedule_from_config
 
@@ -149,6 +150,15 @@ def test_timesteps_equal_diffusers(name: str, steps: int, spacing: str) -> None:
     transitions = SAMPLERS[name].plan(schedule_from_config(config), steps).transitions
     # For 61 steps trailing spacing gives diffusers a 62nd timestep, -1: a rounding error that we do not repeat.
     np.testing.assert_allclose([now.timestep for now, _ in transitions], scheduler.timesteps[:steps], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_ddim_goes_through_the_timesteps_that_it_is_given(steps: int) -> None:
+    schedule = schedule_from_config(SD15)
+    usual = SAMPLERS["ddim"].plan(schedule, steps).transitions
+    given = plan_ddim_through(schedule, [int(now.timestep) for now, _ in usual]).transitions
+    assert [now for now, _ in given] == [now for now, _ in usual]
+    assert [(then.alpha, then.sigma) for _, then in given] == [(then.alpha, then.sigma) for _, then in usual]
 
 
 def test_known_timesteps() -> None:
