@@ -19,7 +19,6 @@ import onnx_ir as ir
 from sdc.compiler.build.built import save_onnx
 from sdc.compiler.calibration.recorder import Recorder
 from sdc.compiler.calibration.settings import CalibrationSettings
-from sdc.compiler.calibration.timesteps import choose_timesteps
 from sdc.compiler.component import Component
 from sdc.engines.generation import Generation
 from sdc.engines.manifest import PipelineSettings
@@ -39,6 +38,7 @@ from sdc.passes.precision.observe_activations import MAXIMA, MEANS, MINIMA, Obse
 from sdc.passes.precision.quantisation import find_layers
 from sdc.passes.precision.smooth_quant import SmoothQuant
 from sdc.passes.precision.smoothing_rule import SmoothingRule
+from sdc.passes.precision.timestep_drift import choose_timesteps, relative_magnitudes
 from sdc.passes.simplify.inline_functions import InlineFunctions
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def calibrate(
     scouting = settings.scouting
     progress = _Progress(on_run, scouting.runs + settings.runs)
     seen = _measure(unet, surroundings, scouting, None, progress)
-    timesteps = None if settings.timesteps is None else choose_timesteps(seen, settings.timesteps)
+    timesteps = None if settings.timesteps is None else _chosen_timesteps(seen, settings.timesteps)
     if smoothing is None:
         return _measure(unet, surroundings, settings, timesteps, progress)
     magnitudes = {name: tuple(each.channel_magnitudes.tolist()) for name, each in seen.tensors.items()}
@@ -106,6 +106,11 @@ def calibrate(
     smoothed = Component(unet.spec, unet.model.clone())
     SmoothQuant(found).run(smoothed.model)
     return replace(_measure(smoothed, surroundings, settings, timesteps, progress), smoothing=found)
+
+
+def _chosen_timesteps(seen: CalibrationTable, count: int) -> tuple[int, ...]:
+    """From the noisiest on."""
+    return tuple(int(seen.timesteps[index]) for index in choose_timesteps(relative_magnitudes(seen), count))
 
 
 class _Progress:

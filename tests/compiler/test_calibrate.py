@@ -16,7 +16,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from sdc.compiler.calibration.calibrate import Surroundings, calibrate
 from sdc.compiler.calibration.prompts import GENERAL, prompts_for
 from sdc.compiler.calibration.settings import CalibrationSettings, chosen_settings, default_settings
-from sdc.compiler.calibration.timesteps import choose_timesteps
 from sdc.compiler.component import Component
 from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, all_captions
 from sdc.engines.denoise import denoise_from_epsilon, guide
@@ -30,12 +29,11 @@ from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.tokenizer import ClipTokenizer
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.precision.calibration_table import CalibrationTable
-from sdc.passes.precision.log_histogram import LogHistogram
 from sdc.passes.precision.quantisation import find_layers
 from sdc.passes.precision.range_rules import MAX, RangeRule
 from sdc.passes.precision.smooth_quant import SmoothQuant
 from sdc.passes.precision.smoothing_rule import SmoothingRule
-from sdc.passes.precision.tensor_statistics import TensorStatistics
+from sdc.passes.precision.timestep_drift import choose_timesteps, relative_magnitudes
 
 MAX_RULE = RangeRule(MAX)
 WORDS = {"<s>": 0, "</s>": 1, "red": 2, "green": 3, "boot": 4, "bag": 5}
@@ -150,39 +148,13 @@ def test_only_chosen_timesteps_are_recorded(
     settings = replace(SETTINGS, timesteps=2)
     table = calibrate(unet, surroundings, settings, smoothing=smoothing, on_run=lambda *each: told.append(each))
     seen = calibrate(unet, surroundings, replace(SETTINGS, prompts=SETTINGS.prompts[:1]))
-    chosen = choose_timesteps(seen, 2)
+    chosen = [int(seen.timesteps[index]) for index in choose_timesteps(relative_magnitudes(seen), 2)]
     assert table.timesteps == tuple(map(float, chosen))
     assert told[-1] == (4 + 3 * 2,) * 2
     if smoothing is None:
         expected = maxima_by_hand(unet, surroundings, SETTINGS, chosen)
         for name, statistics in table.tensors.items():
             np.testing.assert_allclose(statistics.magnitudes, expected[name], rtol=2e-4, err_msg=name)
-
-
-def seen_at(timesteps: Sequence[int], *ranges: Sequence[tuple[float, float]]) -> CalibrationTable:
-    """A calibration of tensors with these extremes at each timestep."""
-    tensors = {
-        f"t{index}": TensorStatistics(
-            tuple(low for low, _ in each), tuple(high for _, high in each), (), (), (), LogHistogram()
-        )
-        for index, each in enumerate(ranges)
-    }
-    return CalibrationTable("", (), 0, "ddim", len(timesteps), 1.0, (1, 1), tuple(map(float, timesteps)), tensors)
-
-
-def test_timesteps_with_the_extremes_are_chosen():
-    still, wide = (-1, 1), (-9, 2)
-    seen = seen_at([80, 60, 40, 20], [still, wide, still, (-1, 3)], [(0, 5), (0, 3), (0, 1), (0, 1)])
-    assert choose_timesteps(seen, 1) == (60,)  # 11/12 and 3/5 of the two ranges
-    assert choose_timesteps(seen, 2) == (80, 60)
-    assert choose_timesteps(seen, 3) == (80, 60, 20)
-    assert choose_timesteps(seen, 4) == (80, 60, 40, 20)
-
-
-def test_where_nothing_drifts_timesteps_are_spread():
-    seen = seen_at([80, 60, 40, 20, 0], [(-1, 1)] * 5, [(0, 0)] * 5)
-    assert choose_timesteps(seen, 2) == (80, 0)
-    assert choose_timesteps(seen, 3) == (80, 40, 0)
 
 
 def test_more_timesteps_than_steps_are_refused():
