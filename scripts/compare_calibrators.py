@@ -23,8 +23,8 @@ from sdc.compiler.evaluate.settings import Settings
 from sdc.compiler.export_plan import ExportRequest
 from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import Source
-from sdc.engines.targets import parse_targets
-from sdc.passes.precision.range_rules import METHODS, parse_rule
+from sdc.engines.targets import ONNXRUNTIME, Target, parse_targets
+from sdc.passes.precision.range_rules import DYNAMIC, METHODS, parse_rule
 from sdc.passes.precision.smoothing_rule import parse_smoothing
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     rows = []
     print("| int8 variant | PSNR, dB | worst 5 % | epsilon error | at the first / last timestep |")
     print("|---|---|---|---|---|")
-    chosen = variants()
+    chosen = variants(targets)
     for name in arguments.only or chosen:
         if name not in chosen:
             parser.error(f"no variant is named {name!r}; there are: {', '.join(map(repr, chosen))}")
@@ -68,7 +68,7 @@ def main() -> None:
         (arguments.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def variants() -> dict[str, CalibrationOptions]:
+def variants(targets: tuple[Target, ...]) -> dict[str, CalibrationOptions]:
     """Options by the name of their row."""
     found = {}
     for symmetric, method in product((True, False), METHODS):
@@ -83,6 +83,8 @@ def variants() -> dict[str, CalibrationOptions]:
                     method, symmetric, smoothing=parse_smoothing(smoothing), correct_bias=correct
                 )
                 found[f"{label}; {smoothed}{', bias corrected' if correct else ''}"] = options
+    if all(target.backend == ONNXRUNTIME for target in targets):
+        found["dynamic"] = CalibrationOptions(DYNAMIC)
     found["default, 20 steps"] = DEFAULT_CALIBRATION
     for steps in (1, 2, 4, 8):
         found[f"default, {steps} steps evenly spread"] = CalibrationOptions(steps=steps)
