@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,16 @@ from sdc.compiler.precision.budget import QualityBudget
 from sdc.compiler.precision.capabilities import in_float32, runs_here
 from sdc.compiler.precision.layer_costs import LayerCosts, modelled_costs
 from sdc.compiler.precision.layer_times import measure_costs
-from sdc.compiler.precision.planning import passes_from_plan
 from sdc.compiler.precision.sensitivity import measure_sensitivity
 from sdc.compiler.precision.step_times import time_steps
-from sdc.compiler.precision.studio import Feeds, PrecisionPhase, Scene, Studio
-from sdc.compiler.stages import PLAN_NAME, fused_component, quantising_passes
-from sdc.engines.errors import InputError
+from sdc.compiler.precision.studio import PrecisionPhase, Scene, Studio
+from sdc.compiler.stages import PLAN_NAME, fused_component, planned_passes
+from sdc.engines.errors import InputError, NumericalError
+from sdc.engines.networks import DenoisingStep
 from sdc.engines.schedule_config import schedule_from_config
 from sdc.engines.targets import Target, parse_targets
 from sdc.passes.base import Pass, run_passes
-from sdc.passes.pipeline import precision_passes
+from sdc.passes.pipeline import MIXED, precision_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.formats import Format
 from sdc.passes.precision.layer_roles import Role
@@ -40,14 +40,14 @@ from sdc.passes.precision.range_rules import RangeRule
 from sdc.passes.precision.smooth_quant import SmoothQuant
 
 _STEPS = 8
+_SEED = 1000
+"""Of the first picture: other noise than calibration's."""
 _USUAL_STEPS = 20
 """Of a picture: how often the UNet runs for once that what depends on the prompt alone does."""
 _SAMPLED_STEPS = (0, 3, 7)
 """Steps of the first picture whose inputs are samples: noise, half-way, and nearly done."""
 _EXACT, *_ = parse_targets("ort-cpu")
 """Where pictures in float32 are drawn, and where a target that does not run here is simulated."""
-_MIXED = "mixed"
-"""Name of the plan that was searched for, among candidates that are named by their precision."""
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,24 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
     table = read_table(inputs.table)
     phase = _precision_phase(inputs)
     measured = all(map(runs_here, inputs.targets))
+    open_studio = partial(Studio, components=components, phase=phase, scene=_scene(drawing, budget))
+    samples: list[Mapping[str, np.ndarray]] = []
+
+    def keep(step: DenoisingStep) -> None:
+        if step.index in _SAMPLED_STEPS:
+            samples.append({name: np.array(value) for name, value in step.feeds.items()})
+
+    with open_studio(_EXACT) as studio:
+        exact = studio.draw(uniform_plan(unet.model, Format.FP32), on_step=keep)
     with ExitStack() as stack:
-        open_studio = partial(Studio, components=components, phase=phase, scene=_scene(drawing, budget), stack=stack)
-        studios = {target: open_studio(target) for target in {_EXACT, *(inputs.targets if measured else ())}}
-        samples = _Samples()
-        exact = studios[_EXACT].draw(uniform_plan(unet.model, Format.FP32), watch=samples)
+        studios = [stack.enter_context(open_studio(each)) for each in (inputs.targets if measured else (_EXACT,))]
 
         def measure(plan: PrecisionPlan) -> float:
-            if not measured:
-                return budget.compare(studios[_EXACT].draw(plan.with_default(Format.FP32)), exact)
-            found = (budget.compare(studios[target].draw(plan), exact) for target in inputs.targets)
-            return min(found, key=budget.merit)
+            run = plan if measured else plan.with_default(Format.FP32)
+            try:
+                return min((budget.compare(studio.draw(run), exact) for studio in studios), key=budget.merit)
+            except NumericalError:
+                return budget.worst
 
         qualities: dict[str, float] = {}
         floating = _floating_format(unet, inputs, measure, qualities) if measured else inputs.defaults[0]
@@ -114,14 +121,14 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
         wanted = plan_of(kept=DEFAULT_WEIGHTS_ONLY)
         costs = _costs(unet, wanted, inputs, measured, report)
         sensitivity = measure_sensitivity(
-            _calibrated(unet, table), table, wanted, samples.kept, rule=inputs.rule, on_run=report
+            _calibrated(unet, table), table, wanted, samples, rule=inputs.rule, on_run=report
         )
         found = choose_plan(wanted, sensitivity, measure, budget=budget, costs=costs)
-        candidates = {} if found is None else {_MIXED: found}
+        candidates = {} if found is None else {MIXED: found}
         if measured:
             usual = {
                 Format.INT8.value: plan_of(),
-                floating.value: uniform_plan(unet.model, floating, sizes=_sizes(unet)),
+                floating.value: _plain(unet, floating, budget),
             }
             for name, plan in usual.items():
                 if name not in qualities:
@@ -155,40 +162,40 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
     }
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _rounded(value: float) -> float | None:
+    """For JSON, which has no infinities."""
+    return float(f"{value:.4g}") if np.isfinite(value) else None
 
 
-class _Samples:
-    """Keeps some of what the UNet is fed while the first picture is drawn."""
-
-    def __init__(self) -> None:
-        self.kept: list[Feeds] = []
-        self._seen = 0
-
-    def __call__(self, feeds: Feeds) -> None:
-        if self._seen in _SAMPLED_STEPS:
-            self.kept.append({name: np.array(value) for name, value in feeds.items()})
-        self._seen += 1
+def _plain(unet: Component, floating: Format, budget: QualityBudget) -> PrecisionPlan:
+    """Nothing quantised."""
+    plan = uniform_plan(unet.model, floating, sizes=_sizes(unet))
+    reason = f"no faster plan keeps to {budget.text(budget.limit)}"
+    return replace(plan, layers=tuple(replace(layer, reason=reason) for layer in plan.layers))
 
 
 def _precision_phase(inputs: Automatic) -> PrecisionPhase:
-    """As `build_stage` has it."""
+    """As the bundle's engines have it."""
     islands = islands_of(inputs.overflows)
 
     def phase(name: str, plan: PrecisionPlan, target: Target) -> tuple[Pass, ...]:
         float32 = islands.get(name, frozenset())
         if name != "unet":
             return precision_passes(plan.default, float32=float32)
-        run = plan.with_default(Format.FP32) if in_float32(target) else plan
-        quantise = quantising_passes(inputs.table, inputs.rule, run, correct_bias=inputs.correct_bias)
-        return passes_from_plan(run, quantise, float32=float32)
+        return planned_passes(
+            plan,
+            inputs.table,
+            inputs.rule,
+            correct_bias=inputs.correct_bias,
+            in_float32=in_float32(target),
+            islands=float32,
+        )
 
     return phase
 
 
 def _scene(drawing: HalfCheck, budget: QualityBudget) -> Scene:
-    settings, drawn = draw_settings(drawing, pictures=budget.pictures, steps=_STEPS)
+    settings, drawn = draw_settings(drawing, pictures=budget.pictures, steps=_STEPS, seed=_SEED)
     schedule = schedule_from_config(json.loads(drawing.files["scheduler/scheduler_config.json"]))
     return Scene(open_tokenizer(drawing), schedule, settings, drawn)
 

@@ -102,21 +102,22 @@ def export_bundle(
         shop = Workshop(cache, worker, StageLog(progress or Silent()))
         opened = _load(shop, request)
         plan = plan_export(request, opened)
-        missing = _missing_builds(shop, plan)
+        automatic = _known_choice(shop, plan)
+        undecided = plan.automatic_key is not None and automatic is None
+        if automatic is not None:
+            request, plan = _with_choice(request, opened, automatic)
+        missing = _all_builds(request) if undecided else _missing_builds(shop, plan)
         exported = _export_components(shop, request, opened, plan, missing)
         worker.close()  # torch and its memory go
-        # A plan's default is that of all components.
-        calibrates = plan.calibration_key is not None and (
-            missing["unet"] or (plan.automatic_key and any(missing.values()))
-        )
+        calibrates = plan.calibration_key is not None and missing["unet"]
         table = calibrate_unet(shop, request, opened, plan, exported) if calibrates else None
         checked = plan.half_key is not None and any(missing.values())
         overflows = _check_half(shop, request, opened, plan, exported) if checked else None
-        automatic = None
-        if plan.automatic_key and table is not None and overflows is not None:
+        if undecided:
+            assert table is not None
+            assert overflows is not None
             automatic = _choose_precisions(shop, request, opened, plan, exported, table, overflows)
-            chosen = read_plan(automatic.folder / PLAN_NAME)
-            request = replace(request, precision=replace(request.precision, plan=chosen))
+            request, plan = _with_choice(request, opened, automatic)
         worker.close()  # what was held for the checks goes
         built = _build_engines(shop, request, plan, exported, table, overflows, automatic)
         up_to_date, manifest = _write(shop, request, opened, built)
@@ -130,6 +131,23 @@ def _load(shop: Workshop, request: ExportRequest) -> Opened:
         outcome.peak_memory_bytes = done.peak_memory_bytes
         opened: Opened = done.value
     return opened
+
+
+def _known_choice(shop: Workshop, plan: ExportPlan) -> Entry | None:
+    """The precisions that an earlier export with the same keys has chosen."""
+    entry = None if plan.automatic_key is None else shop.cache.find("plan", plan.automatic_key)
+    return None if entry is None or entry.damage() is not None else entry
+
+
+def _with_choice(request: ExportRequest, opened: Opened, automatic: Entry) -> tuple[ExportRequest, ExportPlan]:
+    """The request with the plan that was chosen for it, and the keys of its engines."""
+    chosen = read_plan(automatic.folder / PLAN_NAME)
+    request = replace(request, precision=replace(request.precision, plan=chosen))
+    return request, plan_export(request, opened)
+
+
+def _all_builds(request: ExportRequest) -> dict[str, list[str]]:
+    return {name: [target.name for target in request.targets] for name in COMPONENTS}
 
 
 def _missing_builds(shop: Workshop, plan: ExportPlan) -> dict[str, list[str]]:

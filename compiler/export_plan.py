@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 from sdc.compiler.calibration.options import DEFAULT_CALIBRATION, CalibrationOptions
 from sdc.compiler.doctor import processor
+from sdc.compiler.precision.budget import JUDGE_PATH, JUDGE_SOURCES, Measure
 from sdc.compiler.precision.capabilities import in_float32, runs_here
 from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Opened, Source
@@ -111,6 +112,8 @@ class ExportPlan:
 def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     """Work out the keys; nothing is computed yet.
 
+    Those of engines are final once an automatic plan is chosen and in the request.
+
     Raises:
         InputError: the networks do not fit together, or the file of prompts cannot be used.
     """
@@ -122,23 +125,27 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
     file = request.calibration.prompts_file
     prompts = None if file is None else read_prompts(file)
     calibration_key = None
-    if request.precision.calibrates:
+    # What is found before precisions are chosen does not depend on the choice.
+    asked = replace(request.precision, plan=None) if request.precision.name == AUTO else request.precision
+    if asked.calibrates:
         graphs = [export_keys["unet"], export_keys["text_encoder"]]
         chosen = request.calibration
         drawn = [str(each) for each in (chosen.steps, chosen.size_px, chosen.timesteps)]
         calibration_key = _drawing_key("calibrate", request, opened, [*graphs, *drawn], prompts)
     building = [digest_sources(BUILD_SOURCES), versions_of(BUILD_TOOLS), request.fuse]
     half_key = None
-    if Format.FP16 in request.precision.formats():
+    if Format.FP16 in asked.formats():
         half_key = _drawing_key("check-fp16", request, opened, [export_keys[name] for name in COMPONENTS], prompts)
     automatic_key = None
     if (budget := request.precision.budget) is not None:
         budget.check_model(opened.entry.name)
+        judged = [digest_sources(JUDGE_SOURCES), _file_digest(JUDGE_PATH)] if budget.measure is Measure.FRECHET else []
         here = processor()
         ranges = [automatic_rule(request).label, request.calibration.correct_bias]
         automatic_key = digest_of(
             [
                 *("plan", calibration_key, half_key, budget.measure, str(budget.limit), automatic_defaults(request)),
+                *judged,
                 *(*ranges, *building, request.hoist),
                 *(export_keys[name] for name in COMPONENTS),
                 *((here.name, here.usable_cpus) if all(map(runs_here, request.targets)) else ()),
@@ -155,7 +162,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 _plan_text(name, request.precision),
                 in_float32(target),
                 [calibration_key, *_range_options(request.calibration, target)] if name in QUANTISED else None,
-                automatic_key,
+                automatic_key if name in QUANTISED else None,
                 half_key,
                 request.hoist and name in HOISTED_FROM,
                 [target.name, target.backend, *target.compute_capabilities],
@@ -190,7 +197,7 @@ def automatic_defaults(request: ExportRequest) -> tuple[Format, ...]:
     if all(map(in_float32, request.targets)):
         return (Format.FP32,)
     exact = (Format.FP32,) if all(map(runs_here, request.targets)) else ()
-    return (request.precision.default, *exact)
+    return (Format.FP16, *exact)
 
 
 def automatic_rule(request: ExportRequest) -> RangeRule:
@@ -257,4 +264,4 @@ def _file_digest(path: Path) -> str:
     try:
         return sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(f"cannot read the calibration {path}: {error.strerror}") from error
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -97,7 +97,9 @@ def open_tokenizer(inputs: HalfCheck) -> ClipTokenizer:
         return load_tokenizer(Path(folder), max_tokens=pipeline_settings(inputs.configs).max_tokens)
 
 
-def draw_settings(inputs: HalfCheck, *, pictures: int, steps: int) -> tuple[PipelineSettings, HalfCheckSettings]:
+def draw_settings(
+    inputs: HalfCheck, *, pictures: int, steps: int, seed: int = 0
+) -> tuple[PipelineSettings, HalfCheckSettings]:
     """What surrounds the networks, and what to draw with them; prompts come again with other noise if they are few."""
     from sdc.compiler.calibration.prompts import prompts_for
     from sdc.compiler.precision.half_safety import HalfCheckSettings
@@ -108,7 +110,7 @@ def draw_settings(inputs: HalfCheck, *, pictures: int, steps: int) -> tuple[Pipe
     pixels = {"H": settings.default_height_px, "W": settings.default_width_px}
     height, width = (_size(unet, symbol, size // settings.vae_reduction) for symbol, size in pixels.items())
     prompts = tuple(islice(cycle(inputs.prompts or prompts_for(inputs.model)), pictures))
-    return settings, HalfCheckSettings(prompts=prompts, latent_size=(height, width), steps=steps)
+    return settings, HalfCheckSettings(prompts=prompts, latent_size=(height, width), steps=steps, seed=seed)
 
 
 def _size(spec: ComponentSpec, symbol: str, size: int) -> int:

@@ -132,7 +132,7 @@ class Calibration:
         files: as in `Opened`.
         prompts: None for the model's own.
         steps: of each picture; None for what suits the network's size. Likewise `size_px`.
-        timesteps: how many of the steps are recorded; None for all.
+        timesteps: how many of the steps are kept; None for all.
         fuse: as for the engines.
         smoothing: of SmoothQuant; None leaves the graph as it is.
         table: an earlier calibration to use instead of a new one.
@@ -277,10 +277,38 @@ def _planned_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[s
         reports["precision"] = _run(precision_passes(recipe.precision, float32=islands), component)
         return component, reports, None
     plan = plan_for(component, recipe.precision, recipe.plan)
-    run = plan.with_default(Format.FP32) if recipe.in_float32 else plan
-    quantise = quantising_passes(recipe.table, recipe.rule, run, correct_bias=recipe.correct_bias)
-    reports["precision"] = _run(passes_from_plan(run, quantise, float32=islands), component)
+    passes = planned_passes(
+        plan,
+        recipe.table,
+        recipe.rule,
+        correct_bias=recipe.correct_bias,
+        in_float32=recipe.in_float32,
+        islands=islands,
+    )
+    reports["precision"] = _run(passes, component)
     return component, reports, plan
+
+
+def planned_passes(
+    plan: PrecisionPlan,
+    table_file: Path | None,
+    rule: RangeRule,
+    *,
+    correct_bias: bool,
+    in_float32: bool,
+    islands: frozenset[str],
+) -> tuple[Pass, ...]:
+    """The precision phase of a planned component, as its engine has it.
+
+    Args:
+        plan: of its layers.
+        table_file: as in `quantising_passes`; likewise `rule` and `correct_bias`.
+        in_float32: whether what the plan leaves in 16-bit floats is computed in float32.
+        islands: nodes that stay in float32, whatever the plan.
+    """
+    run = plan.with_default(Format.FP32) if in_float32 else plan
+    quantise = quantising_passes(table_file, rule, run, correct_bias=correct_bias)
+    return passes_from_plan(run, quantise, float32=islands)
 
 
 def quantising_passes(

@@ -109,8 +109,9 @@ def calibrate(
 
 
 def _chosen_timesteps(seen: CalibrationTable, count: int) -> tuple[int, ...]:
-    """From the noisiest on."""
-    return tuple(int(seen.timesteps[index]) for index in choose_timesteps(relative_magnitudes(seen), count))
+    """From the noisiest on, which is one of them: pictures start there."""
+    chosen = choose_timesteps(relative_magnitudes(seen), count, always=(0,))
+    return tuple(int(seen.timesteps[index]) for index in chosen)
 
 
 class _Progress:
@@ -149,7 +150,7 @@ def _measure(
         prompts=settings.prompts,
         seed=settings.seed,
         sampler=_SAMPLER,
-        steps=settings.steps,
+        steps=settings.steps if timesteps is None else len(timesteps),
         guidance_scale=settings.guidance_scale,
         latent_size=settings.latent_size,
         timesteps=recorder.timesteps,

@@ -27,7 +27,7 @@ class CalibrationOptions:
         prompts_file: prompts to denoise, one a line; None for the model's own.
         steps: of each picture; None for what suits the network's size.
         size_px: height and width of the pictures; likewise.
-        timesteps: how many of the steps are recorded, chosen by the drift of ranges; None for all.
+        timesteps: how many of the steps are kept, chosen by what ranges they cover; None for all.
         table_file: an earlier calibration, to be used instead of a new one.
     """
 
@@ -57,6 +57,11 @@ class CalibrationOptions:
                 )
             if isinstance(value, int) and value < 1:
                 raise InputError(f"--calibration-{name} is {value}", hint="give a positive number")
+        if self.timesteps is not None and self.steps is not None and self.timesteps > self.steps:
+            raise InputError(
+                f"--calibration-timesteps asks for {self.timesteps} of {self.steps} steps",
+                hint="ask for fewer, or give more --calibration-steps",
+            )
         if self.table_file is not None and self.smoothing != DEFAULT_SMOOTHING:
             raise InputError(
                 "--smooth-quant has no effect on a calibration that is at hand: it was measured with its own",

@@ -25,8 +25,8 @@ class CalibrationSettings:
         seed: noise of the first prompt; the others count up from it.
         latent_size: height and width of the latents.
         batch: prompts at a time; it changes memory and time, not the ranges.
-        timesteps: how many of the steps are recorded, chosen by `choose_timesteps` from the first batch; pictures are
-            drawn in these alone. None records all.
+        timesteps: how many of the steps pictures are drawn in: the noisiest and those that `choose_timesteps` finds
+            from the first batch, which is drawn in all. None for all.
     """
 
     prompts: tuple[str, ...]
@@ -76,7 +76,7 @@ def chosen_settings(
         all_prompts: likewise.
         steps: of each picture; None for the default.
         size_px: height and width of the pictures; likewise.
-        timesteps: how many of the steps are recorded; None for all.
+        timesteps: how many of the steps are kept; None for all.
 
     Raises:
         InputError: the network does not take pictures of this size, or there are not so many steps.

@@ -46,7 +46,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-timesteps",
         type=int,
         metavar="N",
-        help="of these steps, calibrate at those N that cover most of the ranges of the first pictures (all)",
+        help="draw in N of these steps: the noisiest and those that cover most of the first pictures' ranges (all)",
     )
     group.add_argument(
         "--calibration-table", type=Path, metavar="FILE", help="use the calibration/unet.json of an earlier export"

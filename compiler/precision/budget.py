@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
+from math import inf, isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdc.compiler.evaluate.metrics import psnr
+from sdc.compiler.evaluate.metrics import PSNR_CEILING_DB, psnr
+from sdc.compiler.evaluate.settings import JUDGED_MODEL
 from sdc.engines.errors import InputError
 
-_EQUAL_DB = 120.0
-"""What counts as the same picture."""
+if TYPE_CHECKING:
+    from sdc.compiler.tiny.judge import Judge
 
-JUDGED = "tiny"
-"""The model whose pictures the package's judge knows."""
+JUDGE_PATH = Path(__file__).parent.parent / "models" / "judge.safetensors"
+JUDGE_SOURCES = ("sdc.compiler.evaluate.frechet", "sdc.compiler.evaluate.verdicts", "sdc.compiler.tiny.judge")
+"""What a Fréchet distance is taken with."""
 
 
 class Measure(StrEnum):
@@ -51,7 +57,14 @@ class QualityBudget:
 
     def text(self, value: float) -> str:
         """A value as it is told to people."""
-        return f"{value:.4g} dB" if self.measure is Measure.PSNR else f"a Fréchet distance of {value:.2g}"
+        if not isfinite(value):
+            return "no finite picture"
+        return f"{value:.4g} dB" if self.measure is Measure.PSNR else f"a Fréchet distance of {value:.4g}"
+
+    @property
+    def worst(self) -> float:
+        """Of pictures that are not finite."""
+        return -inf if self.measure is Measure.PSNR else inf
 
     @property
     def pictures(self) -> int:
@@ -64,10 +77,10 @@ class QualityBudget:
         Raises:
             InputError: there is no judge for its pictures.
         """
-        if self.measure is Measure.FRECHET and model != JUDGED:
+        if self.measure is Measure.FRECHET and model != JUDGED_MODEL:
             raise InputError(
                 f"--quality-budget {Measure.FRECHET}: a Fréchet distance needs a judge of pictures, which there is for "
-                f"{JUDGED!r}, not for {model!r}",
+                f"{JUDGED_MODEL!r}, not for {model!r}",
                 hint="give the budget in decibels, for example 40dB",
             )
 
@@ -75,7 +88,7 @@ class QualityBudget:
         """The measured value of pictures [1, 3, H, W], as decoded: values span -1 to 1."""
         left, right = (np.concatenate(each).clip(-1, 1) for each in (found, exact))
         if self.measure is Measure.PSNR:
-            return float(np.minimum(psnr(left, right, data_range=2), _EQUAL_DB).mean())
+            return float(np.minimum(psnr(left, right, data_range=2), PSNR_CEILING_DB).mean())
         return _judged_distance(left, right)
 
 
@@ -107,12 +120,16 @@ def _judged_distance(left: np.ndarray, right: np.ndarray) -> float:
     import torch
 
     from sdc.compiler.evaluate.frechet import Gaussian, frechet_distance
-    from sdc.compiler.evaluate.statistics import MODELS_FOLDER
-    from sdc.compiler.evaluate.verdicts import load_judge
 
-    judge = load_judge(MODELS_FOLDER / "judge.safetensors")
     fitted = (
-        Gaussian.fit(judge.judge(torch.from_numpy(pictures.astype(np.float32))).features.numpy())
+        Gaussian.fit(_judge().judge(torch.from_numpy(pictures.astype(np.float32))).features.numpy())
         for pictures in (left, right)
     )
     return frechet_distance(*fitted)
+
+
+@lru_cache(maxsize=1)
+def _judge() -> Judge:
+    from sdc.compiler.evaluate.verdicts import load_judge
+
+    return load_judge(JUDGE_PATH)

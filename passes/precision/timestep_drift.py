@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,18 +37,23 @@ def coverage(magnitudes: NDArray[np.float64], chosen: NDArray[np.int64]) -> floa
     return float(magnitudes[:, chosen].max(axis=1).mean()) if len(chosen) else 0.0
 
 
-def choose_timesteps(magnitudes: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+def choose_timesteps(magnitudes: NDArray[np.float64], count: int, *, always: Sequence[int] = ()) -> NDArray[np.int64]:
     """Numbers of `count` timesteps that cover the ranges, ascending; each is the best addition to those before it.
+
+    Args:
+        magnitudes: as `relative_magnitudes` gives them.
+        count: timesteps to choose; all of them if there are fewer.
+        always: numbers of timesteps that are taken before any other.
 
     Source: Nemhauser, Wolsey and Fisher, "An analysis of approximations for maximizing submodular set functions", 1978:
     greedy choices reach 1 - 1/e of the best coverage at least.
     """
     covered = np.zeros(len(magnitudes))
     chosen: list[int] = []
-    for _ in range(min(count, magnitudes.shape[1])):
+    for place in range(min(count, magnitudes.shape[1])):
         gains = np.maximum(magnitudes, covered[:, None]).mean(axis=0)
         gains[chosen] = -1
-        best = int(np.argmax(gains))
+        best = always[place] if place < len(always) else int(np.argmax(gains))
         chosen.append(best)
         covered = np.maximum(covered, magnitudes[:, best])
     return np.array(sorted(chosen), np.int64)

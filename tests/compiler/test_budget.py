@@ -40,14 +40,16 @@ def test_what_is_no_budget_is_refused(text: str, message: str):
 
 def test_more_decibels_and_less_distance_are_better():
     assert [parse_budget("40dB").allows(each) for each in (39.9, 40.0, 60.0)] == [False, True, True]
+    assert not parse_budget("0.1dB").allows(parse_budget("0.1dB").worst)
+    assert not parse_budget("fd=99").allows(parse_budget("fd=99").worst)
     assert [parse_budget("fd=0.01").allows(each) for each in (0.02, 0.01, 0.0)] == [False, True, True]
 
 
 def test_psnr_is_the_mean_over_pictures_of_clipped_values():
     exact = [np.zeros((1, 3, 4, 4)), np.full((1, 3, 4, 4), 1.5)]
     found = [np.full((1, 3, 4, 4), 0.2), np.full((1, 3, 4, 4), 1.0)]
-    # Of a span of 2, 0.2 is 20 dB; what lies beyond the span is equal, and counts as 120 dB.
-    assert parse_budget("40dB").compare(found, exact) == pytest.approx((20 + 120) / 2)
+    # Of a span of 2, 0.2 is 20 dB; what lies beyond the span is equal, and counts as 100 dB.
+    assert parse_budget("40dB").compare(found, exact) == pytest.approx((20 + 100) / 2)
 
 
 def test_distance_is_the_judges():

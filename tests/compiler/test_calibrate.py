@@ -148,8 +148,10 @@ def test_only_chosen_timesteps_are_recorded(
     settings = replace(SETTINGS, timesteps=2)
     table = calibrate(unet, surroundings, settings, smoothing=smoothing, on_run=lambda *each: told.append(each))
     seen = calibrate(unet, surroundings, replace(SETTINGS, prompts=SETTINGS.prompts[:1]))
-    chosen = [int(seen.timesteps[index]) for index in choose_timesteps(relative_magnitudes(seen), 2)]
+    chosen = [int(seen.timesteps[index]) for index in choose_timesteps(relative_magnitudes(seen), 2, always=(0,))]
     assert table.timesteps == tuple(map(float, chosen))
+    assert chosen[0] == 76  # pictures start in noise
+    assert table.steps == 2
     assert told[-1] == (4 + 3 * 2,) * 2
     if smoothing is None:
         expected = maxima_by_hand(unet, surroundings, SETTINGS, chosen)

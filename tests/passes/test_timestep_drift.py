@@ -51,6 +51,8 @@ def test_choice_is_nearly_the_best_and_no_worse_than_even():
         best = max(coverage(magnitudes, np.array(each)) for each in combinations(range(11), count))
         assert coverage(magnitudes, chosen) >= (1 if count == 1 else 0.9) * best
         assert coverage(magnitudes, chosen) > coverage(magnitudes, uniform_timesteps(11, count))
+        fixed = choose_timesteps(magnitudes, count, always=(5,))
+        assert (len(set(fixed.tolist())), 5 in fixed) == (count, True)
     assert choose_timesteps(magnitudes, 99).tolist() == list(range(11))
 
 
