@@ -35,6 +35,7 @@ HEADERS = ("attention.h", "avx512.h")
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
 _NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
+_BETTER = "amx_bf16"
 """Source: Linux arch/x86/include/asm/cpufeatures.h."""
 _TIMEOUT_SECONDS = 300
 
@@ -80,9 +81,11 @@ def find_toolchain() -> Toolchain | str:
     """What kernels can be built with here, or in one line why they cannot be built or would not run."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"they are for Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
-    missing = sorted(_NEEDED - cpu_flags())
-    if missing:
+    flags = cpu_flags()
+    if missing := sorted(_NEEDED - flags):
         return f"the processor has no {', '.join(missing)}"
+    if _BETTER in flags:
+        return "the processor has AMX, which OpenVINO uses and they do not yet"
     package = importlib.util.find_spec("openvino")
     if package is None or package.origin is None:
         return "openvino is not installed"

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from sdc.engines.environment import kernels_wanted
 from sdc.engines.errors import InputError
-from sdc.engines.kernels.build import build_kernels
+from sdc.engines.kernels.build import build_kernels, find_toolchain
 
 log = logging.getLogger(__name__)
+
+_SWITCHED_OFF = "they are switched off by SDC_KERNELS=0"
 
 
 class _Tensor(ctypes.Structure):
@@ -127,7 +129,13 @@ class Kernels:
 
 def find_kernels() -> Kernels | str:
     """The kernels for this machine, built at the first call on it; or in one line why there are none."""
-    return _find_kernels() if kernels_wanted() else "they are switched off by SDC_KERNELS=0"
+    return _find_kernels() if kernels_wanted() else _SWITCHED_OFF
+
+
+def missing_for_kernels() -> str | None:
+    """What `find_kernels` would fail for, as far as can be told without building; None for nothing."""
+    found = find_toolchain() if kernels_wanted() else _SWITCHED_OFF
+    return found if isinstance(found, str) else None
 
 
 @functools.cache

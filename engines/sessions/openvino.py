@@ -9,8 +9,10 @@ import numpy as np
 import openvino
 
 from sdc.engines.errors import TargetError
+from sdc.engines.kernels.library import find_kernels
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
+from sdc.engines.sessions.openvino_attention import KernelAttention, replace_attention
 from sdc.engines.sessions.source import EngineSource
 
 PRECISIONS = ("auto", "f32", "bf16")
@@ -20,7 +22,8 @@ class OpenVinoSession:
     """A compiled OpenVINO model.
 
     The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
-    "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere.
+    "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere. In bf16
+    attention runs in kernels of our own where there are any (`sdc.engines.kernels`).
     """
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
@@ -35,6 +38,10 @@ class OpenVinoSession:
         if not expected <= found:
             raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
         settings = compile_settings(core, source.options, threads)
+        kernels = find_kernels() if settings["INFERENCE_PRECISION_HINT"] == "bf16" else "they compute in bf16"
+        self._attention: list[KernelAttention] = []
+        if not isinstance(kernels, str):
+            self._attention = replace_attention(model, kernels)
         try:
             self._compiled: openvino.CompiledModel | None = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
@@ -72,6 +79,7 @@ class OpenVinoSession:
     def close(self) -> None:
         """Release the model; may be called twice."""
         self._request = self._compiled = self._set = None
+        self._attention = []
         self._weight_bytes = 0
 
     def __enter__(self) -> OpenVinoSession:

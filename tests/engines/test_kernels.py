@@ -200,6 +200,8 @@ def test_other_machines_are_named(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build._NEEDED - {"avx512_bf16"}))
     assert find_toolchain() == "the processor has no avx512_bf16"
+    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build._NEEDED | {"amx_bf16"}))
+    assert "the processor has AMX" in str(find_toolchain())
 
 
 def test_can_be_switched_off(monkeypatch):
