@@ -79,11 +79,13 @@ def request_of(
     attention = operators.scaled_dot_product_attention(*split)
     merged = operators.reshape(operators.transpose(attention, [0, 2, 1, 3]), np.array([0, 0, heads * size]), True)
     model = openvino.Model([operators.convert(merged, "bf16" if precision == "bf16" else "f32")], operands)
-    family = replace_attention(model, kernels) if kernels is not None else []
+    for index, port in enumerate(model.inputs):
+        port.get_tensor().set_names({f"operand {index}"})
+    if kernels is not None:
+        large = {f"operand {index}": (4, 4096, heads * size) for index in range(3)}
+        replace_attention(model, kernels, large)
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-    request.family = family  # operators written in Python have to be kept
-    return request
+    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 def bf16_tensor(values: np.ndarray) -> openvino.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import openvino
 
 from sdc.engines.errors import TargetError
-from sdc.engines.kernels.library import find_kernels
+from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
-from sdc.engines.sessions.openvino_attention import KernelAttention, replace_attention
+from sdc.engines.sessions.openvino_attention import Replacements, replace_attention
 from sdc.engines.sessions.source import EngineSource
+from sdc.engines.specs import ComponentSpec
 
 PRECISIONS = ("auto", "f32", "bf16")
 
@@ -38,15 +40,14 @@ class OpenVinoSession:
         if not expected <= found:
             raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
         settings = compile_settings(core, source.options, threads)
-        kernels = find_kernels() if settings["INFERENCE_PRECISION_HINT"] == "bf16" else "they compute in bf16"
-        self._attention: list[KernelAttention] = []
-        if not isinstance(kernels, str):
-            self._attention = replace_attention(model, kernels)
+        self._replacements = _replace_attention(model, source.spec, settings["INFERENCE_PRECISION_HINT"])
         try:
             self._compiled: openvino.CompiledModel | None = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise source.unreadable(error) from error
         self._request: openvino.InferRequest | None = self._compiled.create_infer_request()
+        self._replacements.compiled = True
+        weakref.finalize(self, self._replacements.release)
         self._weight_bytes = sum(file.stat().st_size for file in source.files[1:])
         self._set: HeldFeeds | None = None
 
@@ -79,7 +80,7 @@ class OpenVinoSession:
     def close(self) -> None:
         """Release the model; may be called twice."""
         self._request = self._compiled = self._set = None
-        self._attention = []
+        self._replacements.release()
         self._weight_bytes = 0
 
     def __enter__(self) -> OpenVinoSession:
@@ -87,6 +88,18 @@ class OpenVinoSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _replace_attention(model: openvino.Model, spec: ComponentSpec, precision: str) -> Replacements:
+    """Use the kernels for attention where there are any and they compute in the engine's precision."""
+    kernels = find_kernels() if precision == "bf16" else None
+    if not isinstance(kernels, Kernels):
+        return Replacements()
+    shapes = {
+        tensor.name: tuple(size if isinstance(size, int) else spec.dimensions[size].optimum for size in tensor.shape)
+        for tensor in spec.inputs
+    }
+    return replace_attention(model, kernels, shapes)
 
 
 def compile_settings(core: openvino.Core, options: Mapping[str, Any], threads: int | None) -> dict[str, Any]:

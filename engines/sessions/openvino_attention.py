@@ -13,6 +13,8 @@ cannot be saved in a model, therefore models are patched after they are read.
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,17 @@ log = logging.getLogger(__name__)
 
 _SPLIT = (0, 2, 1, 3)
 """[B, S, heads, head_size] ↔ [B, heads, S, head_size]."""
+_LEAST_PRODUCTS = 20_000_000
+"""About where the kernel begins to be faster (scripts/bench_attention.py): a call costs some 50 µs of Python."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """An attention without its operands."""
+
+    heads: int
+    scale: float
+    causal: bool
 
 
 @dataclass(frozen=True)
@@ -35,27 +48,47 @@ class _Site:
     Attributes:
         operands: query, key and value before their heads were split; outputs of nodes, [B, S, heads · head_size].
         result: the last node of the pattern; its output is what the operator's takes the place of.
+        settings: what is computed.
     """
 
     operands: tuple[Any, ...]
     result: Any
-    heads: int
-    scale: float
-    causal: bool
+    settings: _Settings
+
+
+class Replacements:
+    """The operators that were put into one model, and their copies in what is compiled from it.
+
+    OpenVINO never frees an operator that is written in Python, nor what it reads: the whole graph before it. So all of
+    them are kept here, to be cut off from their inputs at the end. And OpenVINO copies an operator whenever it infers
+    shapes, which is in every run; once the model is compiled, one copy of each serves for that.
+    """
+
+    def __init__(self) -> None:
+        self.operators: list[KernelAttention] = []
+        self.compiled = False
+
+    def release(self) -> None:
+        """Cut the operators off from the graph; what was compiled from the model must not be used any more."""
+        for operator in self.operators:
+            operator.set_arguments([])
+        self.operators.clear()
 
 
 class KernelAttention(openvino.Op):  # type: ignore[misc]
-    """q, k, v: [B, S, heads · head_size], bf16 → attention, as q.
+    """q, k, v: [B, S, heads · head_size], bf16 → attention, as q."""
 
-    OpenVINO copies operators, and a copy's Python half lives only as long as Python refers to it: `family` does.
-    """
-
-    def __init__(self, site: _Site, kernels: Kernels, family: list[KernelAttention], inputs: list[Any]) -> None:
+    def __init__(self, settings: _Settings, kernels: Kernels, replacements: Replacements, inputs: list[Any]) -> None:
         super().__init__(self)
-        self._site = site
+        self._settings = settings
         self._kernels = kernels
-        self._family = family
-        family.append(self)
+        self._replacements = replacements
+        self._for_shapes: KernelAttention | None = None
+        replacements.operators.append(self)
+        self.read(inputs)
+
+    def read(self, inputs: list[Any]) -> None:
+        """Take query, key and value from elsewhere."""
         self.set_arguments(inputs)
         self.constructor_validate_and_infer_types()
 
@@ -64,8 +97,14 @@ class KernelAttention(openvino.Op):  # type: ignore[misc]
         self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
 
     def clone_with_new_inputs(self, new_inputs: list[Any]) -> KernelAttention:
-        """A copy with other inputs."""
-        return KernelAttention(self._site, self._kernels, self._family, list(new_inputs))
+        """A copy with other inputs; of a compiled model always the same one."""
+        if self._for_shapes is not None:
+            self._for_shapes.read(list(new_inputs))
+            return self._for_shapes
+        copy = KernelAttention(self._settings, self._kernels, self._replacements, list(new_inputs))
+        if self._replacements.compiled:
+            self._for_shapes = copy
+        return copy
 
     def visit_attributes(self, visitor: Any) -> bool:  # noqa: ARG002
         """Nothing of it can be saved."""
@@ -77,37 +116,60 @@ class KernelAttention(openvino.Op):  # type: ignore[misc]
 
     def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
         """Run the kernel on the tensors' own memory."""
-        outputs[0].shape = inputs[0].shape
-        rows = [Rows(tensor.data.ctypes.data, tuple(tensor.shape)) for tensor in (*inputs, outputs[0])]
-        self._kernels.attend(*rows, heads=self._site.heads, scale=self._site.scale, causal=self._site.causal)
+        outputs[0].shape = list(inputs[0].data.shape)  # arrays tell their shapes in a thirtieth of the time of tensors
+        rows = [Rows(array.ctypes.data, array.shape) for array in (tensor.data for tensor in (*inputs, outputs[0]))]
+        settings = self._settings
+        self._kernels.attend(*rows, heads=settings.heads, scale=settings.scale, causal=settings.causal)
         return True
 
 
-def replace_attention(model: openvino.Model, kernels: Kernels) -> list[KernelAttention]:
-    """Put the kernel in the place of every attention that it computes.
+def replace_attention(model: openvino.Model, kernels: Kernels, shapes: Mapping[str, tuple[int, ...]]) -> Replacements:
+    """Put the kernel in the place of every attention that it computes faster.
 
     Not replaced: attention with a mask, with heads that are not split and merged as above, or whose number or size of
-    heads is not static; odd head sizes.
+    heads is not static; odd head sizes; small ones, where calling Python costs more than the kernel saves.
 
     Args:
         model: changed in place; it has to be compiled for bf16.
         kernels: loaded.
+        shapes: of the inputs by name, with which small attentions are told.
 
     Returns:
-        The operators; they must be kept as long as the model or what was compiled from it lives.
+        The operators; to be released when the model and what was compiled from it are not used any more. `compiled` is
+        to be set when it has been compiled.
     """
-    family: list[KernelAttention] = []
+    replacements = Replacements()
     found = [node for node in model.get_ordered_ops() if node.get_type_name() == "ScaledDotProductAttention"]
-    sites = [site for node in found if (site := _match(node)) is not None]
+    products = _count_products(model, found, shapes)
+    sites = [
+        site
+        for node, count in zip(found, products, strict=True)
+        if count >= _LEAST_PRODUCTS and (site := _match(node)) is not None
+    ]
     for site in sites:
         halves = [operators.convert(operand, "bf16") for operand in site.operands]
-        attention = KernelAttention(site, kernels, family, [half.output(0) for half in halves])
+        attention = KernelAttention(site.settings, kernels, replacements, [half.output(0) for half in halves])
         element_type = site.result.get_output_element_type(0)
         whole = operators.convert(attention, element_type.to_string())
         whole.set_friendly_name(site.result.get_friendly_name())
         site.result.output(0).replace(whole.output(0))
     log.info("%d of %d attentions run in the CPU kernels", len(sites), len(found))
-    return family
+    return replacements
+
+
+def _count_products(model: openvino.Model, attentions: list[Any], shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """B · heads · Sq · Sk · head_size of each attention, when the model's inputs have these shapes."""
+    if not attentions:
+        return []
+    free = {port.get_any_name(): port.get_partial_shape() for port in model.inputs}
+    model.reshape({name: list(shapes[name]) for name in free})
+    counts = []
+    for attention in attentions:
+        query, key = (attention.get_input_partial_shape(index) for index in (0, 1))
+        static = query.is_static and key.is_static and len(query) == len(key) == 4
+        counts.append(math.prod(query.to_shape()) * key.to_shape()[2] if static else 0)
+    model.reshape(free)
+    return counts
 
 
 def _match(attention: Any) -> _Site | None:
@@ -125,7 +187,7 @@ def _match(attention: Any) -> _Site | None:
     scale = _scalar(inputs[4]) if len(inputs) > 4 else shape[1] ** -0.5
     if scale is None or scale <= 0:
         return None
-    return _Site(operands, result, shape[0], scale, bool(attention.get_attributes()["causal"]))
+    return _Site(operands, result, _Settings(shape[0], scale, bool(attention.get_attributes()["causal"])))
 
 
 def _heads_and_size(value: Any) -> tuple[int, int] | None:
