@@ -30,24 +30,10 @@ class OpenVinoSession:
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
         self.spec = source.spec
-        core = openvino.Core()
-        try:
-            model = core.read_model(source.files[0])
-        except RuntimeError as error:
-            raise source.unreadable(error) from error
-        expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
-        found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
-        if not expected <= found:
-            raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
-        settings = compile_settings(core, source.options, threads)
-        self._replacements = _replace_attention(model, source.spec, settings["INFERENCE_PRECISION_HINT"])
-        try:
-            self._compiled: openvino.CompiledModel | None = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise source.unreadable(error) from error
-        self._request: openvino.InferRequest | None = self._compiled.create_infer_request()
-        self._replacements.compiled = True
+        self._compiled: openvino.CompiledModel | None
+        self._compiled, self._replacements = compile_engine(source, threads)
         weakref.finalize(self, self._replacements.release)
+        self._request: openvino.InferRequest | None = self._compiled.create_infer_request()
         self._weight_bytes = sum(file.stat().st_size for file in source.files[1:])
         self._set: HeldFeeds | None = None
 
@@ -88,6 +74,37 @@ class OpenVinoSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def compile_engine(source: EngineSource, threads: int | None) -> tuple[openvino.CompiledModel, Replacements]:
+    """An engine as a session runs it, and what was put into it: to be released when it is not used any more.
+
+    Args:
+        source: the engine's files.
+        threads: CPU threads; None leaves it to OpenVINO.
+
+    Raises:
+        BundleError: the files are not those of an engine with this interface.
+        TargetError: the engine's option ``inference_precision`` is unknown.
+    """
+    core = openvino.Core()
+    try:
+        model = core.read_model(source.files[0])
+    except RuntimeError as error:
+        raise source.unreadable(error) from error
+    expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
+    found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
+    if not expected <= found:
+        raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
+    settings = compile_settings(core, source.options, threads)
+    replacements = _replace_attention(model, source.spec, settings["INFERENCE_PRECISION_HINT"])
+    try:
+        compiled = core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        replacements.release()
+        raise source.unreadable(error) from error
+    replacements.compiled = True
+    return compiled, replacements
 
 
 def _replace_attention(model: openvino.Model, spec: ComponentSpec, precision: str) -> Replacements:

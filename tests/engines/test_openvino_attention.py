@@ -47,22 +47,28 @@ def split(value, *, heads: int = HEADS, shape: tuple[int, ...] | None = None, or
 
 def build_model(
     *, heads: int = HEADS, mask=None, scale: float | None = None, causal: bool = False, order=(0, 2, 1, 3),
-    shape: tuple[int, ...] | None = None, merged=(0, 0, WIDTH), extra_reader: bool = False,
+    shape: tuple[int, ...] | None = None, merged=(0, 0, WIDTH), extra_reader: bool = False, element_type: str = "f32",
 ) -> openvino.Model:  # fmt: skip
     """Projections, attention, output projection; every precondition of the replacement can be broken."""
     x = operators.parameter([-1, -1, 50], openvino.Type.f32, name="x")
     context = operators.parameter([-1, -1, 50], openvino.Type.f32, name="context")
     query, key, value = (
-        split(operators.matmul(source, weight(50, WIDTH, seed), False, False), heads=heads, shape=shape, order=order)
+        split(
+            operators.convert(operators.matmul(source, weight(50, WIDTH, seed), False, False), element_type),
+            heads=heads,
+            shape=shape,
+            order=order,
+        )
         for seed, source in enumerate((x, context, context))
     )
-    rest = [] if mask is None else [operators.constant(np.asarray(mask, np.float32))]
+    rest = [] if mask is None else [operators.convert(operators.constant(np.asarray(mask, np.float32)), element_type)]
     if scale is not None:
-        rest = [*(rest or [operators.constant(np.float32(0))]), operators.constant(np.float32(scale))]
+        zero, factor = (operators.convert(operators.constant(np.float32(each)), element_type) for each in (0, scale))
+        rest = [*(rest or [zero]), factor]
     attention = operators.scaled_dot_product_attention(query, key, value, *rest, causal=causal)
     transposed = operators.transpose(attention, list(order))
     joined = operators.reshape(transposed, np.array(merged), True)
-    y = operators.matmul(joined, weight(WIDTH, 50, 9), False, False)
+    y = operators.matmul(operators.convert(joined, "f32"), weight(WIDTH, 50, 9), False, False)
     results = [y, transposed] if extra_reader else [y]
     model = openvino.Model(results, [x, context], "attention")
     for port, name in zip((*model.inputs, model.outputs[0]), ("x", "context", "y"), strict=True):
@@ -89,7 +95,14 @@ def executed(session) -> list[str]:
     return [node.get_rt_info()["layerType"].astype(str) for node in session._compiled.get_runtime_model().get_ops()]
 
 
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"scale": 0.3}, {"mask": 0.0}, {"merged": (0, -1, WIDTH)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"causal": True}, {"scale": 0.3}, {"mask": 0.0}, {"merged": (0, -1, WIDTH)}, {"element_type": "f16"},
+        {"element_type": "bf16", "scale": 0.2},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_is_put_in_and_no_further_from_float32_than_openvinos_own(kernels, monkeypatch, tmp_path, options):
     found = {}
     for name, precision, switch in (("exact", "f32", "1"), ("openvino", "bf16", "0"), ("kernel", "bf16", "1")):
@@ -98,7 +111,8 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(kernels, monke
             assert executed(session).count("Reference") == (name == "kernel")
             found[name] = session.run(feeds())["y"]
     errors = {name: np.linalg.norm(found[name] - found["exact"]) for name in ("openvino", "kernel")}
-    assert errors["kernel"] < 0.01 * np.linalg.norm(found["exact"])
+    # A logit of size 5 has the error 5 * 2^-9 from its operands in bf16, and so has the power of it.
+    assert errors["kernel"] < 0.02 * np.linalg.norm(found["exact"])
     assert errors["kernel"] <= 1.05 * errors["openvino"]
 
 
