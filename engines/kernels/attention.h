@@ -39,8 +39,9 @@ const char* sdc_attention(const SdcAttention* attention);
 
 namespace sdc {
 
-/// Keys are packed in chunks of this many, each by one thread.
+/// Keys are packed in chunks of this many, each by one thread. Even, so that no pair of keys lies in two of them.
 constexpr int64_t kKeysPerChunk = 256;
+static_assert(kKeysPerChunk % 2 == 0);
 
 /// One instruction set. A head's keys and values are packed once, then used by all of its query blocks.
 struct Path {
