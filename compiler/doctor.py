@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdc.engines.gpu import Gpu, find_gpus
+from sdc.engines.kernels.library import missing_for_kernels
 from sdc.engines.targets import BACKEND_MODULES, TARGETS, TENSORRT_RTX, Target, runnable
 
 DISTRIBUTIONS = (
@@ -64,7 +65,13 @@ class TargetDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that `sdc doctor` found; `memory_bytes` is None where the operating system does not tell."""
+    """All that `sdc doctor` found; `memory_bytes` is None where the operating system does not tell.
+
+    Attributes:
+        cpu_arithmetic: what fp16 and int8 bundles compute in on the target cpu.
+        no_cpu_kernels: why the target cpu runs without kernels of sdc's own; None where it has them or will build them.
+        no_gpu: why there are no GPUs.
+    """
 
     system: str
     python: str
@@ -72,6 +79,7 @@ class Diagnosis:
     processor: Processor
     memory_bytes: int | None
     cpu_arithmetic: str | None
+    no_cpu_kernels: str | None
     gpus: tuple[Gpu, ...]
     no_gpu: str | None
     targets: tuple[TargetDiagnosis, ...]
@@ -91,6 +99,7 @@ def diagnose() -> Diagnosis:
         processor=processor(),
         memory_bytes=_memory_bytes(),
         cpu_arithmetic=_cpu_arithmetic(),
+        no_cpu_kernels=missing_for_kernels(),
         gpus=() if isinstance(gpus, str) else gpus,
         no_gpu=gpus if isinstance(gpus, str) else None,
         targets=tuple(_diagnose_target(target) for target in TARGETS.values()),

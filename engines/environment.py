@@ -15,3 +15,8 @@ def cache_folder() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "sdc"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdc"
+
+
+def kernels_wanted() -> bool:
+    """Whether the CPU kernels of `sdc.engines.kernels` may be built and used: ``$SDC_KERNELS`` is not "0"."""
+    return os.environ.get("SDC_KERNELS") != "0"

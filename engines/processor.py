@@ -23,9 +23,13 @@ def multiplies_bytes_exactly(machine: str | None = None, cpuinfo: Path = _CPUINF
     """
     if (machine or platform.machine()).lower() not in _X86:
         return True
+    return not _VNNI.isdisjoint(cpu_flags(cpuinfo))
+
+
+def cpu_flags(cpuinfo: Path = _CPUINFO) -> frozenset[str]:
+    """Linux' names of what an x86 processor has; none where the operating system does not tell."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return False
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return not _VNNI.isdisjoint(flags)
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))

@@ -84,13 +84,9 @@ def _watch_onnxruntime(source: EngineSource, feeds: Mapping[str, np.ndarray], th
 
 
 def _watch_openvino(source: EngineSource, feeds: Mapping[str, np.ndarray], threads: int | None) -> Execution:
-    import openvino
+    from sdc.engines.sessions.openvino import compile_engine
 
-    from sdc.engines.sessions.openvino import compile_settings
-
-    core = openvino.Core()
-    settings = compile_settings(core, source.options, threads)
-    compiled = core.compile_model(core.read_model(source.files[0]), "CPU", settings)
+    compiled, replacements = compile_engine(source, threads)
     compiled.create_infer_request().infer(dict(feeds))
     kernels: Counter[str] = Counter()
     sizes = []
@@ -104,6 +100,7 @@ def _watch_openvino(source: EngineSource, feeds: Mapping[str, np.ndarray], threa
         elif kind not in _NO_KERNELS:
             kernels[kind] += 1
             sizes += [math.prod(port.get_shape()) * port.get_element_type().size for port in node.outputs()]
+    replacements.release()
     return _execution(kernels, sizes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,12 @@ import numpy as np
 import openvino
 
 from sdc.engines.errors import TargetError
+from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
+from sdc.engines.sessions.openvino_attention import Replacements, replace_attention
 from sdc.engines.sessions.source import EngineSource
+from sdc.engines.specs import ComponentSpec
 
 PRECISIONS = ("auto", "f32", "bf16")
 
@@ -20,25 +24,15 @@ class OpenVinoSession:
     """A compiled OpenVINO model.
 
     The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
-    "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere.
+    "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere. In bf16
+    attention runs in kernels of our own where there are any (`sdc.engines.kernels`).
     """
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
         self.spec = source.spec
-        core = openvino.Core()
-        try:
-            model = core.read_model(source.files[0])
-        except RuntimeError as error:
-            raise source.unreadable(error) from error
-        expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
-        found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
-        if not expected <= found:
-            raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
-        settings = compile_settings(core, source.options, threads)
-        try:
-            self._compiled: openvino.CompiledModel | None = core.compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise source.unreadable(error) from error
+        self._compiled: openvino.CompiledModel | None
+        self._compiled, self._replacements = compile_engine(source, threads)
+        weakref.finalize(self, self._replacements.release)
         self._request: openvino.InferRequest | None = self._compiled.create_infer_request()
         self._weight_bytes = sum(file.stat().st_size for file in source.files[1:])
         self._set: HeldFeeds | None = None
@@ -72,6 +66,7 @@ class OpenVinoSession:
     def close(self) -> None:
         """Release the model; may be called twice."""
         self._request = self._compiled = self._set = None
+        self._replacements.release()
         self._weight_bytes = 0
 
     def __enter__(self) -> OpenVinoSession:
@@ -79,6 +74,49 @@ class OpenVinoSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def compile_engine(source: EngineSource, threads: int | None) -> tuple[openvino.CompiledModel, Replacements]:
+    """An engine as a session runs it, and what was put into it: to be released when it is not used any more.
+
+    Args:
+        source: the engine's files.
+        threads: CPU threads; None leaves it to OpenVINO.
+
+    Raises:
+        BundleError: the files are not those of an engine with this interface.
+        TargetError: the engine's option ``inference_precision`` is unknown.
+    """
+    core = openvino.Core()
+    try:
+        model = core.read_model(source.files[0])
+    except RuntimeError as error:
+        raise source.unreadable(error) from error
+    expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
+    found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
+    if not expected <= found:
+        raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
+    settings = compile_settings(core, source.options, threads)
+    replacements = _replace_attention(model, source.spec, settings["INFERENCE_PRECISION_HINT"])
+    try:
+        compiled = core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        replacements.release()
+        raise source.unreadable(error) from error
+    replacements.compiled = True
+    return compiled, replacements
+
+
+def _replace_attention(model: openvino.Model, spec: ComponentSpec, precision: str) -> Replacements:
+    """Use the kernels for attention where there are any and they compute in the engine's precision."""
+    kernels = find_kernels() if precision == "bf16" else None
+    if not isinstance(kernels, Kernels):
+        return Replacements()
+    shapes = {
+        tensor.name: tuple(size if isinstance(size, int) else spec.dimensions[size].optimum for size in tensor.shape)
+        for tensor in spec.inputs
+    }
+    return replace_attention(model, kernels, shapes)
 
 
 def compile_settings(core: openvino.Core, options: Mapping[str, Any], threads: int | None) -> dict[str, Any]:

@@ -66,6 +66,15 @@ def test_the_text_joins_targets_with_the_same_reason(monkeypatch):
     assert "rtx cannot" not in text
 
 
+def test_says_whether_there_are_cpu_kernels(monkeypatch):
+    monkeypatch.setattr(doctor, "missing_for_kernels", lambda: None)
+    assert "Kernels    sdc's own for bf16 on the target cpu: built at first use" in describe(diagnose())
+    monkeypatch.undo()
+    monkeypatch.setenv("SDC_KERNELS", "0")
+    text = "\n".join(describe(diagnose()))
+    assert "Kernels    sdc's own for bf16 on the target cpu: none: they are switched off by SDC_KERNELS=0" in text
+
+
 def test_needs_none_of_the_compilers_dependencies():
     blocked = ("torch", "diffusers", "onnx", "onnx_ir", "psutil", "rich", "tensorrt_rtx", "cuda")
     code = (

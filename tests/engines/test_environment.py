@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sdc.engines.environment import cache_folder
+from sdc.engines.environment import cache_folder, kernels_wanted
 
 
 def test_the_cache_folder_is_the_chosen_one_then_the_users(monkeypatch):
@@ -27,3 +27,12 @@ def test_the_cache_folder_on_windows(monkeypatch, local):
     else:
         monkeypatch.setenv("LOCALAPPDATA", local)
     assert cache_folder() == Path(local or "/users/someone/AppData/Local") / "sdc"
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(None, True), ("", True), ("1", True), ("0", False)])
+def test_kernels_are_wanted_unless_switched_off(monkeypatch, value, wanted):
+    if value is None:
+        monkeypatch.delenv("SDC_KERNELS", raising=False)
+    else:
+        monkeypatch.setenv("SDC_KERNELS", value)
+    assert kernels_wanted() is wanted

@@ -1,0 +1,102 @@
+// The C interface: checks arguments, chooses the path, and spreads (batch, head, block) over TBB's threads.
+#include "attention.h"
+
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace sdc {
+namespace {
+
+/// The best path first.
+constexpr const Path* kPaths[] = {&kAvx512Bf16};
+
+const Path* choose_path() {
+    for (const Path* path : kPaths) {
+        if (path->supported()) return path;
+    }
+    return nullptr;
+}
+
+/// Memory of one thread that grows and is kept, so that calls after the first one allocate nothing.
+class Workspace {
+  public:
+    /// At least that many bytes, aligned to a cache line. What they held before is lost when they grow.
+    std::byte* reserve(size_t bytes) {
+        if (bytes > size_) {
+            size_ = 0;
+            const size_t rounded = (bytes + 63) / 64 * 64;
+            memory_.reset(static_cast<std::byte*>(std::aligned_alloc(64, rounded)));
+            if (!memory_) throw std::bad_alloc();
+            size_ = rounded;
+        }
+        return memory_.get();
+    }
+
+  private:
+    struct Free {
+        void operator()(std::byte* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<std::byte, Free> memory_;
+    size_t size_ = 0;
+};
+
+const char* find_fault(const SdcAttention& attention) {
+    if (attention.batch < 1 || attention.heads < 1 || attention.queries < 1 || attention.keys < 1) {
+        return "sizes must be at least 1";
+    }
+    if (attention.head_size < 2 || attention.head_size % 2 != 0) return "the head size must be even";
+    if (!std::isfinite(attention.scale) || attention.scale <= 0) return "the scale must be positive and finite";
+    return nullptr;
+}
+
+int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+
+void run(const SdcAttention& attention, const Path& path) {
+    // The caller packs into its own workspace and must not start another attention while it waits for its threads,
+    // which TBB would allow outside of `isolate`.
+    thread_local Workspace packed_workspace;
+    const size_t head_bytes = path.packed_bytes(attention);
+    const int64_t all_heads = attention.batch * attention.heads;
+    std::byte* packed = packed_workspace.reserve(head_bytes * static_cast<size_t>(all_heads));
+
+    const int64_t chunks = blocks(attention.keys, kKeysPerChunk);
+    tbb::parallel_for(int64_t{0}, all_heads * chunks, [&](int64_t task) {
+        const int64_t index = task / chunks;
+        path.pack(attention, index / attention.heads, index % attention.heads, task % chunks * kKeysPerChunk,
+                  packed + head_bytes * static_cast<size_t>(index));
+    });
+
+    const size_t scratch_bytes = path.scratch_bytes(attention);
+    const int64_t query_blocks = blocks(attention.queries, path.queries_per_block);
+    tbb::parallel_for(int64_t{0}, all_heads * query_blocks, [&](int64_t task) {
+        thread_local Workspace scratch_workspace;
+        const int64_t index = task / query_blocks;
+        path.attend(attention, index / attention.heads, index % attention.heads,
+                    task % query_blocks * path.queries_per_block, packed + head_bytes * static_cast<size_t>(index),
+                    scratch_workspace.reserve(scratch_bytes));
+    });
+}
+
+}  // namespace
+}  // namespace sdc
+
+const char* sdc_attention_unsupported() {
+    return sdc::choose_path() ? nullptr : "the processor has no AVX512_BF16 instructions";
+}
+
+const char* sdc_attention(const SdcAttention* attention) {
+    static const sdc::Path* const path = sdc::choose_path();
+    if (!path) return sdc_attention_unsupported();
+    if (const char* fault = sdc::find_fault(*attention)) return fault;
+    try {
+        tbb::this_task_arena::isolate([&] { sdc::run(*attention, *path); });
+    } catch (const std::bad_alloc&) {
+        return "not enough memory";
+    }
+    return nullptr;
+}

@@ -1,0 +1,147 @@
+"""Builds the C++ kernels at first use, into the user's cache folder.
+
+Not when sdc is installed: they are linked with the TBB inside of the openvino package, so that they run on OpenVINO's
+own threads, and pip builds packages where openvino is not there yet; and sdc's wheel has to install without a compiler.
+A library is kept under the digest of all that it was made of: sources, command, versions of compiler and openvino.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdc.engines.environment import cache_folder
+from sdc.engines.processor import cpu_flags
+
+log = logging.getLogger(__name__)
+
+SOURCE_FOLDER = Path(__file__).parent
+SOURCES = ("attention.cpp", "attention_avx512.cpp")
+HEADERS = ("attention.h", "avx512.h")
+
+_COMPILERS = ("c++", "g++", "clang++")
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
+_NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
+_BETTER = "amx_bf16"
+"""Source: Linux arch/x86/include/asm/cpufeatures.h."""
+_TIMEOUT_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """What kernels are built with here.
+
+    Attributes:
+        compiler: path of a C++ compiler.
+        openvino: folder of the package.
+    """
+
+    compiler: str
+    openvino: Path
+
+    def command(self, output: Path, *, flags: tuple[str, ...] = ()) -> list[str]:
+        """The command that writes a shared library.
+
+        Args:
+            output: path of the library.
+            flags: more of the compiler's options.
+        """
+        libraries = self.openvino / "libs"
+        sources = [str(SOURCE_FOLDER / name) for name in SOURCES]
+        tbb = [f"-L{libraries}", f"-l:{_tbb(self.openvino).name}", f"-Wl,-rpath,{libraries}"]
+        include = f"-I{self.openvino / 'include'}"
+        return [self.compiler, *_FLAGS, *flags, include, *sources, "-o", str(output), *tbb]
+
+    def digest(self) -> str:
+        """The hexadecimal SHA-256 of all that a library is made of."""
+        version = subprocess.run([self.compiler, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+        made_of = {
+            "command": self.command(Path("output")),
+            "compiler": version.stdout,
+            "openvino": importlib.metadata.version("openvino"),
+            "sources": {name: (SOURCE_FOLDER / name).read_text(encoding="utf-8") for name in (*SOURCES, *HEADERS)},
+        }
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def find_toolchain() -> Toolchain | str:
+    """What kernels can be built with here, or in one line why they cannot be built or would not run."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return f"they are for Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
+    flags = cpu_flags()
+    if missing := sorted(_NEEDED - flags):
+        return f"the processor has no {', '.join(missing)}"
+    if _BETTER in flags:
+        return "the processor has AMX, which OpenVINO uses and they do not yet"
+    package = importlib.util.find_spec("openvino")
+    if package is None or package.origin is None:
+        return "openvino is not installed"
+    openvino = Path(package.origin).parent
+    if not (openvino / "include" / "tbb").is_dir() or not _tbb(openvino).is_file():
+        return f"the openvino package has no TBB to build with ({openvino})"
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        return f"there is no C++ compiler ({', '.join(_COMPILERS)}) on the PATH"
+    return Toolchain(compiler, openvino)
+
+
+def build_kernels() -> Path | str:
+    """The library of kernels for this machine, built if it is not there yet; or in one line why there is none."""
+    toolchain = find_toolchain()
+    if isinstance(toolchain, str):
+        return toolchain
+    try:
+        folder = cache_folder() / "kernels" / toolchain.digest()
+        library = folder / "libsdc_kernels.so"
+        if library.is_file():
+            return library
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "lock"):
+            return library if library.is_file() else _compile(toolchain, library)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home folder
+        return f"they could not be built: {error}"
+
+
+def _compile(toolchain: Toolchain, library: Path) -> Path | str:
+    """Build beside the library's place, then rename into it."""
+    log.info("building CPU kernels with %s, once", toolchain.compiler)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        output = Path(folder) / library.name
+        command = toolchain.command(output)
+        built = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+        if built.returncode != 0:
+            lines = (built.stderr or built.stdout).splitlines()
+            reason = next((line for line in lines if "error" in line), f"exit status {built.returncode}")
+            return f"{toolchain.compiler} failed: {reason.strip()[:300]}"
+        output.replace(library)
+    return library
+
+
+def _tbb(openvino: Path) -> Path:
+    return openvino / "libs" / "libtbb.so.12"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock among processes; the second of two that build at once finds the first one's library."""
+    import fcntl  # not on Windows
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

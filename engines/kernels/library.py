@@ -1,0 +1,151 @@
+"""The library of CPU kernels, loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdc.engines.environment import kernels_wanted
+from sdc.engines.errors import InputError
+from sdc.engines.kernels.build import build_kernels, find_toolchain
+
+log = logging.getLogger(__name__)
+
+_SWITCHED_OFF = "they are switched off by SDC_KERNELS=0"
+
+
+class _Tensor(ctypes.Structure):
+    """`SdcTensor` of attention.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+    )
+
+
+class _Attention(ctypes.Structure):
+    """`SdcAttention` of attention.h."""
+
+    _fields_ = (
+        ("query", _Tensor),
+        ("key", _Tensor),
+        ("value", _Tensor),
+        ("output", _Tensor),
+        ("batch", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("queries", ctypes.c_int64),
+        ("keys", ctypes.c_int64),
+        ("head_size", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("causal", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a bf16 tensor [B, S, heads · head_size] lies.
+
+    Attributes:
+        address: of its first element.
+        shape: [B, S, heads · head_size].
+        strides: in elements, of the first two dimensions; the last one's is 1. None for a tensor without gaps.
+    """
+
+    address: int
+    shape: Sequence[int]
+    strides: tuple[int, int] | None = None
+
+    def as_tensor(self, heads: int) -> _Tensor:
+        """The C structure."""
+        batch_stride, row_stride = self.strides or (self.shape[1] * self.shape[2], self.shape[2])
+        return _Tensor(self.address, batch_stride, row_stride, self.shape[2] // heads)
+
+
+class Kernels:
+    """A loaded library.
+
+    Attributes:
+        path: its file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Load a library.
+
+        Raises:
+            OSError: it cannot be loaded.
+        """
+        self.path = path
+        library = ctypes.CDLL(str(path))
+        self._attention = library.sdc_attention
+        self._attention.argtypes = (ctypes.POINTER(_Attention),)
+        self._attention.restype = ctypes.c_char_p
+        self._unsupported = library.sdc_attention_unsupported
+        self._unsupported.argtypes = ()
+        self._unsupported.restype = ctypes.c_char_p
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this processor cannot run them; None where it can."""
+        reason: bytes | None = self._unsupported()
+        return None if reason is None else reason.decode()
+
+    def attend(
+        self, query: Rows, key: Rows, value: Rows, output: Rows, *, heads: int, scale: float, causal: bool = False
+    ) -> None:
+        """output = softmax(scale · query · keyᵀ) · value in each head, on the threads of the caller's TBB arena.
+
+        Products are of bf16 and summed in float32; the softmax is computed in float32 and rounded to bf16.
+
+        Args:
+            query: [B, Sq, heads · head_size]; likewise `output`.
+            key: [B, Sk, heads · head_size]; likewise `value`.
+            output: where the result is written; it must not overlap the others.
+            heads: number of heads.
+            scale: of the logits; positive.
+            causal: query i sees the keys 0 to i only.
+
+        Raises:
+            InputError: sizes that do not fit each other, an odd head size, a scale that is not positive.
+        """
+        batch, queries, width = query.shape
+        keys = key.shape[1]
+        if tuple(output.shape) != tuple(query.shape) or not (
+            tuple(key.shape) == tuple(value.shape) == (batch, keys, width) and heads > 0 and width % heads == 0
+        ):
+            shapes = ", ".join(str(tuple(rows.shape)) for rows in (query, key, value, output))
+            raise InputError(f"query, key, value and output with {heads} heads do not fit each other: {shapes}")
+        tensors = (rows.as_tensor(heads) for rows in (query, key, value, output))
+        call = _Attention(*tensors, batch, heads, queries, keys, width // heads, scale, causal)
+        fault: bytes | None = self._attention(ctypes.byref(call))
+        if fault is not None:
+            raise InputError(f"attention cannot be computed: {fault.decode()}")
+
+
+def find_kernels() -> Kernels | str:
+    """The kernels for this machine, built at the first call on it; or in one line why there are none."""
+    return _find_kernels() if kernels_wanted() else _SWITCHED_OFF
+
+
+def missing_for_kernels() -> str | None:
+    """What `find_kernels` would fail for, as far as can be told without building; None for nothing."""
+    found = find_toolchain() if kernels_wanted() else _SWITCHED_OFF
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def _find_kernels() -> Kernels | str:
+    path = build_kernels()
+    if isinstance(path, str):
+        log.info("no CPU kernels: %s", path)
+        return path
+    try:
+        kernels = Kernels(path)
+    except OSError as error:
+        return f"they cannot be loaded: {error}"
+    return kernels.unsupported or kernels

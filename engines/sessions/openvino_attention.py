@@ -1,0 +1,260 @@
+"""Attention of our own kernels inside of an OpenVINO model.
+
+`ScaledDotProductAttention` between the split and the merge of heads becomes one operator on [B, S, heads · head_size]::
+
+    split(x) = Transpose(Reshape(x, [0, 0, heads, d]), [0, 2, 1, 3])
+    y = Reshape(Transpose(ScaledDotProductAttention(split(q), split(k), split(v)), [0, 2, 1, 3]), [0, 0, heads · d])
+        →  y = Convert(KernelAttention(Convert(q, bf16), Convert(k, bf16), Convert(v, bf16)), type of y)
+
+The plugin computes in bf16 around it, so the conversions are copies at most. An operator that is written in Python
+cannot be saved in a model, therefore models are patched after they are read.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import opset13 as operators
+
+from sdc.engines.kernels.library import Kernels, Rows
+
+log = logging.getLogger(__name__)
+
+_SPLIT = (0, 2, 1, 3)
+"""[B, S, heads, head_size] ↔ [B, heads, S, head_size]."""
+_LEAST_PRODUCTS = 20_000_000
+"""About where the kernel begins to be faster (scripts/bench_attention.py): a call costs some 50 µs of Python."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """An attention without its operands."""
+
+    heads: int
+    scale: float
+    causal: bool
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One attention in a model.
+
+    Attributes:
+        operands: query, key and value before their heads were split; outputs of nodes, [B, S, heads · head_size].
+        result: the last node of the pattern; its output is what the operator's takes the place of.
+        settings: what is computed.
+    """
+
+    operands: tuple[Any, ...]
+    result: Any
+    settings: _Settings
+
+
+class Replacements:
+    """The operators that were put into one model, and their copies in what is compiled from it.
+
+    OpenVINO never frees an operator that is written in Python, nor what it reads: the whole graph before it. So all of
+    them are kept here, to be cut off from their inputs at the end. And OpenVINO copies an operator whenever it infers
+    shapes, which is in every run; once the model is compiled, one copy of each serves for that.
+    """
+
+    def __init__(self) -> None:
+        self.operators: list[KernelAttention] = []
+        self.compiled = False
+
+    def release(self) -> None:
+        """Cut the operators off from the graph; what was compiled from the model must not be used any more."""
+        for operator in self.operators:
+            operator.set_arguments([])
+        self.operators.clear()
+
+
+class KernelAttention(openvino.Op):  # type: ignore[misc]
+    """q, k, v: [B, S, heads · head_size], bf16 → attention, as q."""
+
+    def __init__(self, settings: _Settings, kernels: Kernels, replacements: Replacements, inputs: list[Any]) -> None:
+        super().__init__(self)
+        self._settings = settings
+        self._kernels = kernels
+        self._replacements = replacements
+        self._for_shapes: KernelAttention | None = None
+        replacements.operators.append(self)
+        self.read(inputs)
+
+    def read(self, inputs: list[Any]) -> None:
+        """Take query, key and value from elsewhere."""
+        self.set_arguments(inputs)
+        self.constructor_validate_and_infer_types()
+
+    def validate_and_infer_types(self) -> None:
+        """The output is like the query."""
+        self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
+
+    def clone_with_new_inputs(self, new_inputs: list[Any]) -> KernelAttention:
+        """A copy with other inputs; of a compiled model always the same one."""
+        if self._for_shapes is not None:
+            self._for_shapes.read(list(new_inputs))
+            return self._for_shapes
+        copy = KernelAttention(self._settings, self._kernels, self._replacements, list(new_inputs))
+        if self._replacements.compiled:
+            self._for_shapes = copy
+        return copy
+
+    def visit_attributes(self, visitor: Any) -> bool:  # noqa: ARG002
+        """Nothing of it can be saved."""
+        return True
+
+    def has_evaluate(self) -> bool:
+        """It computes itself."""
+        return True
+
+    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Run the kernel on the tensors' own memory."""
+        outputs[0].shape = list(inputs[0].data.shape)  # arrays tell their shapes in a thirtieth of the time of tensors
+        rows = [Rows(array.ctypes.data, array.shape) for array in (tensor.data for tensor in (*inputs, outputs[0]))]
+        settings = self._settings
+        self._kernels.attend(*rows, heads=settings.heads, scale=settings.scale, causal=settings.causal)
+        return True
+
+
+def replace_attention(model: openvino.Model, kernels: Kernels, shapes: Mapping[str, tuple[int, ...]]) -> Replacements:
+    """Put the kernel in the place of every attention that it computes faster.
+
+    Not replaced: attention with a mask, with heads that are not split and merged as above, or whose number or size of
+    heads is not static; odd head sizes; small ones, where calling Python costs more than the kernel saves.
+
+    Args:
+        model: changed in place; it has to be compiled for bf16.
+        kernels: loaded.
+        shapes: of the inputs by name, with which small attentions are told.
+
+    Returns:
+        The operators; to be released when the model and what was compiled from it are not used any more. `compiled` is
+        to be set when it has been compiled.
+    """
+    replacements = Replacements()
+    found = [node for node in model.get_ordered_ops() if node.get_type_name() == "ScaledDotProductAttention"]
+    products = _count_products(model, found, shapes)
+    sites = [
+        site
+        for node, count in zip(found, products, strict=True)
+        if count >= _LEAST_PRODUCTS and (site := _match(node)) is not None
+    ]
+    for site in sites:
+        halves = [operators.convert(operand, "bf16") for operand in site.operands]
+        attention = KernelAttention(site.settings, kernels, replacements, [half.output(0) for half in halves])
+        element_type = site.result.get_output_element_type(0)
+        whole = operators.convert(attention, element_type.to_string())
+        whole.set_friendly_name(site.result.get_friendly_name())
+        site.result.output(0).replace(whole.output(0))
+    log.info("%d of %d attentions run in the CPU kernels", len(sites), len(found))
+    return replacements
+
+
+def _count_products(model: openvino.Model, attentions: list[Any], shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """B · heads · Sq · Sk · head_size of each attention, when the model's inputs have these shapes."""
+    if not attentions:
+        return []
+    free = {port.get_any_name(): port.get_partial_shape() for port in model.inputs}
+    model.reshape({name: list(shapes[name]) for name in free})
+    counts = []
+    for attention in attentions:
+        query, key = (attention.get_input_partial_shape(index) for index in (0, 1))
+        static = query.is_static and key.is_static and len(query) == len(key) == 4
+        counts.append(math.prod(query.to_shape()) * key.to_shape()[2] if static else 0)
+    model.reshape(free)
+    return counts
+
+
+def _match(attention: Any) -> _Site | None:
+    """The pattern around a ScaledDotProductAttention, or None if it is another."""
+    inputs = attention.input_values()
+    operands = tuple(_before_split(value) for value in inputs[:3])
+    result = _after_merge(attention.output(0))
+    shapes = {_heads_and_size(value) for value in inputs[:3]}
+    mask = _scalar(inputs[3]) if len(inputs) > 3 else 0.0
+    if result is None or None in operands or len(shapes) != 1 or mask != 0.0:
+        return None
+    (shape,) = shapes
+    if shape is None or shape[1] % 2 != 0:
+        return None
+    scale = _scalar(inputs[4]) if len(inputs) > 4 else shape[1] ** -0.5
+    if scale is None or scale <= 0:
+        return None
+    return _Site(operands, result, _Settings(shape[0], scale, bool(attention.get_attributes()["causal"])))
+
+
+def _heads_and_size(value: Any) -> tuple[int, int] | None:
+    """Of [B, heads, S, head_size]."""
+    shape = value.get_partial_shape()
+    if shape.rank.is_dynamic or len(shape) != 4 or shape[1].is_dynamic or shape[3].is_dynamic:
+        return None
+    return shape[1].get_length(), shape[3].get_length()
+
+
+def _before_split(value: Any) -> Any | None:
+    """x of Transpose(Reshape(x)), if that splits heads."""
+    transpose = value.get_node()
+    if not _swaps_heads(transpose):
+        return None
+    reshape = transpose.input_value(0).get_node()
+    source = reshape.input_value(0) if reshape.get_type_name() == "Reshape" else None
+    return source if source is not None and _keeps_batch_and_rows(reshape, ranks=(3, 4)) else None
+
+
+def _after_merge(value: Any) -> Any | None:
+    """The Reshape of Reshape(Transpose(value)), if that merges heads and nothing else reads them."""
+    transpose = _sole_reader(value)
+    if transpose is None or not _swaps_heads(transpose):
+        return None
+    reshape = _sole_reader(transpose.output(0))
+    if reshape is None or reshape.get_type_name() != "Reshape":
+        return None
+    return reshape if _keeps_batch_and_rows(reshape, ranks=(4, 3)) else None
+
+
+def _sole_reader(value: Any) -> Any | None:
+    readers = [port.get_node() for port in value.get_target_inputs()]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _swaps_heads(node: Any) -> bool:
+    if node.get_type_name() != "Transpose":
+        return False
+    order = _constant(node.input_value(1))
+    return order is not None and tuple(order.tolist()) == _SPLIT
+
+
+def _keeps_batch_and_rows(reshape: Any, *, ranks: tuple[int, int]) -> bool:
+    """Whether only dimensions behind the first two change: [B, S, …] → [0, 0 or -1, …], all others static."""
+    shapes = (reshape.get_input_partial_shape(0), reshape.get_output_partial_shape(0))
+    if any(shape.rank.is_dynamic for shape in shapes) or tuple(map(len, shapes)) != ranks:
+        return False
+    inner = [list(shape)[2:] for shape in shapes]
+    if any(dimension.is_dynamic for dimensions in inner for dimension in dimensions):
+        return False
+    sizes = [int(np.prod([dimension.get_length() for dimension in dimensions])) for dimensions in inner]
+    target = _constant(reshape.input_value(1))
+    if target is None or not reshape.get_attributes()["special_zero"]:
+        return False
+    return sizes[0] == sizes[1] and target[0] == 0 and target[1] in (0, -1)
+
+
+def _constant(value: Any) -> np.ndarray | None:
+    node = value.get_node()
+    return np.asarray(node.data) if node.get_type_name() == "Constant" else None
+
+
+def _scalar(value: Any) -> float | None:
+    """A constant of one element, behind conversions of its type or not."""
+    node = value.get_node()
+    while node.get_type_name() in ("Convert", "ConvertLike"):
+        node = node.input_value(0).get_node()
+    constant = _constant(node.output(0))
+    return float(constant.reshape(())) if constant is not None and constant.size == 1 else None

@@ -1,0 +1,247 @@
+"""The CPU kernels: attention against float64, and what happens where they cannot be built."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attention_reference import attention, bits_from_floats, floats_from_bits
+
+from sdc.engines.errors import InputError
+from sdc.engines.kernels import build, library
+from sdc.engines.kernels.build import Toolchain, build_kernels, find_toolchain
+from sdc.engines.kernels.library import Kernels, Rows, find_kernels
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    found = find_kernels()
+    if isinstance(found, str):
+        pytest.skip(f"no CPU kernels: {found}")
+    return found
+
+
+@pytest.fixture
+def toolchain() -> Toolchain:
+    found = find_toolchain()
+    if isinstance(found, str):
+        pytest.skip(f"no CPU kernels: {found}")
+    return found
+
+
+def rows(array: np.ndarray) -> Rows:
+    batch_stride, row_stride, last = (stride // array.itemsize for stride in array.strides)
+    assert last == 1
+    return Rows(array.ctypes.data, array.shape, (batch_stride, row_stride))
+
+
+def draw(shape: tuple[int, int, int, int, int], *, spread: float = 1.0, seed: int = 7) -> list[np.ndarray]:
+    """Query, key and value in bf16 for [B, heads, Sq, Sk, d]; logits have about the standard deviation `spread`."""
+    batch, heads, queries, keys, size = shape
+    generator = np.random.default_rng(seed)
+    query = spread * generator.standard_normal((batch, queries, heads * size))
+    others = generator.standard_normal((2, batch, keys, heads * size))
+    return [bits_from_floats(array.astype(np.float32)) for array in (query, *others)]
+
+
+def attend(kernels: Kernels, operands: list[np.ndarray], *, heads: int, causal: bool = False) -> np.ndarray:
+    output = np.full(operands[0].shape, 0xABCD, np.uint16)
+    scale = (operands[0].shape[2] // heads) ** -0.5
+    kernels.attend(*map(rows, (*operands, output)), heads=heads, scale=scale, causal=causal)
+    return floats_from_bits(output)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+# Probabilities and the result are rounded to bf16, each with an error of up to 2^-9, 1.1e-3 on average.
+TOLERANCE = 2.6e-3
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 3, 130, 77, 40), (1, 2, 77, 77, 64), (3, 1, 257, 257, 80), (1, 2, 65, 300, 160), (2, 5, 33, 513, 8),
+        (1, 1, 100, 129, 512), (1, 3, 1, 1, 2), (1, 1, 15, 2, 42), (2, 2, 16, 128, 34), (1, 1, 48, 127, 6),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_equals_float64(kernels, shape, causal):
+    operands = draw(shape)
+    heads = shape[1]
+    expected = attention(*operands, heads=heads, scale=shape[4] ** -0.5, causal=causal)
+    assert relative_error(attend(kernels, operands, heads=heads, causal=causal), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("spread", [0.01, 3.0, 20.0, 60.0, 1000.0])
+def test_logits_of_any_size(kernels, spread):
+    shape = (1, 2, 70, 1000, 40)
+    operands = draw(shape, spread=spread)
+    # The largest logits last: the reference has to be raised in nearly every block, by far more than its headroom.
+    operands[1] = bits_from_floats(floats_from_bits(operands[1]) * np.linspace(0.01, 1, 1000)[:, None])
+    expected = attention(*operands, heads=2, scale=40**-0.5)
+    found = attend(kernels, operands, heads=2)
+    assert np.isfinite(found).all()
+    # A logit of size x has the error x * 2^-24 * sqrt(20) from its sum in float32, small beside that of bf16 up to 60.
+    assert relative_error(found, expected) < (TOLERANCE if spread <= 60 else 5e-3)
+
+
+def test_padding_does_not_count_where_all_logits_are_very_low(kernels):
+    """A padded key has the logit 0 unless it is hidden, 2^1000 times as much as these."""
+    operands = draw((1, 1, 5, 77, 8))
+    operands[0][:] = bits_from_floats(np.full(1, 50.0, np.float32))
+    operands[1][:] = bits_from_floats(np.full(1, -50.0, np.float32))
+    expected = attention(*operands, heads=1, scale=8**-0.5)
+    assert relative_error(attend(kernels, operands, heads=1), expected) < TOLERANCE
+
+
+def test_a_nan_stays_in_its_row(kernels):
+    operands = draw((2, 2, 90, 200, 40))
+    clean = attend(kernels, operands, heads=2)
+    operands[0][1, 67, 41] = 0x7FC0  # batch 1, query 67, head 1
+    found = attend(kernels, operands, heads=2)
+    assert np.isnan(found[1, 67, 40:]).all()
+    found[1, 67, 40:] = clean[1, 67, 40:]
+    np.testing.assert_array_equal(found, clean)
+
+
+@pytest.mark.parametrize("operand", [1, 2])
+def test_a_nan_among_keys_or_values_is_not_lost(kernels, operand):
+    operands = draw((1, 2, 20, 200, 40))
+    clean = attend(kernels, operands, heads=2)
+    operands[operand][0, 150, 3] = 0x7FC0  # head 0
+    found = attend(kernels, operands, heads=2)
+    features = slice(0, 40) if operand == 1 else slice(3, 4)
+    assert np.isnan(found[:, :, features]).all()
+    found[:, :, features] = clean[:, :, features]
+    np.testing.assert_array_equal(found, clean)
+
+
+def test_reads_and_writes_with_strides(kernels):
+    """Query, key and value are slices of one projection; the output is a slice too, and what lies around it stays."""
+    merged = np.concatenate(draw((2, 3, 50, 50, 24)), axis=2)
+    operands = [merged[:, :, 72 * i : 72 * (i + 1)] for i in range(3)]
+    output = np.full((2, 50, 100), 0xABCD, np.uint16)
+    kernels.attend(*map(rows, (*operands, output[:, :, 20:92])), heads=3, scale=24**-0.5)
+    expected = attend(kernels, [np.ascontiguousarray(operand) for operand in operands], heads=3)
+    np.testing.assert_array_equal(floats_from_bits(output[:, :, 20:92]), expected)
+    assert (output[:, :, :20] == 0xABCD).all()
+    assert (output[:, :, 92:] == 0xABCD).all()
+
+
+def test_calls_are_equal_whatever_ran_before_and_beside_them(kernels):
+    """The workspaces of threads are used again: with other sizes before, and by several callers at once."""
+    shapes = [(2, 2, 300, 300, 40), (1, 4, 70, 77, 160), (1, 1, 5, 3, 8)]
+    drawn = [draw(shape, seed=seed) for seed, shape in enumerate(shapes)]
+    first = [attend(kernels, operands, heads=shape[1]) for operands, shape in zip(drawn, shapes, strict=True)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        jobs = [(i % 3, pool.submit(attend, kernels, drawn[i % 3], heads=shapes[i % 3][1])) for i in range(24)]
+        for index, job in jobs:
+            np.testing.assert_array_equal(job.result(), first[index])
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "message"),
+    [((1, 2, 4, 4, 9), 2, "the head size must be even"), ((1, 2, 4, 4, 8), 3, "with 3 heads do not fit")],
+)
+def test_refuses_what_it_cannot_compute(kernels, shape, heads, message):
+    with pytest.raises(InputError, match=message):
+        attend(kernels, draw(shape), heads=heads)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf])
+def test_refuses_a_scale_that_is_not_positive(kernels, scale):
+    operands = draw((1, 1, 4, 4, 8))
+    with pytest.raises(InputError, match="the scale must be positive and finite"):
+        kernels.attend(*map(rows, (*operands, operands[0].copy())), heads=1, scale=scale)
+
+
+def test_is_built_once_and_anew_when_a_source_changes(toolchain, monkeypatch, tmp_path):
+    monkeypatch.setenv("SDC_CACHE", str(tmp_path))
+    first = build_kernels()
+    assert isinstance(first, Path), first
+    written = first.stat().st_mtime_ns
+    assert build_kernels() == first
+    assert first.stat().st_mtime_ns == written
+    assert sorted(file.name for file in first.parent.iterdir()) == ["libsdc_kernels.so", "lock"]
+    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DSDC_CHANGED"))
+    assert toolchain.digest() != first.parent.name
+
+
+def test_without_a_compiler_the_reason_is_given(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build._NEEDED))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_kernels() == "there is no C++ compiler (c++, g++, clang++) on the PATH"
+
+
+def test_a_compiler_that_fails_is_quoted(toolchain, monkeypatch, tmp_path):
+    monkeypatch.setenv("SDC_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_FLAGS", ("-std=c++99",))
+    assert "failed: " in build_kernels()
+    assert "c++99" in build_kernels()
+
+
+def test_other_machines_are_named(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert "this is Linux on aarch64" in str(find_toolchain())
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build._NEEDED - {"avx512_bf16"}))
+    assert find_toolchain() == "the processor has no avx512_bf16"
+    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build._NEEDED | {"amx_bf16"}))
+    assert "the processor has AMX" in str(find_toolchain())
+
+
+def test_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("SDC_KERNELS", "0")
+    assert find_kernels() == "they are switched off by SDC_KERNELS=0"
+
+
+def test_a_library_that_cannot_be_loaded_is_no_error(monkeypatch, tmp_path):
+    damaged = tmp_path / "libsdc_kernels.so"
+    damaged.write_bytes(b"\x7fELF")
+    monkeypatch.setattr(library, "build_kernels", lambda: damaged)
+    assert "they cannot be loaded: " in library._find_kernels.__wrapped__()
+
+
+@pytest.mark.slow
+def test_touches_no_memory_that_is_not_its_own(toolchain, tmp_path):
+    """A build with the sanitizers of addresses and undefined behaviour runs all shapes of this file."""
+    sanitised = tmp_path / "libsanitised.so"
+    flags = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    subprocess.run(toolchain.command(sanitised, flags=flags), check=True)
+    asan = subprocess.run(
+        [toolchain.compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[2])
+        from test_kernels import Kernels, attend, attention, draw, relative_error
+        kernels = Kernels(Path(sys.argv[1]))
+        for shape in [(2, 3, 130, 77, 40), (1, 2, 65, 300, 160), (2, 5, 33, 513, 8), (1, 1, 100, 129, 512),
+                      (1, 3, 1, 1, 2), (1, 1, 15, 2, 42), (2, 2, 16, 128, 34), (1, 1, 48, 257, 6)]:
+            for causal in (False, True):
+                operands = draw(shape)
+                expected = attention(*operands, heads=shape[1], scale=shape[4] ** -0.5, causal=causal)
+                assert relative_error(attend(kernels, operands, heads=shape[1], causal=causal), expected) < 2.6e-3
+        """
+    )
+    environment = os.environ | {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": ":".join(sys.path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(sanitised), str(TESTS)], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
