@@ -75,7 +75,7 @@ class Replacements:
         self.operators.clear()
 
 
-class KernelAttention(openvino.Op):  # type: ignore[misc]
+class KernelAttention(openvino.Op):  # type: ignore[misc]  # openvino has no types: its classes are Any
     """q, k, v: [B, S, heads · head_size], bf16 → attention, as q."""
 
     def __init__(self, settings: _Settings, kernels: Kernels, replacements: Replacements, inputs: list[Any]) -> None:
@@ -106,7 +106,7 @@ class KernelAttention(openvino.Op):  # type: ignore[misc]
             self._for_shapes = copy
         return copy
 
-    def visit_attributes(self, visitor: Any) -> bool:  # noqa: ARG002
+    def visit_attributes(self, _visitor: Any) -> bool:
         """Nothing of it can be saved."""
         return True
 

@@ -9,6 +9,7 @@ from sdc.compiler.cli.doctor import describe
 from sdc.compiler.doctor import diagnose, parse_cpuinfo
 from sdc.engines import targets
 from sdc.engines.gpu import Gpu
+from sdc.engines.kernels.library import missing_for_kernels
 from sdc.engines.targets import TARGETS
 
 CPUINFO = """processor\t: 0
@@ -67,9 +68,10 @@ def test_the_text_joins_targets_with_the_same_reason(monkeypatch):
 
 
 def test_says_whether_there_are_cpu_kernels(monkeypatch):
-    monkeypatch.setattr(doctor, "missing_for_kernels", lambda: None)
-    assert "Kernels    sdc's own for bf16 on the target cpu: built at first use" in describe(diagnose())
-    monkeypatch.undo()
+    monkeypatch.delenv("SDC_KERNELS", raising=False)
+    missing = missing_for_kernels()
+    found = "built at first use" if missing is None else f"none: {missing}"
+    assert f"Kernels    sdc's own for bf16 on the target cpu: {found}" in describe(diagnose())
     monkeypatch.setenv("SDC_KERNELS", "0")
     text = "\n".join(describe(diagnose()))
     assert "Kernels    sdc's own for bf16 on the target cpu: none: they are switched off by SDC_KERNELS=0" in text

@@ -21,14 +21,6 @@ from sdc.engines.kernels.library import Kernels, Rows, find_kernels
 TESTS = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = find_kernels()
-    if isinstance(found, str):
-        pytest.skip(f"no CPU kernels: {found}")
-    return found
-
-
 @pytest.fixture
 def toolchain() -> Toolchain:
     found = find_toolchain()
@@ -179,6 +171,7 @@ def test_is_built_once_and_anew_when_a_source_changes(toolchain, monkeypatch, tm
 
 
 def test_without_a_compiler_the_reason_is_given(monkeypatch, tmp_path):
+    """The machine is made to look as one that runs the kernels, wherever the test runs; the search is the real one."""
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build._NEEDED))
@@ -194,6 +187,7 @@ def test_a_compiler_that_fails_is_quoted(toolchain, monkeypatch, tmp_path):
 
 
 def test_other_machines_are_named(monkeypatch):
+    """This machine is one of them at most, so the others are played."""
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "this is Linux on aarch64" in str(find_toolchain())

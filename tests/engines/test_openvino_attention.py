@@ -10,7 +10,6 @@ import openvino
 import pytest
 from openvino import opset13 as operators
 
-from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.sessions.openvino_attention import replace_attention
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
@@ -25,14 +24,6 @@ SPEC = ComponentSpec(
     (TensorSpec("y", "float32", ("B", "S", 50)),),
     FREE,
 )
-
-
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    found = find_kernels()
-    if isinstance(found, str):
-        pytest.skip(f"no CPU kernels: {found}")
-    return found
 
 
 def weight(rows: int, columns: int, seed: int):
