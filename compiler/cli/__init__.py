@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], *, verbose: bool) -> int:
     try:
-        with _terminating_cleanly():
+        with _unwinding_at_a_signal():
             args = _parse(arguments)
             _start_logging(verbose)
             try:
@@ -120,16 +120,28 @@ class _Terminated(BaseException):
 
 
 @contextmanager
-def _terminating_cleanly() -> Iterator[None]:
+def _unwinding_at_a_signal() -> Iterator[None]:
+    """SIGINT and SIGTERM raise in the main thread, and what fails after one is reported as that signal.
+
+    It may arrive inside a library's callback, where every exception becomes one of the library's own.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    arrived: list[type[BaseException]] = []
 
-    def terminate(*_: object) -> None:
-        raise _Terminated
+    def unwind(number: int, _: object) -> None:
+        arrived.append(_Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        raise arrived[-1]
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    heeded = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, unwind) for number in heeded}
     try:
         yield
+    except Exception as error:
+        if arrived:
+            raise arrived[-1] from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -80,6 +80,42 @@ def test_termination_unwinds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_that_a_library_turned_into_its_own_error_is_still_a_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int, said: str
+) -> None:
+    def run(_: object) -> int:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(30)
+        except BaseException as stop:
+            raise RuntimeError("callback failed") from stop
+        return 0
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(doctor_command, "run", run)
+    assert main(["doctor"]) == code
+    assert capsys.readouterr().err == f"sdc: {said}\n"
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell without job control starts what runs in the background with SIGINT ignored."""
+
+    def run(_: object) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return 0
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(doctor_command, "run", run)
+        assert main(["doctor"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_package_that_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

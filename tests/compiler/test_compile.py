@@ -154,7 +154,7 @@ def test_interrupted_export_cleans_up_and_says_one_word(
     read_until(process, "check fp16")  # every build is still to come
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, said
     assert said.splitlines()[-1] == f"sdc: {'interrupted' if number == signal.SIGINT else 'terminated'}"
     assert "Traceback" not in said
     assert list(out.parent.iterdir()) == []
