@@ -72,7 +72,7 @@ _TENSORRT_HEAD_SIZES = frozenset({16, 32, 40, 64, 80, 128, 160, 256, 512})
 
 _CUDA_DTYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 
-_OPENVINO_NORM_DTYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+_OPENVINO_NORM_DTYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 _TENSORRT_DTYPES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 

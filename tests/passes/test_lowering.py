@@ -106,14 +106,17 @@ def test_group_norm_that_cannot_be_lowered_stays(kind: str, reason: str) -> None
     assert [reason in each.reason for each in report.skipped] == [True]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_openvino_sees_no_group_norm(precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", ir.DataType.FLOAT), ("fp16", ir.DataType.FLOAT16), ("bf16", ir.DataType.BFLOAT16)],
+)
+def test_openvino_sees_no_group_norm(precision: str, dtype: ir.DataType) -> None:
     model = fused(make_resnet())
     run_passes([*precision_passes(precision), *lowering_passes("openvino")], model)
     assert operators(model).count("GroupNormalization") == 0
     assert operators(model).count("InstanceNormalization") == 2
     dtypes = {node.outputs[0].dtype for node in model.graph if node.op_type == "InstanceNormalization"}
-    assert dtypes == {ir.DataType.FLOAT if precision == "fp32" else ir.DataType.FLOAT16}
+    assert dtypes == {dtype}
 
 
 def test_half_group_norm_is_close_to_the_whole_one() -> None:
