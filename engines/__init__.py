@@ -15,7 +15,12 @@ __all__ = ["load"]
 
 
 def load(
-    bundle: str | os.PathLike[str], target: str | None = None, *, verify: bool = True, threads: int | None = None
+    bundle: str | os.PathLike[str],
+    target: str | None = None,
+    *,
+    verify: bool = True,
+    threads: int | None = None,
+    keep_loaded: bool = True,
 ) -> Pipeline:
     """Open a bundle; its engines are loaded when they are first needed.
 
@@ -24,6 +29,8 @@ def load(
         target: which of the bundle's targets to run; the best one that this machine can run when missing.
         verify: check the digests of files before they are used.
         threads: CPU threads of the engines; the backend's choice when missing.
+        keep_loaded: whether engines stay loaded for the next picture. If not, each is released as soon as a picture
+            does not need it any more: memory holds the text encoder, the UNet or the autoencoder, one at a time.
 
     Raises:
         BundleError: the bundle is missing or damaged.
@@ -32,4 +39,4 @@ def load(
     """
     from sdc.engines.pipeline import open_pipeline
 
-    return open_pipeline(bundle, target, verify=verify, threads=threads)
+    return open_pipeline(bundle, target, verify=verify, threads=threads, keep_loaded=keep_loaded)

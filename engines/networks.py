@@ -43,7 +43,7 @@ OnStep = Callable[[DenoisingStep], None]
 
 
 class Networks:
-    """A bundle's engines on demand; loaded ones stay loaded until `close`. Not thread-safe.
+    """A bundle's engines on demand; loaded ones stay loaded until they are released. Not thread-safe.
 
     Args:
         specs: the interface of every component.
@@ -126,10 +126,10 @@ class Networks:
             parts.append(self.predictor(of_rows, steps=1)(sample[rows], timestep))
         return np.concatenate(parts)
 
-    def close(self) -> None:
-        """Release all engines; may be called twice. They are loaded again if they are needed again."""
-        while self._sessions:
-            self._sessions.popitem()[1].close()
+    def release(self, *, but: str | None = None) -> None:
+        """Release all engines, or all but one; they are loaded again if they are needed again."""
+        for component in [name for name in self._sessions if name != but]:
+            self._sessions.pop(component).close()
 
     def _run_part(self, part: ComponentSpec, feeds: Feeds) -> Feeds:
         """Run an engine beside the UNet, with no more rows at a time than it takes; a timestep is no row."""

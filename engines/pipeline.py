@@ -42,7 +42,7 @@ NEEDED = ("text_encoder", "unet", "vae_decoder")
 class Pipeline:
     """A text-to-image pipeline over loaded engines; close it, or use it as a context manager.
 
-    Engines are loaded when they are first needed and stay loaded. Not thread-safe.
+    Engines are loaded when they are first needed. Not thread-safe.
 
     Args:
         tokenizer: prompts to token ids.
@@ -50,6 +50,7 @@ class Pipeline:
         settings: what the manifest says of the pipeline.
         specs: the interface of every component.
         load_session: loads the engine of a component.
+        keep_loaded: whether engines stay loaded; if not, each stage of a picture releases those of the one before.
         provenance: JSON values that go into every picture's parameters; "model" is shown in their text form.
     """
 
@@ -61,6 +62,7 @@ class Pipeline:
         settings: PipelineSettings,
         specs: Mapping[str, ComponentSpec],
         load_session: Callable[[str], Session],
+        keep_loaded: bool = True,
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -68,6 +70,7 @@ class Pipeline:
         self.settings = settings
         self.provenance = {"model": "unknown", **(provenance or {})}
         self.networks = Networks(specs, load_session)
+        self._keep_loaded = keep_loaded
 
     def __call__(
         self,
@@ -188,11 +191,12 @@ class Pipeline:
     def decode(self, latents: Latents) -> NDArray[np.float32]:
         """The VAE decoder's pictures, [N, 3, H, W], float32, -1 for black to 1 for white and a little beyond."""
         scaled = latents / self.settings.vae_scaling_factor + self.settings.vae_shift_factor
+        self._leave_only("vae_decoder")
         return self.networks.decode_latents(scaled)
 
     def close(self) -> None:
         """Release all engines; may be called twice. They are loaded again if they are needed again."""
-        self.networks.close()
+        self.networks.release()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -210,11 +214,21 @@ class Pipeline:
         if guided:
             negative = self.encode(generation.negative_prompts)
             conditions["encoder_hidden_states"] = np.concatenate([negative, conditions["encoder_hidden_states"]])
+        self._leave_only("unet")
         predict = self.networks.predictor(conditions, steps=generation.steps, timesteps=timesteps, on_step=on_step)
+        self._leave_only("unet")  # what runs once for a picture has run
         return guide(predict, generation.guidance_scale) if guided else predict
 
 
-def open_pipeline(path: str | os.PathLike[str], target: str | None, *, verify: bool, threads: int | None) -> Pipeline:
+    def _leave_only(self, component: str) -> None:
+        """Before a stage of a picture, release the engines of those before it."""
+        if not self._keep_loaded:
+            self.networks.release(but=component)
+
+
+def open_pipeline(
+    path: str | os.PathLike[str], target: str | None, *, verify: bool, threads: int | None, keep_loaded: bool
+) -> Pipeline:
     """See `sdc.engines.load`."""
     bundle = open_bundle(Path(path), verify=verify)
     manifest = bundle.manifest
@@ -228,6 +242,7 @@ def open_pipeline(path: str | os.PathLike[str], target: str | None, *, verify: b
         settings=manifest.pipeline,
         specs=manifest.components,
         load_session=lambda component: bundle.load_session(component, chosen, threads=threads),
+        keep_loaded=keep_loaded,
         provenance={
             "model": manifest.model.name,
             "precision": manifest.precision,

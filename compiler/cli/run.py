@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     _check_output(args.out)
     begin = time.perf_counter()
     step_seconds: list[float] = []
-    with load(args.bundle, args.target, threads=args.threads) as pipe:
+    with load(args.bundle, args.target, threads=args.threads, keep_loaded=False) as pipe:
         generation = pipe.plan(
             args.prompt,
             args.negative_prompt,

@@ -174,8 +174,8 @@ def test_pictures_equal_those_of_the_classic_interface(
     assert not loaded["unet"].timesteps, "the UNet takes no timestep"
     again = loaded["unet"].run(told[-1].feeds)["out_sample"]
     np.testing.assert_array_equal(again, told[-1].output)
-    hoisted.close()
-    classic.close()
+    hoisted.release()
+    classic.release()
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "cpu"])
@@ -195,7 +195,7 @@ def test_predictors_of_one_engine_may_be_used_in_turn(make_networks: Any, target
     assert len(loaded["unet_timestep"].timesteps) == before
     assert np.abs(predictors[0](sample, 99.0) - expected[0]).max() > 1e-3, "a timestep that was not announced"
     assert loaded["unet_timestep"].timesteps[-1] == 99.0
-    networks.close()
+    networks.release()
 
 
 def test_one_call_takes_any_number_of_rows(make_networks: Any) -> None:

@@ -43,7 +43,8 @@ class Pair:
 
     def __init__(self, architecture: Architecture, folder: Any) -> None:
         self.theirs = build_diffusers(architecture, folder)
-        self.ours, self.loaded = build_ours(self.theirs, folder / "tokenizer")
+        self.tokenizer_folder = folder / "tokenizer"
+        self.ours, self.loaded = build_ours(self.theirs, self.tokenizer_folder)
         self.config = dict(self.theirs.scheduler.config)
 
     def draw_theirs(self, prompt: str | list[str], sampler: str, steps: int, seed: int, **options: Any) -> np.ndarray:
@@ -233,6 +234,20 @@ def test_close_releases_engines_and_the_next_call_loads_them_again(plain: Pair) 
     plain.ours.close()
     assert stack(plain.ours(PROMPT, steps=2, seed=1)).tolist() == before.tolist()
     assert plain.loaded["unet"] not in sessions
+
+
+def test_engines_that_are_not_kept_are_never_loaded_together(plain: Pair) -> None:
+    expected = stack(plain.ours(PROMPT, steps=2, seed=1))
+    pipe, loaded = build_ours(plain.theirs, plain.tokenizer_folder, keep_loaded=False)
+    open_at_steps = []
+
+    def look(_: DenoisingStep) -> None:
+        open_at_steps.append([name for name, session in loaded.items() if not session.closed])
+
+    for _ in range(2):
+        assert stack(pipe(PROMPT, steps=2, seed=1, on_step=look)).tolist() == expected.tolist()
+        assert [name for name, session in loaded.items() if not session.closed] == ["vae_decoder"]
+    assert open_at_steps == [["unet"]] * 4
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,9 @@ def specs_of(pipeline: StableDiffusionPipeline) -> dict[str, ComponentSpec]:
     return {name: ComponentSpec(name, tuple(inputs[name]), (outputs[name],), dimensions) for name in inputs}
 
 
-def build_ours(pipeline: StableDiffusionPipeline, tokenizer_folder: Path) -> tuple[Pipeline, dict[str, TorchSession]]:
+def build_ours(
+    pipeline: StableDiffusionPipeline, tokenizer_folder: Path, *, keep_loaded: bool = True
+) -> tuple[Pipeline, dict[str, TorchSession]]:
     """Our pipeline around the modules of a diffusers pipeline, and the sessions that it has loaded so far."""
     specs = specs_of(pipeline)
     modules = {"text_encoder": pipeline.text_encoder, "unet": pipeline.unet, "vae_decoder": pipeline.vae}
@@ -208,6 +210,7 @@ def build_ours(pipeline: StableDiffusionPipeline, tokenizer_folder: Path) -> tup
         settings=settings_of(pipeline),
         specs=specs,
         load_session=load_session,
+        keep_loaded=keep_loaded,
         provenance={"model": "untrained"},
     )
     return ours, loaded
