@@ -195,7 +195,7 @@ def vae_weight_types(path: Path) -> set[ir.DataType | None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", ["40dB", "fd=0.05"])
 def test_automatic_plan_is_timed_where_the_target_runs(tmp_path: Path, budget: str):
-    """With `tiny`: no layer of the reduced network need be faster in integers. Of `tiny`'s most are, on an idle machine."""
+    """No layer of the reduced network need be faster in integers; of `tiny`'s most are, on an idle machine."""
     cache = StageCache(tmp_path / "cache")
     request = ExportRequest(
         Source("tiny"), PrecisionRequest(AUTO, budget=parse_budget(budget)), parse_targets("ort-cpu"), tmp_path / "auto"
