@@ -219,7 +219,6 @@ class Pipeline:
         self._leave_only("unet")  # what runs once for a picture has run
         return guide(predict, generation.guidance_scale) if guided else predict
 
-
     def _leave_only(self, component: str) -> None:
         """Before a stage of a picture, release the engines of those before it."""
         if not self._keep_loaded:
