@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -17,6 +19,7 @@ from test_lower_quantised_conv import make_feeds as make_conv_feeds
 from sdc.engines.errors import PassError
 from sdc.passes.base import run_passes
 from sdc.passes.graph_digest import digest_from_model
+from sdc.passes.hoisting.hoist import PROMPT, TIMESTEP, hoist
 from sdc.passes.lowering.lower_quantised_conv import LowerQuantisedConv
 from sdc.passes.memory.buffers import BufferGraph
 from sdc.passes.memory.from_graph import buffers_from_graph
@@ -138,18 +141,39 @@ def test_sizes_are_those_of_the_tensors_that_are_computed(component: str, backen
     assert assert_sizes_are_made(lowered(component, backend), feed(component, batch=2, height=8, width=12)) > 20
 
 
+def assert_packed(graph: BufferGraph, sizes: Mapping[str, int]) -> None:
+    for sized in (graph.at(sizes), write_in_place(graph.at(sizes))):
+        plan = plan_memory(sized)
+        for each in (plan.written, plan.reordered):
+            assert each.lower_bound_bytes <= each.arena.bytes <= WITHIN * each.lower_bound_bytes
+
+
+SIZES = ({"batch": 2, "height": 8, "width": 8}, {"batch": 6, "height": 12, "width": 20})
+
+
 @pytest.mark.parametrize("backend", [*BACKENDS, ORT_CUDA])
 @pytest.mark.parametrize("component", INPUTS)
 def test_arenas_of_tiny_are_close_to_the_lower_bound(component: str, backend: str) -> None:
     model = lowered(component, backend, "fp16" if backend == ORT_CUDA else "fp32")
     graph = buffers_from_graph(model)
-    for size in ({"batch": 2, "height": 8, "width": 8}, {"batch": 6, "height": 12, "width": 20}):
+    for size in SIZES:
         sizes = symbol_sizes(model, feed(component, **size))
-        for sized in (graph.at(sizes), write_in_place(graph.at(sizes))):
-            plan = plan_memory(sized)
-            for each in (plan.written, plan.reordered):
-                assert each.lower_bound_bytes <= each.arena.bytes <= WITHIN * each.lower_bound_bytes
-            assert plan.written.arena.bytes < plan.naive_bytes / 2
+        assert_packed(graph, sizes)
+        plan = plan_memory(graph.at(sizes))
+        assert plan.written.arena.bytes < plan.naive_bytes / 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_arenas_of_what_is_hoisted_are_close_too(backend: str, precision: str) -> None:
+    unet = load_graph("unet")
+    run_passes((*canonical_passes(), *fusion_passes("unet"), *precision_passes(precision)), unet)
+    parts = hoist(unet).parts
+    assert set(parts) == {PROMPT, TIMESTEP}
+    for model in (unet, *parts.values()):
+        run_passes(lowering_passes(backend), model)
+        for size in ((2, 8, 8), (6, 12, 20)):
+            assert_packed(buffers_from_graph(model), dict(zip("BHW", size, strict=True)))
 
 
 @pytest.mark.parametrize("bias", [True, False])
