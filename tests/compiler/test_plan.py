@@ -14,10 +14,16 @@ from whole_bundle import write_whole_bundle
 
 from sdc.compiler.cli import main
 from sdc.compiler.memory.graph_json import MEMORY_REPORT, graph_from_json, json_from_graph
+from sdc.compiler.stages import Source, export_stage, fused_component, open_source
+from sdc.compiler.trace.interfaces import component_spec
 from sdc.engines.checked_json import JsonValue
 from sdc.engines.errors import BundleError
+from sdc.engines.specs import COMPONENTS
+from sdc.passes.base import run_passes
 from sdc.passes.memory.buffers import BufferGraph
 from sdc.passes.memory.from_graph import buffers_from_graph
+from sdc.passes.memory.plan import plan_memory
+from sdc.passes.pipeline import BACKENDS, ORT_CUDA, lowering_passes, precision_passes
 
 ENGINES = {
     # weights, inputs, naive, shared, lower bound; buffers in multiples of 64 bytes
@@ -170,3 +176,22 @@ def test_a_damaged_graph_is_refused(change: dict[str, Any], message: str) -> Non
     assert graph.at({"B": 24}).bytes == (192,)
     with pytest.raises(BundleError, match=message):
         graph_from_json(JsonValue({**sound, **change}, "memory.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_arenas_of_sd15_are_close_to_the_lower_bound(component: str, tmp_path: Path) -> None:
+    source = Source("sd15", weights="random")
+    configs = open_source(source).configs
+    export_stage(source, component, configs, tmp_path)
+    for backend in (*BACKENDS, ORT_CUDA):
+        fused, _ = fused_component(component_spec(component, configs), tmp_path, fuse=True)
+        run_passes(
+            (*precision_passes("fp16" if backend == ORT_CUDA else "fp32"), *lowering_passes(backend)), fused.model
+        )
+        graph = buffers_from_graph(fused.model)
+        for batch, side in ((1, 64), (4, 96)):
+            plan = plan_memory(graph.at({"B": batch, "H": side, "W": side, "H_px": 8 * side, "W_px": 8 * side}))
+            for each in (plan.written, plan.reordered):
+                assert each.lower_bound_bytes <= each.arena.bytes <= 1.10 * each.lower_bound_bytes
+            assert plan.written.arena.bytes < plan.naive_bytes / 4
