@@ -141,6 +141,14 @@ def test_the_tightest_gap_is_taken() -> None:
     assert arena.bytes == ALIGNMENT * 34
 
 
+def test_the_fullest_step_goes_first_where_that_is_better() -> None:
+    rows = [("a", 4, 2, 3), ("b", 4, 1, 2), ("c", 2, 3, 4), ("d", 3, 3, 3)]
+    lifetimes = [Lifetime(name, ALIGNMENT * size, begin, end) for name, size, begin, end in rows]
+    # By size, b comes first and lies below a, and c fits nowhere but above it. Step 3 is the fullest: a, d, c, and then b.
+    assert live_bytes(lifetimes, 5).max() == ALIGNMENT * 9
+    assert place_buffers(lifetimes).bytes == ALIGNMENT * 9
+
+
 def test_outputs_live_to_the_end_and_unread_results_while_they_are_written() -> None:
     graph = graph_of((1, 2, 3), [((), (0, 1)), ((), (2,))], 0)
     assert [(each.begin, each.end) for each in lifetimes_of(graph)] == [(0, 1), (0, 0), (1, 1)]
