@@ -144,7 +144,7 @@ def test_the_tightest_gap_is_taken() -> None:
 def test_the_fullest_step_goes_first_where_that_is_better() -> None:
     rows = [("a", 4, 2, 3), ("b", 4, 1, 2), ("c", 2, 3, 4), ("d", 3, 3, 3)]
     lifetimes = [Lifetime(name, ALIGNMENT * size, begin, end) for name, size, begin, end in rows]
-    # By size, b comes first and lies below a, and c fits nowhere but above it. Step 3 is the fullest: a, d, c, and then b.
+    # By size, b lies below a, and c fits only above both. Step 3 is the fullest: a, d and c go first.
     assert live_bytes(lifetimes, 5).max() == ALIGNMENT * 9
     assert place_buffers(lifetimes).bytes == ALIGNMENT * 9
 
