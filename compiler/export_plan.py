@@ -51,6 +51,7 @@ BUILD_SOURCES = (
     "sdc.compiler.precision",
     "sdc.compiler.component",
     "sdc.compiler.hoisting",
+    "sdc.compiler.memory.graph_json",
     "sdc.compiler.stages",
     "sdc.engines.specs",
 )

@@ -108,18 +108,42 @@ def check_generation(
         InputError: the sampler is unknown, or a number is outside what the bundle takes; the message names the range.
     """
     find_sampler(generation.sampler, eta=generation.eta).plan(schedule, generation.steps)
-    if not math.isfinite(generation.guidance_scale):
-        raise InputError(f"guidance {generation.guidance_scale} is not a finite number")
+    check_pictures(
+        len(generation),
+        guidance_scale=generation.guidance_scale,
+        height_px=generation.height_px,
+        width_px=generation.width_px,
+        settings=settings,
+        specs=specs,
+    )
+
+
+def check_pictures(
+    pictures: int,
+    *,
+    guidance_scale: float,
+    height_px: int,
+    width_px: int,
+    settings: PipelineSettings,
+    specs: Mapping[str, ComponentSpec],
+) -> None:
+    """Check how many pictures are asked for at once, and their size, against the engines' ranges.
+
+    Raises:
+        InputError: a number is outside what the bundle takes; the message names the range.
+    """
+    if not math.isfinite(guidance_scale):
+        raise InputError(f"guidance {guidance_scale} is not a finite number")
     reduction = settings.vae_reduction
     for component, tensor in (("unet", "sample"), ("vae_decoder", "latent_sample")):
-        for axis, name, size in ((2, "height", generation.height_px), (3, "width", generation.width_px)):
+        for axis, name, size in ((2, "height", height_px), (3, "width", width_px)):
             _check_size(name, size, _allowed(specs[component], tensor, axis), reduction)
-    doubled = 2 if takes_two_batches(generation.guidance_scale, settings) else 1
+    doubled = 2 if takes_two_batches(guidance_scale, settings) else 1
     allowed = _allowed(specs["unet"], "sample", 0)
-    if not allowed.minimum <= doubled * len(generation) <= allowed.maximum:
+    if not allowed.minimum <= doubled * pictures <= allowed.maximum:
         most = allowed.maximum // doubled
         raise InputError(
-            f"{len(generation)} pictures at guidance {generation.guidance_scale} need {doubled * len(generation)} rows "
+            f"{pictures} pictures at guidance {guidance_scale} need {doubled * pictures} rows "
             f"of the UNet, which takes {allowed.minimum} to {allowed.maximum}",
             hint=f"ask for at most {most} at a time" if most else "use guidance 1",
         )

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from sdc.compiler.bundle.writer import CachedFile, Contents, file_entries, json_bytes
+from sdc.compiler.bundle.writer import CachedFile, Contents, compact_json_bytes, file_entries, json_bytes
 from sdc.compiler.export_plan import QUANTISED, ExportRequest, tool_versions
 from sdc.compiler.hoisting import common_specs
+from sdc.compiler.memory.graph_json import MEMORY_REPORT
 from sdc.compiler.stages import PLAN_NAME, TABLE_NAME, Opened
 from sdc.compiler.trace.interfaces import pipeline_settings
 from sdc.compiler.workshop.cache import Entry
@@ -32,6 +33,7 @@ def bundle_contents(request: ExportRequest, opened: Opened, built: Built) -> Con
         if component in QUANTISED and PLAN_NAME in entry.files:
             contents[f"precision/{component}.toml"] = CachedFile(entry, PLAN_NAME)
     contents["reports/passes.json"] = json_bytes(_by_component(built, "passes"))
+    contents[MEMORY_REPORT] = compact_json_bytes(_by_component(built, "memory"))
     contents["reports/export.json"] = json_bytes(
         {
             "tools": tool_versions(request),

@@ -104,3 +104,8 @@ def is_up_to_date(out: Path, manifest: Manifest) -> bool:
 def json_bytes(value: Mapping[str, Any]) -> bytes:
     """JSON as it is written into bundles: equal values give equal bytes."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def compact_json_bytes(value: Mapping[str, Any]) -> bytes:
+    """As `json_bytes`, in one line: for long lists of numbers."""
+    return (json.dumps(value, separators=(",", ":"), ensure_ascii=False) + "\n").encode()

@@ -30,7 +30,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """Values from `low` at the bottom to `high` at the top."""
 
     low: float
@@ -58,12 +58,12 @@ def line_plot(series: Sequence[Series], *, logarithmic: bool, label: str) -> str
     shown = [value for value in values if math.isfinite(value) and (value > 0 or not logarithmic)]
     if not shown:
         return '<p class="note">No difference at any step.</p>'
-    axis, ticks = (_decades if logarithmic else _even)(shown)
+    axis, ticks = (_decades if logarithmic else even_axis)(shown)
 
     def x(index: int) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (index / (count - 1) if count > 1 else 0.5)
 
-    parts = [_grid(axis, ticks), _steps(count, x(0), x(count - 1)), _legend(series)]
+    parts = [grid(axis, ticks), _steps(count, x(0), x(count - 1)), _legend(series)]
     for line in series:
         points = [
             (x(index), axis.y(value), index, value)
@@ -80,24 +80,25 @@ def line_plot(series: Sequence[Series], *, logarithmic: bool, label: str) -> str
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
-def _decades(values: Sequence[float]) -> tuple[_Axis, list[float]]:
+def _decades(values: Sequence[float]) -> tuple[Axis, list[float]]:
     low = math.floor(math.log10(min(values)))
     high = max(low + 1, math.ceil(math.log10(max(values))))
     every = math.ceil((high - low) / MOST_DECADES)
-    return _Axis(10.0**low, 10.0**high, True), [10.0**power for power in range(low, high + 1, every)]
+    return Axis(10.0**low, 10.0**high, True), [10.0**power for power in range(low, high + 1, every)]
 
 
-def _even(values: Sequence[float]) -> tuple[_Axis, list[float]]:
-    """From 0, in steps of 1, 2 or 5 times a power of ten."""
+def even_axis(values: Sequence[float]) -> tuple[Axis, list[float]]:
+    """An axis from 0 and its ticks, in steps of 1, 2 or 5 times a power of ten."""
     highest = max(values) or 1.0
     rough = highest / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     count = math.ceil(highest / step)
-    return _Axis(0.0, step * count, False), [step * index for index in range(count + 1)]
+    return Axis(0.0, step * count, False), [step * index for index in range(count + 1)]
 
 
-def _grid(axis: _Axis, ticks: Sequence[float]) -> str:
+def grid(axis: Axis, ticks: Sequence[float]) -> str:
+    """Lines at the ticks, each with its number."""
     lines = []
     for tick in ticks:
         y = axis.y(tick)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from sdc.passes.base import Pass, PassReport
-from sdc.passes.shapes.schema_inference import inferred_types
-from sdc.passes.shapes.shape_rules import Shape, known_shape, result_shape
+from sdc.passes.shapes.shape_rules import known_shape
 from sdc.passes.shapes.size_contents import Contents, computed_contents, initial_contents
 from sdc.passes.shapes.size_vectors import SizeVectors
-from sdc.passes.shapes.sizes import Size, normal_size, symbols
+from sdc.passes.shapes.stated_types import fresh_symbols, input_symbols, state_types
 
 
 @dataclass(frozen=True)
@@ -53,17 +50,15 @@ class ResolveShapes(Pass):
         """Resolve; the match count is the number of values that became constants and of targets that were rewritten."""
         graph = model.graph
         version = model.graph.opset_imports.get("", 1)
-        fresh = _fresh_symbols(graph)
-        inputs = frozenset(
-            name for value in graph.inputs for size in known_shape(value) or () if size for name in symbols(size)
-        )
+        fresh = fresh_symbols(graph)
+        inputs = input_symbols(graph)
         contents: dict[ir.Value, Contents] = {}
         for value in graph.initializers.values():
             _note(contents, value, initial_contents(value))
         sources = SizeVectors(graph, contents)
         folded = rewritten = 0
         for node in list(graph):
-            _state_types(node, contents, version, inputs, fresh)
+            state_types(node, contents, version, inputs, fresh)
             shape = known_shape(node.outputs[0])
             if node.domain == "" and shape is not None and None not in shape:
                 _note(contents, node.outputs[0], computed_contents(node, contents, shape))  # type: ignore[arg-type]
@@ -80,57 +75,6 @@ class ResolveShapes(Pass):
 def _note(contents: dict[ir.Value, Contents], value: ir.Value, held: Contents | None) -> None:
     if held is not None:
         contents[value] = held
-
-
-def _fresh_symbols(graph: ir.Graph) -> Iterator[ir.SymbolicDim]:
-    """New names for sizes that nothing determines."""
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    taken = {
-        name for value in values for size in known_shape(value) or () if size is not None for name in symbols(size)
-    }
-    return (ir.SymbolicDim(name) for name in (f"size_{n}" for n in count()) if name not in taken)
-
-
-def _state_types(
-    node: ir.Node,
-    contents: dict[ir.Value, Contents],
-    version: int,
-    inputs: frozenset[str],
-    fresh: Iterator[ir.SymbolicDim],
-) -> None:
-    """Write types and shapes of a node's outputs: what is stated, then what follows, then a new symbol."""
-    if all(value.dtype is not None and _is_settled(known_shape(value), inputs) for value in node.outputs):
-        for value in node.outputs:
-            value.shape = ir.Shape(known_shape(value) or ())  # in the spelling that makes equal sizes equal
-        return
-    types = inferred_types(node, contents, version)
-    for index, (value, proto) in enumerate(zip(node.outputs, types, strict=True)):
-        found = result_shape(node, contents) if index == 0 and node.domain == "" else None
-        if proto is not None and proto.HasField("tensor_type"):
-            if value.dtype is None and proto.tensor_type.elem_type:
-                value.dtype = ir.DataType(proto.tensor_type.elem_type)
-            by_schema = ir.serde.deserialize_type_proto_for_shape(proto)
-            if by_schema is not None:
-                found = _merge(tuple(map(normal_size, by_schema)), found)
-        stated = known_shape(value)
-        merged = found if stated is None else _merge(stated, found, inputs)
-        if merged is not None:
-            value.shape = ir.Shape([next(fresh) if size is None else size for size in merged])
-
-
-def _is_settled(shape: Shape | None, inputs: frozenset[str]) -> bool:
-    return shape is not None and all(size is not None and symbols(size) <= inputs for size in shape)
-
-
-def _merge(stated: Shape, found: Shape | None, inputs: frozenset[str] | None = None) -> Shape:
-    """Numbers first, then statements in symbols of the inputs, then what was found."""
-    if found is None or len(found) != len(stated):
-        return stated
-    merged: list[Size | None] = []
-    for ours, theirs in zip(found, stated, strict=True):
-        trusted = theirs is not None and (isinstance(theirs, int) or inputs is None or symbols(theirs) <= inputs)
-        merged.append(ours if isinstance(ours, int) or not trusted else theirs)
-    return tuple(ours if ours is not None else theirs for ours, theirs in zip(merged, stated, strict=True))
 
 
 def _fold(graph: ir.Graph, node: ir.Node, held: Contents | None) -> ir.Value | None:

@@ -56,12 +56,23 @@ def result_shape(node: ir.Node, contents: Mapping[ir.Value, Contents]) -> Shape 
 
 def _conv(call: _Call) -> Shape | None:
     x, weight = call.shapes[:2]
-    if x is None or weight is None or call.node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+    return None if x is None or weight is None else conv_shape(call.node, x, weight)
+
+
+def conv_shape(node: ir.Node, x: Shape, weight: Shape) -> Shape | None:
+    """Shape of a convolution's result, [B, M, spatial...]; None if its padding is not explicit.
+
+    Args:
+        node: for its attributes.
+        x: [B, C, spatial...].
+        weight: [M, C, kernel...].
+    """
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         return None
     rank = len(x) - 2
-    strides = call.node.attributes.get_ints("strides", [1] * rank)
-    dilations = call.node.attributes.get_ints("dilations", [1] * rank)
-    pads = call.node.attributes.get_ints("pads", [0] * 2 * rank)
+    strides = node.attributes.get_ints("strides", [1] * rank)
+    dilations = node.attributes.get_ints("dilations", [1] * rank)
+    pads = node.attributes.get_ints("pads", [0] * 2 * rank)
     sizes: list[Size | None] = [x[0], weight[0]]
     for axis in range(rank):
         size, kernel = x[2 + axis], weight[2 + axis]
@@ -71,6 +82,28 @@ def _conv(call: _Call) -> Shape | None:
         # Source: ONNX Conv (and Dumoulin & Visin, arXiv:1603.07285, relationship 14).
         covered = pads[axis] + pads[axis + rank] - dilations[axis] * (kernel - 1) - 1
         sizes.append(add_up(add_up(size + covered) // strides[axis] + 1))
+    return tuple(sizes)
+
+
+def _conv_transpose(call: _Call) -> Shape | None:
+    node, (x, weight) = call.node, call.shapes[:2]
+    if x is None or weight is None or weight[1] is None or "output_shape" in node.attributes:
+        return None
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    rank = len(x) - 2
+    strides, dilations = (node.attributes.get_ints(name, [1] * rank) for name in ("strides", "dilations"))
+    pads = node.attributes.get_ints("pads", [0] * 2 * rank)
+    behind = node.attributes.get_ints("output_padding", [0] * rank)
+    sizes: list[Size | None] = [x[0], product([weight[1], node.attributes.get_int("group", 1)])]
+    for axis in range(rank):
+        size, kernel = x[2 + axis], weight[2 + axis]
+        if size is None or not isinstance(kernel, int):
+            sizes.append(None)
+            continue
+        # Source: ONNX ConvTranspose.
+        reach = behind[axis] + (kernel - 1) * dilations[axis] + 1 - pads[axis] - pads[axis + rank]
+        sizes.append(add_up(add_up(size - 1) * strides[axis] + reach))
     return tuple(sizes)
 
 
@@ -133,17 +166,22 @@ def _slice(call: _Call) -> Shape | None:
 
 
 def _sliced(size: Size | None, start: Any, end: Any, step: Any) -> Size | None:
-    if size is None or step != 1:
+    if size is None or not isinstance(step, int) or step < 1:
         return None
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
-        return len(range(size)[start:end])
-    if isinstance(start, int) and start == 0 and not isinstance(end, int):
+        return len(range(size)[start:end:step])
+    if isinstance(start, int) and start == 0 and not isinstance(end, int) and step == 1:
         return size if end == size else clamped(end, size) if isinstance(size, int) else None
     if not isinstance(start, int) or start < 0 or not isinstance(end, int):
         return None
+    # A free size is taken to be no smaller than what is cut off at both ends.
     if end >= _TO_THE_END:
-        return add_up(size - start)
-    return None
+        return add_up(add_up(size - start + step - 1) // step)
+    return add_up(add_up(size + end - start + step - 1) // step) if end < 0 else None
+
+
+def _like_the_first(call: _Call) -> Shape | None:
+    return call.shapes[0]
 
 
 def _concat(call: _Call) -> Shape | None:
@@ -200,6 +238,7 @@ def _pad(call: _Call) -> Shape | None:
 
 _RULES: dict[str, Callable[[_Call], Shape | None]] = {
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Reshape": _reshape,
     "Expand": _expand,
     "ConstantOfShape": _constant_of_shape,
@@ -209,4 +248,8 @@ _RULES: dict[str, Callable[[_Call], Shape | None]] = {
     "Flatten": _flatten,
     "Resize": _resize,
     "Pad": _pad,
+    # ONNX infers nothing through the first (it is a function), and through the others only with their types.
+    "GroupNormalization": _like_the_first,
+    "QuantizeLinear": _like_the_first,
+    "DequantizeLinear": _like_the_first,
 }

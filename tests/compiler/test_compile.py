@@ -12,12 +12,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
 import psutil
 import pytest
 from minimal_pipeline import save_minimal_pipeline
 
+from sdc.compiler.memory.graph_json import MEMORY_REPORT, graph_from_json
 from sdc.engines import load
 from sdc.engines.bundle import open_bundle
+from sdc.engines.checked_json import read_json
+from sdc.passes.memory.from_graph import buffers_from_graph
 
 COMMAND = [sys.executable, "-c", "import sys; from sdc.compiler.cli import main; sys.exit(main())", "export"]
 LARGEST_FILE_BYTES = 300_000
@@ -200,3 +204,15 @@ def flip_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def test_bundles_carry_the_buffers_of_their_engines(warm: Exporter) -> None:
+    for precision in ("fp32", "int8"):
+        bundle = open_bundle(warm.cache.parent / precision)
+        carried = read_json(bundle.file(MEMORY_REPORT))
+        assert [component for component, _ in carried.members()] == list(bundle.manifest.components)
+        for component, targets in carried.members():
+            (target, value), *others = targets.members()
+            assert (target, others) == ("ort-cpu", [])
+            graph = buffers_from_graph(ir.load(bundle.path / component / "model.onnx"))
+            assert graph_from_json(value) == graph

@@ -1,0 +1,1 @@
+"""`sdc plan`: what a bundle takes in memory for a picture, before it runs."""

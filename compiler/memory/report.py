@@ -1,0 +1,49 @@
+"""Memory plans as text."""
+
+from __future__ import annotations
+
+from sdc.compiler.inspect.report import megabytes
+from sdc.compiler.memory.picture_plan import EnginePlan, PicturePlan, Stage
+from sdc.compiler.text_table import format_table
+
+ENGINE_HEADS = ("engine", "sizes", "weights", "inputs", "naive", "shared", "lower bound", "reordered")
+STAGE_HEADS = ("while it runs", "loaded", "weights", "activations", "inputs", "all")
+
+
+def format_plan(plan: PicturePlan) -> str:
+    """Tables of the engines and the stages, and the peak."""
+    request = plan.request
+    pictures = f"{request.pictures} picture{'s' if request.pictures > 1 else ''}"
+    return "\n".join(
+        [
+            f"target {plan.target}: {pictures} of {request.width_px}x{request.height_px} px, "
+            f"guidance {request.guidance_scale:g}",
+            format_table(ENGINE_HEADS, [engine_row(each) for each in plan.engines.values()], words=["sizes"]),
+            "",
+            format_table(STAGE_HEADS, [stage_row(each) for each in plan.stages], words=["loaded"]),
+            f"peak {megabytes(plan.peak.total_bytes)}, in {plan.peak.component}; with one arena for all engines "
+            f"{megabytes(plan.one_arena_bytes)}; with each engine loaded for its stage alone "
+            f"{megabytes(plan.released_bytes)}",
+        ]
+    )
+
+
+def engine_row(engine: EnginePlan) -> list[str]:
+    """The cells of one engine."""
+    memory = engine.memory
+    figures = (
+        engine.weight_bytes,
+        memory.input_bytes,
+        memory.naive_bytes,
+        memory.written.arena.bytes,
+        memory.written.lower_bound_bytes,
+        memory.reordered.arena.bytes,
+    )
+    sizes = " ".join(f"{name}={size}" for name, size in engine.sizes.items() if not name.endswith("_px"))
+    return [engine.component, sizes, *map(megabytes, figures)]
+
+
+def stage_row(stage: Stage) -> list[str]:
+    """The cells of one stage."""
+    figures = (stage.weight_bytes, stage.activation_bytes, stage.input_bytes, stage.total_bytes)
+    return [stage.component, ", ".join(stage.loaded), *map(megabytes, figures)]
