@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -19,15 +18,13 @@ from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.calibration.table_file import read_table
 from sdc.compiler.component import Component
 from sdc.compiler.hoisting import hoist_component
-from sdc.compiler.memory.graph_json import json_from_graph
+from sdc.compiler.memory.graph_json import describe_memory
 from sdc.compiler.precision.planning import passes_from_plan, plan_for
 from sdc.compiler.workshop.cache import Entry
-from sdc.engines.errors import PassError
 from sdc.engines.manifest import LoraEntry, ModelEntry
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, Target
 from sdc.passes.base import Pass, PassReport, run_passes
-from sdc.passes.memory.from_graph import buffers_from_graph
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.correct_bias import CorrectBias
@@ -41,8 +38,6 @@ from sdc.passes.precision.smoothing_rule import SmoothingRule
 
 if TYPE_CHECKING:
     from sdc.compiler.load import Checkpoint, GraphCheckpoint
-
-log = logging.getLogger(__name__)
 
 MODEL_NAME = "model.onnx"
 """What the stage `export` leaves in its folder; the weights are beside it."""
@@ -252,7 +247,7 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
     engines = {}
     for component in components:
         lowering = _run(lowering_passes(target.backend), component)
-        memory = _memory_of(component)
+        memory = describe_memory(component)
         built = build_engine(component, target, folder / component.spec.name)
         engines[component.spec.name] = {
             "spec": component.spec.to_json(),
@@ -270,15 +265,6 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
     if plan is not None:
         (folder / PLAN_NAME).write_text(text_from_plan(plan), encoding="utf-8")
     return {"export": recipe.graph.result, "engines": engines, "fp16": _overflow(recipe), "automatic": recipe.automatic}
-
-
-def _memory_of(component: Component) -> dict[str, Any] | str:
-    """The buffers of a lowered graph, for `sdc plan`; or why they are unknown, which stops no build."""
-    try:
-        return json_from_graph(buffers_from_graph(component.model))
-    except PassError as error:
-        log.warning("%s: its memory cannot be planned: %s", component.spec.name, error)
-        return str(error)
 
 
 def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]]]:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import onnx_ir as ir
 
+from sdc.compiler.component import Component
 from sdc.engines.checked_json import JsonValue
-from sdc.engines.errors import BundleError
+from sdc.engines.errors import BundleError, PassError
 from sdc.passes.memory.buffers import Buffer, BufferGraph, Step
+from sdc.passes.memory.from_graph import buffers_from_graph
 from sdc.passes.shapes.sizes import Size
+
+log = logging.getLogger(__name__)
 
 MEMORY_REPORT = "reports/memory.json"
 """By component and target, the buffers of the graph that the engine was built from, or why they are unknown."""
+
+
+def describe_memory(component: Component) -> dict[str, Any] | str:
+    """The buffers of a lowered graph, for `sdc plan`; or why they are unknown, which stops no build."""
+    try:
+        return json_from_graph(buffers_from_graph(component.model))
+    except PassError as error:
+        log.warning("%s: its memory cannot be planned: %s", component.spec.name, error)
+        return str(error)
 
 
 def json_from_graph(graph: BufferGraph) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _of_target(plan: PicturePlan) -> list[str]:
     figures = [
         ("peak", megabytes(plan.peak.total_bytes), f"in {plan.peak.component}"),
         ("one arena for all engines", megabytes(plan.one_arena_bytes), "peak, if they shared it"),
-        ("one engine at a time", megabytes(plan.released_bytes), "peak, if each were released"),
+        ("as sdc run", megabytes(plan.released_bytes), "peak, with engines released in time"),
     ]
     pictures = "".join(
         f"<figure><h3>{escape(name)}</h3>"

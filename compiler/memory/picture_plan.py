@@ -66,6 +66,7 @@ class Stage:
         activation_bytes: of the engine that runs, and what those before it keep.
         largest_activation_bytes: of one engine: what all would need that share an arena.
         input_bytes: of the engine that runs; they are the caller's.
+        released_bytes: all of it, if engines are released as soon as a picture does not need them any more.
     """
 
     component: str
@@ -74,6 +75,7 @@ class Stage:
     activation_bytes: int
     largest_activation_bytes: int
     input_bytes: int
+    released_bytes: int
 
     @property
     def total_bytes(self) -> int:
@@ -94,7 +96,7 @@ class PicturePlan:
         target: its name.
         request: what is drawn.
         engines: all of the target's, by component.
-        stages: in the order in which they run; engines stay loaded until the pipeline is closed.
+        stages: in the order in which they run; engines stay loaded, unless a figure says otherwise.
     """
 
     target: str
@@ -114,11 +116,8 @@ class PicturePlan:
 
     @property
     def released_bytes(self) -> int:
-        """The peak, if each engine were loaded for its stage alone."""
-        return max(
-            engine.weight_bytes + engine.memory.written.arena.bytes + engine.memory.input_bytes
-            for engine in (self.engines[stage.component] for stage in self.stages)
-        )
+        """The peak, if engines are released as soon as a picture does not need them any more."""
+        return max(stage.released_bytes for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -137,6 +136,7 @@ class PicturePlan:
                     "activation_bytes": stage.activation_bytes,
                     "input_bytes": stage.input_bytes,
                     "total_bytes": stage.total_bytes,
+                    "released_bytes": stage.released_bytes,
                 }
                 for stage in self.stages
             ],
@@ -222,7 +222,10 @@ def _stages(engines: Mapping[str, EnginePlan], backend: str) -> tuple[Stage, ...
     for component in (name for name in _STAGES if name in engines):
         loaded |= dict.fromkeys([_LOADED_BEFORE.get(component, component), component])
         memory = engines[component].memory
-        activations.append(memory.written.arena.bytes)
+        own = memory.written.arena.bytes
+        activations.append(own)
+        # What runs once for a picture does so while the UNet is loaded, and is released then.
+        needed = loaded.keys() & {"unet", *HOISTED} if component in HOISTED else {component}
         stages.append(
             Stage(
                 component=component,
@@ -231,6 +234,7 @@ def _stages(engines: Mapping[str, EnginePlan], backend: str) -> tuple[Stage, ...
                 activation_bytes=max(activations) if backend == TENSORRT_RTX else sum(activations),
                 largest_activation_bytes=max(activations),
                 input_bytes=memory.input_bytes,
+                released_bytes=sum(engines[name].weight_bytes for name in needed) + own + memory.input_bytes,
             )
         )
     return tuple(stages)

@@ -21,9 +21,9 @@ def format_plan(plan: PicturePlan) -> str:
             format_table(ENGINE_HEADS, [engine_row(each) for each in plan.engines.values()], words=["sizes"]),
             "",
             format_table(STAGE_HEADS, [stage_row(each) for each in plan.stages], words=["loaded"]),
-            f"peak {megabytes(plan.peak.total_bytes)}, in {plan.peak.component}; with one arena for all engines "
-            f"{megabytes(plan.one_arena_bytes)}; with each engine loaded for its stage alone "
-            f"{megabytes(plan.released_bytes)}",
+            f"peak {megabytes(plan.peak.total_bytes)}, in {plan.peak.component}, if engines stay loaded; "
+            f"{megabytes(plan.released_bytes)} as `sdc run` releases them; with one arena for all that stay "
+            f"{megabytes(plan.one_arena_bytes)}",
         ]
     )
 

@@ -18,6 +18,7 @@ import pytest
 from minimal_pipeline import save_minimal_pipeline
 
 from sdc.compiler.memory.graph_json import MEMORY_REPORT, graph_from_json
+from sdc.compiler.memory.picture_plan import Request, plan_pictures
 from sdc.engines import load
 from sdc.engines.bundle import open_bundle
 from sdc.engines.checked_json import read_json
@@ -216,3 +217,13 @@ def test_bundles_carry_the_buffers_of_their_engines(warm: Exporter) -> None:
             assert (target, others) == ("ort-cpu", [])
             graph = buffers_from_graph(ir.load(bundle.path / component / "model.onnx"))
             assert graph_from_json(value) == graph
+
+
+def test_a_hoisted_part_runs_while_the_unet_is_loaded(warm: Exporter) -> None:
+    plan = plan_pictures(open_bundle(warm.cache.parent / "fp32"), "ort-cpu", Request(40, 40, 1, 5.0))
+    prompt, unet = (next(each for each in plan.stages if each.component == name) for name in ("unet_prompt", "unet"))
+    own = {name: engine.memory.written.arena.bytes for name, engine in plan.engines.items()}
+    weights = {name: engine.weight_bytes for name, engine in plan.engines.items()}
+    assert prompt.released_bytes == weights["unet"] + weights["unet_prompt"] + own["unet_prompt"] + prompt.input_bytes
+    assert unet.released_bytes == weights["unet"] + own["unet"] + unet.input_bytes
+    assert plan.released_bytes == max(stage.released_bytes for stage in plan.stages) < plan.peak.total_bytes
