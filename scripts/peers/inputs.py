@@ -1,0 +1,86 @@
+"""The same weights and the same inputs for every side, in files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdc.engines.noise import noise_from_seeds
+from sdc.engines.tokenizer import load_tokenizer
+
+PROMPT = "a photo of a red dress on a white background"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model whose weights need no download.
+
+    Attributes:
+        model: as `sdc export` names it.
+        weights: "random" or "trained".
+        guidance_scale: of pictures.
+    """
+
+    model: str
+    weights: str
+    guidance_scale: float = 5.0
+
+
+ARCHITECTURES = {"sd15": Architecture("sd15", "random"), "tiny": Architecture("tiny", "trained")}
+"""tiny is for trying the script out; stable-diffusion.cpp does not know its sizes."""
+
+SEED = 0
+BATCH = 2
+"""Rows of a step with guidance."""
+
+
+def picture_settings(architecture: Architecture, checkpoint: Path) -> dict[str, Any]:
+    """What all sides draw."""
+    return {
+        "prompt": PROMPT,
+        "seed": SEED,
+        "guidance_scale": architecture.guidance_scale,
+        "size_px": latent_size(checkpoint) * vae_reduction(checkpoint),
+    }
+
+
+def write_inputs(checkpoint: Path, path: Path) -> None:
+    """Inputs of every component, drawn from a seed, and the tokens and the noise of the picture."""
+    generator = np.random.default_rng(SEED)
+    unet, text = (read_config(checkpoint, part) for part in ("unet", "text_encoder"))
+    channels, size = unet["in_channels"], latent_size(checkpoint)
+    tokenizer = load_tokenizer(checkpoint / "tokenizer", max_tokens=text["max_position_embeddings"])
+    tokens = tokenizer.encode(["", PROMPT])
+    hidden = (BATCH, text["max_position_embeddings"], unet["cross_attention_dim"])
+    np.savez(
+        path,
+        **{
+            "unet.sample": generator.standard_normal((BATCH, channels, size, size), np.float32),
+            "unet.timestep": np.array([501], np.float32),
+            "unet.encoder_hidden_states": generator.standard_normal(hidden, np.float32),
+            "vae_decoder.latent_sample": generator.standard_normal((1, channels, size, size), np.float32),
+            "text_encoder.input_ids": tokens,
+            "picture.input_ids": tokens,
+            "picture.latents": noise_from_seeds([SEED])((1, channels, size, size)),
+        },
+    )
+
+
+def read_config(checkpoint: Path, part: str) -> dict[str, Any]:
+    """A network's configuration."""
+    config: dict[str, Any] = json.loads((checkpoint / part / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def latent_size(checkpoint: Path) -> int:
+    """The size that the UNet was made for."""
+    return int(read_config(checkpoint, "unet")["sample_size"])
+
+
+def vae_reduction(checkpoint: Path) -> int:
+    """Pixels for a latent."""
+    return 2 ** (len(read_config(checkpoint, "vae")["block_out_channels"]) - 1)
