@@ -1,13 +1,14 @@
 """Stable Diffusion 1.5 on this machine's processor: sdc beside its peers, in one run.
 
-    python scripts/bench_peers.py --prepare-only                 # environments, weights, exports: once, an hour or more
-    python scripts/bench_peers.py                                # measure on a quiet machine, hours; goes on where it stopped
-    python scripts/bench_peers.py --report                       # tables and plot of what there is
-    python scripts/bench_peers.py --architecture tiny --peers torch-bf16 sdc-bf16 --rounds 2      # to try it out
+    python scripts/bench_peers.py --prepare-only        # environments, weights, exports: once, an hour or more
+    python scripts/bench_peers.py                       # measure on a quiet machine: hours; goes on where it stopped
+    python scripts/bench_peers.py --report              # tables and plots of what there is
+    python scripts/bench_peers.py --architecture tiny --out build/tiny.json --rounds 2        # to try it out
 
 Every side has the same weights (random ones of the architecture, from a seed), the same inputs and a process of its own
-for each component, which is asked over a pipe, so only the side whose turn it is computes. Peers are installed from PyPI
-into environments of their own below `--work`. A side that cannot be installed, prepared or run is a row with the reason.
+for each component, which is asked over a pipe, so only the side whose turn it is computes. Peers are installed from
+PyPI into environments of their own below `--work`. A side that cannot be installed, prepared or run is a row with the
+reason.
 
 - Components: a UNet step with guidance (batch 2; of sdc, what is hoisted out and runs once a picture is in the picture
   only), the VAE decoder, the text encoder (batch 2), a whole picture (DDIM, 20 steps; stable-diffusion.cpp: its Euler),
@@ -68,7 +69,9 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     keys = [side.key for side in SIDES]
-    parser.add_argument("--out", type=Path, default=Path("build/bench-peers.json"), help="figures; table and plot beside")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/bench-peers.json"), help="figures; table and plot beside"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/bench-peers"), help="environments, weights, exports")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="sd15")
     parser.add_argument("--peers", nargs="+", choices=keys, default=keys, metavar="SIDE", help=", ".join(keys))
@@ -214,7 +217,9 @@ def measure(options: argparse.Namespace, bench: Bench, sides: list[Side]) -> Non
 
 def able_to_run(bench: Bench, side: Side) -> bool:
     """Whether it was set up."""
-    return bench.store.failure(side.key, "all") is None and (side.environment in bench.pythons or side.environment == OWN)
+    return bench.store.failure(side.key, "all") is None and (
+        side.environment in bench.pythons or side.environment == OWN
+    )
 
 
 def write_report(store: Store, out: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from peers.environments import SetUpError
 from peers.foreign_load import foreign_cores, snapshot, wait_for_quiet
 from peers.protocol import PICTURE, Job
@@ -73,7 +74,10 @@ class Bench:
         """The job of a side's process."""
         component = PICTURE if component == START else component
         return replace(
-            self.job, component=component, threads=threads, options={**self.options.get(side.key, side.options), **options}
+            self.job,
+            component=component,
+            threads=threads,
+            options={**self.options.get(side.key, side.options), **options},
         )
 
     def open(self, side: Side, component: str, threads: int, **options: object) -> Worker:

@@ -39,7 +39,9 @@ def foreign_cores(before: Snapshot, after: Snapshot) -> float:
 def busy_seconds(stat: str, ticks_per_second: int) -> float:
     """From the text of /proc/stat."""
     fields = [int(field) for field in stat.splitlines()[0].split()[1:]]
-    return sum(value for index, value in enumerate(fields[:GUEST_FIELDS]) if index not in IDLE_FIELDS) / ticks_per_second
+    return (
+        sum(value for index, value in enumerate(fields[:GUEST_FIELDS]) if index not in IDLE_FIELDS) / ticks_per_second
+    )
 
 
 def snapshot(pid: int | None) -> Snapshot:

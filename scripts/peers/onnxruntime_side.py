@@ -1,16 +1,18 @@
 """optimum-onnx's export in ONNX Runtime: float32, and int8 by ONNX Runtime's own quantisation.
 
-Option "variant": "fp32"; "dynamic" (MatMul and Gemm of UNet and text encoder, activations quantised at run time); "static"
-(Conv, MatMul and Gemm of the UNet as U8S8 Q/DQ pairs, ranges from a few calls with small pictures). What a variant does
-not quantise it takes from "fp32".
+Option "variant": "fp32"; "dynamic" (MatMul and Gemm of UNet and text encoder, activations quantised at run time);
+"static" (Conv, MatMul and Gemm of the UNet as U8S8 Q/DQ pairs, ranges from a few calls with small pictures). What a
+variant does not quantise it takes from "fp32".
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+
 from peers.pictures import work_from_networks
 from peers.protocol import Feeds, Job, Run, Work, made_folder, main
 
@@ -25,9 +27,10 @@ def prepare(job: Job) -> None:
     made_folder(job, GRAPHS, lambda folder: export(job, folder))
     variant = job.options["variant"]
     for component in QUANTISED[variant]:
-        source = graph(job, "fp32", component)
-        quantise = quantise_dynamic if variant == "dynamic" else quantise_static
-        made_folder(job, f"{GRAPHS}-{variant}-{component}", lambda folder: quantise(source, folder, job))
+        quantise = partial(
+            quantise_dynamic if variant == "dynamic" else quantise_static, job, graph(job, "fp32", component)
+        )
+        made_folder(job, f"{GRAPHS}-{variant}-{component}", quantise)
 
 
 def export(job: Job, folder: Path) -> None:
@@ -37,7 +40,7 @@ def export(job: Job, folder: Path) -> None:
     main_export(job.checkpoint, folder, task="text-to-image", do_validation=False, no_post_process=True)
 
 
-def quantise_dynamic(source: Path, folder: Path, job: Job) -> None:
+def quantise_dynamic(job: Job, source: Path, folder: Path) -> None:
     """Weights per channel; Conv stays: its integer form is slower than float32."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -52,7 +55,7 @@ def quantise_dynamic(source: Path, folder: Path, job: Job) -> None:
     )
 
 
-def quantise_static(source: Path, folder: Path, job: Job) -> None:
+def quantise_static(job: Job, source: Path, folder: Path) -> None:
     """Min-max ranges; weights per channel."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 

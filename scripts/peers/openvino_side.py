@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import openvino
+
 from peers.pictures import work_from_networks
 from peers.protocol import COMPONENTS, PICTURE, Feeds, Job, Run, Work, made_folder, main
 
@@ -47,9 +48,7 @@ def quantise(job: Job, folder: Path) -> None:
     ]
     model = openvino.Core().read_model(Path(job.made) / "openvino" / "unet.xml")
     samples = [fitted(model, sample) for sample in samples]
-    made = nncf.quantize(
-        model, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples)
-    )
+    made = nncf.quantize(model, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(samples))
     openvino.save_model(made, folder / "unet.xml")
 
 

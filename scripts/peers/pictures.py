@@ -1,6 +1,6 @@
 """A whole picture from three networks: DDIM with classifier-free guidance, in NumPy.
 
-It runs in the peers' environments. The loop itself costs milliseconds, so it does not stand between a peer and its time.
+It runs in the peers' environments. The loop itself costs milliseconds: all of the time is the peers'.
 
 Source: Song, Meng, Ermon, "Denoising Diffusion Implicit Models", equation 12, eta 0; Ho, Salimans, "Classifier-Free
 Diffusion Guidance", equation 6. Timesteps and the last alpha are those of diffusers' DDIMScheduler for SD 1.5.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from peers.protocol import COMPONENTS, PICTURE, Job, Measured, Run, Work, repeated
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+
 from peers.report import TITLES, counted
 from peers.sides import SIDES, Side
 from peers.store import Store
@@ -70,7 +71,8 @@ def panel(title: str, bars: list[Bar], top: int) -> str:
         weight = ' font-weight="bold"' if bar.side.ours else ""
         middle = y + ROW / 2 - 1
         parts.append(
-            f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end" fill="#202124"{weight}>{escape(bar.side.title)}</text>'
+            f'<text x="{LABEL - 8}" y="{y + 12}" text-anchor="end" fill="#202124"{weight}>'
+            f"{escape(bar.side.title)}</text>"
             f'<rect x="{LABEL}" y="{y + 2}" width="{length:.1f}" height="{ROW - 6}" fill="{colour}"/>'
             f'<line x1="{LABEL + low:.1f}" x2="{LABEL + high:.1f}" y1="{middle}" y2="{middle}" stroke="#202124"/>'
             f'<text x="{LABEL + high + 6:.1f}" y="{y + 12}" fill="#202124">{bar.seconds:.3g}</text>'

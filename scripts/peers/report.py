@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+
 from peers.sides import COMPONENTS, ROOFLINES, SIDES, Side
 from peers.store import Measurement, Store
-
 from sdc.compiler.text_table import markdown_row
 
 TITLES = {
@@ -59,9 +59,7 @@ def counted(store: Store, side: Side, component: str, threads: int) -> list[Meas
     return [each for each in store.of(side.key, component, threads) if component != "start" or each.round > 0]
 
 
-def row(
-    store: Store, side: Side, component: str, found: dict[str, list[Measurement]], sides: Sequence[Side]
-) -> str:
+def row(store: Store, side: Side, component: str, found: dict[str, list[Measurement]], sides: Sequence[Side]) -> str:
     """One side's figures."""
     mine = found[side.key]
     low, middle, high = np.quantile([each.median for each in mine], (0.25, 0.5, 0.75))

@@ -1,7 +1,7 @@
 """The fastest that OpenVINO multiplies large matrices, in fp32, bf16 and int8: what a network's time is compared with.
 
-Components are "gemm-fp32", "gemm-bf16" and "gemm-int8". The right operand is constant, as a network's weights are. int8 is
-a product between FakeQuantize nodes, which OpenVINO runs in integers and ends in float.
+Components are "gemm-fp32", "gemm-bf16" and "gemm-int8". The right operand is constant, as a network's weights are. int8
+is a product between FakeQuantize nodes, which OpenVINO runs in integers and ends in float.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 import numpy as np
 import openvino
 from openvino import opset13 as operators
+
 from peers.protocol import Job, Measured, Work, main
 
 SIZE = 4096
@@ -33,7 +34,9 @@ def open_work(job: Job) -> Work:
         "INFERENCE_NUM_THREADS": job.threads,
         "INFERENCE_PRECISION_HINT": "f32" if job.component == "gemm-fp32" else "bf16",
     }
-    request = openvino.Core().compile_model(openvino.Model([product], [operand]), "CPU", settings).create_infer_request()
+    request = (
+        openvino.Core().compile_model(openvino.Model([product], [operand]), "CPU", settings).create_infer_request()
+    )
     fed = openvino.Tensor(generator.standard_normal((SIZE, SIZE), np.float32))
 
     def work(calls: int, steps: int) -> Measured:
@@ -49,4 +52,4 @@ def open_work(job: Job) -> Work:
 
 
 if __name__ == "__main__":
-    main(open_work, lambda job: None)
+    main(open_work, lambda _: None)

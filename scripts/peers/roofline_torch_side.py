@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from peers.protocol import Job, Measured, Work, main
 
 SIZE = 4096
@@ -44,4 +45,4 @@ def product(component: str) -> Callable[[], Any]:
 
 
 if __name__ == "__main__":
-    main(open_work, lambda job: None)
+    main(open_work, lambda _: None)

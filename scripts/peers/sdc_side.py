@@ -1,7 +1,7 @@
 """sdc itself: a bundle of its target `cpu`.
 
-Options: "precision"; "model" and "weights" as for `sdc export`; "calibration_table", a file or None. Kernels are switched by
-the environment variable SDC_KERNELS. A step has a new timestep in every call, so that what was hoisted out of the UNet
+Options: "precision"; "model" and "weights" as for `sdc export`; "calibration_table", a file or None. Kernels are
+switched by the environment variable SDC_KERNELS. A step has a new timestep in every call: what was hoisted out of the UNet
 and runs once a timestep counts; what runs once a picture counts in the picture.
 """
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.protocol import PICTURE, Job, Measured, Run, Work, made_folder, main, repeated
 
+from peers.protocol import PICTURE, Job, Measured, Run, Work, made_folder, main, repeated
 from sdc.engines.bundle import open_bundle
 from sdc.engines.networks import DenoisingStep, Networks
 from sdc.engines.pipeline import open_pipeline

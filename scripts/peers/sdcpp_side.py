@@ -1,10 +1,10 @@
 """stable-diffusion.cpp through `stable-diffusion-cpp-python`, built here for this processor.
 
-Option "type": the weights' type in the file that it reads, "f16" or "q8_0"; "flash": whether the UNet's attention is fused.
+Options: "type" of the weights in the file that it reads, "f16" or "q8_0"; "flash" for fused attention in the UNet.
 
 The library draws whole pictures only. Text encoder and VAE are timed by its own log, steps by its progress callback, a
-step being two calls of the UNet, with the prompt and without. What a network computes is not given out, so that there is
-no error, and a component's memory is that of the whole.
+step being two calls of the UNet, with the prompt and without. What a network computes is not given out: there is no
+error. A component's memory is that of the whole.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import stable_diffusion_cpp
+
 from peers.protocol import PICTURE, Job, Measured, Work, made_folder, main
 
 LOGGED = {"text_encoder": "get_learned_condition completed", "vae_decoder": "decode_first_stage completed"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -99,7 +98,7 @@ class Store:
         values = {name: value for name, value in asdict(self).items() if name != "path"}
         unfinished = self.path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, self.path)
+        unfinished.replace(self.path)
 
 
 def open_store(path: Path, settings: dict[str, Any]) -> Store:

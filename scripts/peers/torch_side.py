@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from peers.pictures import work_from_networks
 from peers.protocol import COMPONENTS, PICTURE, Feeds, Job, Measured, Run, Work, made_folder, main
-from torch import Tensor, nn
 
 FOLDERS = {"unet": "unet", "vae_decoder": "vae", "text_encoder": "text_encoder"}
 
@@ -67,9 +68,9 @@ def load(job: Job, component: str) -> Run:
     call = decode if component == "vae_decoder" else first_output
     network = Network(module.to(memory_format=torch.channels_last), call).eval()
     if job.options.get("compile"):
-        import torch._inductor.config
+        from torch._inductor import config
 
-        torch._inductor.config.freezing = True
+        config.freezing = True
         network.compile(dynamic=False)
 
     def run(feeds: Feeds) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
+
 from peers.environments import SetUpError, last_lines
 from peers.protocol import Job
 from peers.sides import OWN, Side
@@ -188,4 +189,3 @@ def peak_from_status(status: str) -> int:
     """VmHWM of the text of /proc/PID/status, in bytes."""
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
-

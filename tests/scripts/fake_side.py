@@ -34,4 +34,4 @@ def open_work(job: Job) -> Work:
 
 
 if __name__ == "__main__":
-    main(open_work, lambda job: None)
+    main(open_work, lambda _: None)

@@ -52,8 +52,8 @@ class FakeWorker:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(peers.bench, "wait_for_quiet", lambda *_, **__: 0.0)
-    monkeypatch.setattr(peers.bench, "snapshot", lambda pid: Snapshot(0.0, 0.0, 0.0))
-    monkeypatch.setattr(peers.bench, "foreign_cores", lambda before, after: 0.0)
+    monkeypatch.setattr(peers.bench, "snapshot", lambda _: Snapshot(0.0, 0.0, 0.0))
+    monkeypatch.setattr(peers.bench, "foreign_cores", lambda *_: 0.0)
     store = Store(tmp_path / "figures.json", {"architecture": "tiny", "steps": 20})
     limits = Limits(turn_seconds=2.0, calls=3, warm_up=2, memory_bytes=18 * GIB)
     job = Job("unet", 2, "checkpoint", str(tmp_path), "inputs.npz")
@@ -129,7 +129,7 @@ def test_failure_ends_one_sides_rounds(bench: Bench, monkeypatch: pytest.MonkeyP
 
 def test_disturbed_turn_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     loads = iter((0.9, 0.04, 0.5, 0.3, 0.7))
-    monkeypatch.setattr(peers.bench, "foreign_cores", lambda before, after: next(loads))
+    monkeypatch.setattr(peers.bench, "foreign_cores", lambda *_: next(loads))
     with_workers(bench, monkeypatch)
     bench.measure_component("unet", 2, THREE[:1], 2)
     first, second = bench.store.measurements
@@ -213,7 +213,7 @@ def test_environment_is_made_once_and_again_for_other_requirements(
 
 def test_environment_that_failed_is_not_done(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
-    with pytest.raises(SetUpError, match="status 3: .*no such wheel"):
+    with pytest.raises(SetUpError, match=r"status 3: .*no such wheel"):
         run_logged(["sh", "-c", "echo no such wheel; exit 3"], log, {})
 
     def run(command: list[str], log: Path, variables: dict[str, str]) -> None:

@@ -53,7 +53,7 @@ def open_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ope
 
 def answers_to(*questions: dict[str, Any], work: Callable[[int, int], Measured]) -> list[dict[str, Any]]:
     asked, answered = io.StringIO("".join(json.dumps(each) + "\n" for each in questions)), io.StringIO()
-    serve(job_of(), lambda job: work, asked, answered)
+    serve(job_of(), lambda _: work, asked, answered)
     return [json.loads(line) for line in answered.getvalue().splitlines()]
 
 
@@ -78,7 +78,7 @@ def test_serving_goes_on_after_an_error(tmp_path: Path) -> None:
 
 def test_what_a_side_does_not_give_out_is_not_saved(tmp_path: Path) -> None:
     questions = ({"do": "load"}, {"do": "run", "calls": 1, "steps": 1}, {"do": "save", "path": str(tmp_path / "x.npy")})
-    assert answers_to(*questions, work=lambda calls, steps: Measured([1.0]))[-1] == {"saved": False}
+    assert answers_to(*questions, work=lambda *_: Measured([1.0]))[-1] == {"saved": False}
 
 
 def test_calls_are_timed_one_by_one() -> None:
@@ -100,9 +100,9 @@ def test_unfinished_folder_is_made_again(tmp_path: Path) -> None:
 
     def fail(folder: Path) -> None:
         (folder / "half").touch()
-        raise OSError
+        raise OSError("full")
 
-    with pytest.raises(OSError, match=""):
+    with pytest.raises(OSError, match="full"):
         made_folder(job, "graph", fail)
     for _ in range(2):
         assert made_folder(job, "graph", made.append) == tmp_path / "graph"
