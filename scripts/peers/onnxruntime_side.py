@@ -7,7 +7,7 @@ variant does not quantise it takes from "fp32".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ GRAPHS = "onnx"
 QUANTISED = {"fp32": (), "dynamic": ("unet", "text_encoder"), "static": ("unet",)}
 CALIBRATING_CALLS = 4
 LAYERS = ["Conv", "MatMul", "Gemm"]
+TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
 def prepare(job: Job) -> None:
@@ -82,28 +83,31 @@ def quantise_static(job: Job, source: Path, folder: Path) -> None:
 def calibrating_feeds(job: Job) -> Iterator[dict[str, np.ndarray]]:
     """Inputs of the UNet at timesteps over the whole range, cut to 16×16 latents."""
     feeds = job.feeds("unet")
-    kinds = input_types(graph(job, "fp32", "unet"))
+    inputs = inputs_of_file(graph(job, "fp32", "unet"))
     for index in range(CALIBRATING_CALLS):
         changed = {
             **feeds,
             "sample": np.roll(feeds["sample"], index, axis=-1)[..., :16, :16],
             "timestep": np.array([1 + 300 * index]),
         }
-        yield {name: fitted(changed[name], kind) for name, kind in kinds.items()}
+        yield fitted(changed, inputs)
 
 
-def input_types(path: Path) -> dict[str, str]:
-    """ONNX Runtime's names of types, by input, without loading weights."""
+def inputs_of_file(path: Path) -> dict[str, tuple[np.dtype, int]]:
+    """Type and rank of each input, without loading weights."""
     import onnx
 
-    names = {onnx.TensorProto.FLOAT: "tensor(float)", onnx.TensorProto.INT64: "tensor(int64)"}
-    inputs = onnx.load(path, load_external_data=False).graph.input
-    return {each.name: names.get(each.type.tensor_type.elem_type, "tensor(int32)") for each in inputs}
+    inputs = {each.name: each.type.tensor_type for each in onnx.load(path, load_external_data=False).graph.input}
+    to_dtype = onnx.helper.tensor_dtype_to_np_dtype
+    return {name: (to_dtype(kind.elem_type), len(kind.shape.dim)) for name, kind in inputs.items()}
 
 
-def fitted(array: np.ndarray, kind: str) -> np.ndarray:
-    """The array in the type that an input wants."""
-    return array.astype({"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}[kind])
+def fitted(feeds: Feeds, inputs: Mapping[str, tuple[np.dtype, int]]) -> dict[str, np.ndarray]:
+    """Inputs in the types and ranks that the graph wants: its timestep may have no dimension."""
+    made = {}
+    for name, (dtype, rank) in inputs.items():
+        made[name] = feeds[name].astype(dtype).reshape(feeds[name].shape if rank else ())
+    return made
 
 
 def graph(job: Job, variant: str, component: str) -> Path:
@@ -121,14 +125,11 @@ def load(job: Job, component: str) -> Run:
     options.intra_op_num_threads = job.threads
     path = graph(job, job.options["variant"], component)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    kinds = {each.name: each.type for each in session.get_inputs()}
-    shapes = {each.name: each.shape for each in session.get_inputs()}
+    inputs = {each.name: (np.dtype(TYPES[each.type]), len(each.shape)) for each in session.get_inputs()}
     first = session.get_outputs()[0].name
 
     def run(feeds: Feeds) -> np.ndarray:
-        fed = {name: fitted(feeds[name], kind) for name, kind in kinds.items()}
-        fed = {name: array.reshape(()) if not shapes[name] else array for name, array in fed.items()}
-        return session.run([first], fed)[0]
+        return session.run([first], fitted(feeds, inputs))[0]
 
     return run
 

@@ -50,7 +50,7 @@ def component_table(store: Store, component: str, threads: int) -> str:
         if found[side.key]:
             lines.append(row(store, side, component, found, sides))
         elif (reason := store.failure(side.key, component)) is not None:
-            lines.append(markdown_row(side.title, f"failed: {short(reason)}", *[""] * 7))
+            lines.append(markdown_row(side.title, f"failed: {short(reason, most=60)}", *[""] * 7))
     return "\n".join(lines)
 
 

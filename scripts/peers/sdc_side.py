@@ -1,8 +1,8 @@
 """sdc itself: a bundle of its target `cpu`.
 
 Options: "precision"; "model" and "weights" as for `sdc export`; "calibration_table", a file or None. Kernels are
-switched by the environment variable SDC_KERNELS. A step has a new timestep in every call: what was hoisted out of the UNet
-and runs once a timestep counts; what runs once a picture counts in the picture.
+switched by the environment variable SDC_KERNELS. A step has a new timestep in every call, so that what was hoisted out
+of the UNet and runs once a timestep counts; what runs once a picture counts in the picture.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """stable-diffusion.cpp through `stable-diffusion-cpp-python`, built here for this processor.
 
-Options: "type" of the weights in the file that it reads, "f16" or "q8_0"; "flash" for fused attention in the UNet.
+Options: "type" of the weights in the file that it reads, "f16" or "q8_0"; "flash" for its fused attention and "direct"
+for its convolutions without im2col: neither is faster on a CPU, so no side has them.
 
 The library draws whole pictures only. Text encoder and VAE are timed by its own log, steps by its progress callback, a
 step being two calls of the UNet, with the prompt and without. What a network computes is not given out: there is no
@@ -54,6 +55,8 @@ def open_work(job: Job) -> Work:
         rng_type="cpu",
         sampler_rng_type="cpu",
         diffusion_flash_attn=bool(job.options.get("flash")),
+        diffusion_conv_direct=bool(job.options.get("direct")),
+        vae_conv_direct=bool(job.options.get("direct")),
         verbose=False,
     )
     stable_diffusion_cpp.sd_set_log_callback(keep_line, ctypes.c_void_p(0))

@@ -137,11 +137,11 @@ SIDES = (
     ),
     Side(
         *("sdcpp-f16", "stable-diffusion.cpp f16", "sdcpp", "sdcpp_side", "bf16"),
-        options={"type": "f16", "flash": True},
+        options={"type": "f16"},
     ),
     Side(
         *("sdcpp-q8", "stable-diffusion.cpp q8_0", "sdcpp", "sdcpp_side", "int8"),
-        options={"type": "q8_0", "flash": True},
+        options={"type": "q8_0"},
     ),
     Side(
         *("sdc-bf16-plain", "sdc bf16, kernels off", OWN, "sdc_side", "bf16"),
