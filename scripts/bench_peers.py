@@ -35,7 +35,7 @@ from typing import Any
 
 from peers.bench import Bench, Limits, attempt
 from peers.environments import SetUpError, python_of, run_logged, versions_of
-from peers.inputs import ARCHITECTURES, picture_settings, write_inputs
+from peers.inputs import ARCHITECTURES, check_room, link_bundle, picture_settings, write_inputs
 from peers.plot import plot
 from peers.protocol import Job
 from peers.report import report, thread_counts
@@ -84,6 +84,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tries", type=int, default=3, help="of a turn that others disturb")
     parser.add_argument("--memory-gib", type=float, default=18, help="for all processes together (18)")
     parser.add_argument("--calibration-table", type=Path, help="for sdc's int8; it calibrates itself without one")
+    parser.add_argument(
+        "--bundles",
+        type=bundle_of,
+        nargs="+",
+        default=[],
+        metavar="fp16=DIR",
+        help="exported for cpu already",
+    )
     parser.add_argument("--prepare-only", action="store_true", help="measure nothing")
     parser.add_argument("--retry", action="store_true", help="try again what has failed in an earlier call")
     parser.add_argument("--report", action="store_true", help="write table and plot of --out, and do nothing else")
@@ -96,6 +104,14 @@ def names(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"expected some of {', '.join(NAMES)}, found {', '.join(unknown)}")
     return [NAMES[name] for name in text.split(",")]
+
+
+def bundle_of(text: str) -> tuple[str, Path]:
+    """Precision and folder of "int8=build/sd15-int8"."""
+    precision, _, folder = text.partition("=")
+    if precision not in ("fp16", "int8") or not folder:
+        raise argparse.ArgumentTypeError(f"expected fp16=DIR or int8=DIR, found {text}")
+    return precision, Path(folder).resolve()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -116,7 +132,11 @@ def describe_machine() -> dict[str, Any]:
 def set_up(options: argparse.Namespace, store: Store, sides: list[Side]) -> Bench:
     """Weights, inputs, environments, and every side's own files."""
     folder: Path = options.work.resolve() / options.architecture
+    if not (folder / "checkpoint").exists():
+        check_room(options.work.resolve(), ARCHITECTURES[options.architecture].needed_bytes)
     checkpoint = make_checkpoint(options, folder)
+    for precision, bundle in options.bundles:
+        link_bundle(folder / "made", precision, bundle, ARCHITECTURES[options.architecture])
     inputs = folder / "inputs.npz"
     if not inputs.exists():
         write_inputs(checkpoint, inputs)

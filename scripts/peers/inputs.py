@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from peers.environments import SetUpError
+from sdc.engines.bundle import open_bundle
 from sdc.engines.noise import noise_from_seeds
 from sdc.engines.tokenizer import load_tokenizer
 
@@ -22,20 +25,55 @@ class Architecture:
     Attributes:
         model: as `sdc export` names it.
         weights: "random" or "trained".
+        needed_bytes: on the disk, for all that sides make and for their environments.
         guidance_scale: of pictures.
     """
 
     model: str
     weights: str
+    needed_bytes: int
     guidance_scale: float = 5.0
 
 
-ARCHITECTURES = {"sd15": Architecture("sd15", "random"), "tiny": Architecture("tiny", "trained")}
+ARCHITECTURES = {
+    "sd15": Architecture("sd15", "random", 30 << 30),
+    "tiny": Architecture("tiny", "trained", 5 << 30),
+}
 """tiny is for trying the script out; stable-diffusion.cpp does not know its sizes."""
 
 SEED = 0
 BATCH = 2
 """Rows of a step with guidance."""
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """See that the disk holds what is going to be made.
+
+    Raises:
+        SetUpError: it does not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        found = f"{free / 2**30:.0f} GiB are free below {folder}"
+        raise SetUpError(f"expected {needed_bytes / 2**30:.0f} GiB on the disk, {found}; give another --work")
+
+
+def link_bundle(made: Path, precision: str, bundle: Path, architecture: Architecture) -> None:
+    """Let sdc's sides of a precision use a bundle that is there already, unless they have one.
+
+    Raises:
+        SetUpError: it is a bundle of another model or precision.
+    """
+    manifest = open_bundle(bundle).manifest
+    found = (manifest.model.name, manifest.model.weights.partition(",")[0], manifest.precision)
+    wanted = (architecture.model, architecture.weights, precision)
+    if found != wanted:
+        raise SetUpError(f"expected a bundle of {', '.join(wanted)}, found {', '.join(found)} in {bundle}")
+    place = made / f"sdc-{precision}"
+    if not place.exists():
+        place.mkdir(parents=True)
+        (place / "bundle").symlink_to(bundle)
 
 
 def picture_settings(architecture: Architecture, checkpoint: Path) -> dict[str, Any]:

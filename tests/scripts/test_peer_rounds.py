@@ -12,6 +12,7 @@ import pytest
 from peers.bench import Bench, Limits, relative_error
 from peers.environments import DONE, SetUpError, python_of, run_logged
 from peers.foreign_load import Snapshot
+from peers.inputs import check_room
 from peers.protocol import Job
 from peers.residents import Residents
 from peers.sides import ENVIRONMENTS, SIDES, Side
@@ -209,6 +210,12 @@ def test_environment_is_made_once_and_again_for_other_requirements(
     monkeypatch.setitem(ENVIRONMENTS, "sdcpp", changed)
     python_of("sdcpp", tmp_path, run=run)
     assert len(commands) == 4
+
+
+def test_room_on_the_disk_is_looked_at_first(tmp_path: Path) -> None:
+    check_room(tmp_path / "new", 1)
+    with pytest.raises(SetUpError, match="expected 1099511627776 GiB"):
+        check_room(tmp_path, 1 << 70)
 
 
 def test_environment_that_failed_is_not_done(tmp_path: Path) -> None:
