@@ -78,7 +78,7 @@ def variants(targets: tuple[Target, ...]) -> dict[str, CalibrationOptions]:
         label = parse_rule(method, symmetric=symmetric).label
         for smoothing in ("none", "0.3:1", "0.5:1", "0.7:1", "0.5:4"):
             smoothed = "not smoothed" if smoothing == "none" else f"smoothed {smoothing}"
-            for correct in (False, True):
+            for correct in (True,) if smoothing == "none" else (False, True):  # without both it is plain
                 options = CalibrationOptions(
                     method, symmetric, smoothing=parse_smoothing(smoothing), correct_bias=correct
                 )
