@@ -35,6 +35,10 @@ class Measure(StrEnum):
     FRECHET = "fd"
 
 
+_LIMITS = {Measure.PSNR: PSNR_CEILING_DB, Measure.FRECHET: 100.0}
+"""What budgets are below: equal pictures; pictures of something else altogether."""
+
+
 @dataclass(frozen=True)
 class QualityBudget:
     """A limit and what it is a limit of.
@@ -108,9 +112,9 @@ def parse_budget(text: str) -> QualityBudget:
     except ValueError as error:
         unit = "decibels" if measure is Measure.PSNR else "a Fréchet distance"
         raise InputError(f"--quality-budget {text!r} is no number of {unit}", hint=hint) from error
-    if not 0 < limit < 100:
+    if not 0 < limit < _LIMITS[measure]:
         raise InputError(
-            f"--quality-budget {text!r} is beyond reach",
+            f"--quality-budget {text!r}: expected more than 0 and less than {_LIMITS[measure]:g}, found {limit:g}",
             hint="pictures look the same from 40 dB on" if measure is Measure.PSNR else hint,
         )
     return QualityBudget(measure, limit)

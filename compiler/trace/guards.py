@@ -71,6 +71,8 @@ def explaining_full_disk(*folders: Path) -> Iterator[None]:
             raise _full_disk(error.filename or folders[0]) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(f"cannot write {error.filename}: {error.strerror}", hint="choose another --out") from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise InputError(f"{error.filename} is a file, expected a folder", hint="choose another --out") from error
         raise
     except (SdcError, RuntimeError) as error:
         for folder in folders:

@@ -144,13 +144,17 @@ def _formats_of(layers: list[Layer], plan: PrecisionPlan) -> list[Format]:
     names = [layer.node.outputs[0].name or "" for layer in layers]
     unknown, unplanned = sorted(set(planned) - set(names)), sorted(set(names) - set(planned))
     if unknown or unplanned:
-        found = f"has no line for {len(unplanned)} layers ({unplanned[0]!r} ...)" if unplanned else ""
-        named = f"names {len(unknown)} that the graph does not have ({unknown[0]!r} ...)" if unknown else ""
+        found = f"has no line for {_count(unplanned)}" if unplanned else ""
+        named = f"names {_count(unknown)} that the graph does not have" if unknown else ""
         raise InputError(
             f"the precision plan {' and '.join(filter(None, (found, named)))}",
             hint="start from the plan in a bundle of this model, and change nothing but precisions",
         )
     return [planned[name].format for name in names]
+
+
+def _count(names: list[str]) -> str:
+    return f"the layer {names[0]!r}" if len(names) == 1 else f"{len(names)} layers ({names[0]!r} ...)"
 
 
 def _kept(layers: list[Layer], plan: PrecisionPlan) -> list[Skipped]:

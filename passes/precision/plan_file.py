@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,8 @@ from sdc.passes.precision.layer_roles import Role
 from sdc.passes.precision.plan import PlannedLayer, PrecisionPlan
 
 _SCHEMA = 1
+
+_COLUMNS = ("name", "precision", "role", "shape", "multiply_adds", "reason")
 
 _Word = TypeVar("_Word", bound=StrEnum)
 
@@ -63,8 +66,8 @@ def plan_from_text(text: str, *, origin: str) -> PrecisionPlan:
         origin: what to call it in errors.
 
     Raises:
-        InputError: it is no TOML, of another schema, an entry is missing or of the wrong type, or a precision is
-            unknown.
+        InputError: it is no TOML, of another schema, an entry is missing, unknown or of the wrong type, a precision is
+            unknown, or a layer is named twice.
     """
     try:
         values = tomllib.loads(text)
@@ -79,8 +82,9 @@ def plan_from_text(text: str, *, origin: str) -> PrecisionPlan:
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{origin}: every entry of layers has to be a table", hint="{ name = ..., precision = ... }")
     layers = tuple(_layer_from_row(row, origin) for row in rows)
-    if len({layer.name for layer in layers}) < len(layers):
-        raise InputError(f"{origin} names a layer twice", hint="leave one line for each layer")
+    (name, count), *_ = Counter(layer.name for layer in layers).most_common(1) or [("", 0)]
+    if count > 1:
+        raise InputError(f"{origin} names the layer {name!r} {count} times", hint="leave one line for each layer")
     return PrecisionPlan(
         graph_digest=_entry(values, "graph", str, origin),
         default=_word(Format, _entry(values, "default", str, origin), f"{origin}: default"),
@@ -105,6 +109,8 @@ def read_plan(path: Path) -> PrecisionPlan:
 def _layer_from_row(row: Mapping[str, Any], origin: str) -> PlannedLayer:
     name = _entry(row, "name", str, origin)
     place = f"{origin}: layer {name!r}"
+    if unknown := sorted(set(row) - set(_COLUMNS)):
+        raise InputError(f"{place} has an unknown entry {unknown[0]!r}", hint=f"there are {', '.join(_COLUMNS)}")
     shape = _entry(row, "shape", list, place)
     if not all(isinstance(size, int) for size in shape):
         raise InputError(f"{place}: shape has to be a list of integers")

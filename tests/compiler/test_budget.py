@@ -28,9 +28,10 @@ def test_budgets_are_read(text: str, measure: Measure, limit: float):
         ("much", "no number of decibels"),
         ("fd=40dB", "no number of a Fréchet distance"),
         ("ssim=0.9", "'ssim' is no measure"),
-        ("0dB", "beyond reach"),
-        ("nan", "beyond reach"),
-        ("fd=-1", "beyond reach"),
+        ("0dB", "more than 0 and less than 100, found 0"),
+        ("100", "found 100; pictures look the same from 40 dB on"),
+        ("nan", "found nan"),
+        ("fd=-1", "more than 0 and less than 100, found -1; for example"),
     ],
 )
 def test_what_is_no_budget_is_refused(text: str, message: str):

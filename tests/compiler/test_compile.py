@@ -194,6 +194,14 @@ def test_folder_that_is_no_bundle_is_refused_before_any_work(warm: Exporter, tmp
     assert contents(tmp_path / "thesis") == {"chapter.txt": b"three years"}
 
 
+def test_a_file_in_the_place_of_a_folder_is_refused_before_any_work(warm: Exporter, tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_text("three years")
+    process = warm.start(tmp_path / "thesis" / "bundle")
+    _, said = process.communicate()
+    assert process.returncode == 2
+    assert said == f"sdc: {tmp_path / 'thesis'} is a file, expected a folder; choose another --out\n"
+
+
 def test_exported_bundle_draws(warm: Exporter, cache: Path) -> None:
     del cache  # digests are remembered in a folder of this test's own
     with load(warm.cache.parent / "int8") as pipe:

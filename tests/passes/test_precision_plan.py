@@ -74,6 +74,7 @@ def test_file_says_the_same():
         ("block_size = 32", "block_size = 33", "blocks of 33"),
         ("block_size = 32", 'block_size = "32"', "expected block_size as int"),
         ('role = "input"', 'role = "door"', "role is 'door'"),
+        ('role = "input"', 'colour = 3, role = "input"', "unknown entry 'colour'; there are name, precision"),
         ("layers = [", "layers = [ 3,", "has to be a table"),
         ('default = "fp16"', 'default = "bf16"', "mixes fp16 and bf16"),
     ],
@@ -87,7 +88,7 @@ def test_files_that_are_refused(old: str, new: str, message: str):
 
 def test_layer_named_twice_and_missing_file_are_refused(tmp_path):
     plan = uniform_plan(make_fused_denoiser(), Format.INT8)
-    with pytest.raises(InputError, match="twice"):
+    with pytest.raises(InputError, match=f"names the layer '{plan.layers[0].name}' 2 times"):
         plan_from_text(text_from_plan(replace(plan, layers=plan.layers + plan.layers[:1])), origin="plan.toml")
     with pytest.raises(InputError, match="cannot read"):
         read_plan(tmp_path / "none.toml")
@@ -104,7 +105,7 @@ def test_unknown_and_missing_layers_are_refused():
     model, feeds = make_denoiser(), make_feeds()
     table, plan = measure_table(model, feeds), uniform_plan(model, Format.INT8)
     renamed = tuple(replace(each, name="elsewhere") if each.name == "query" else each for each in plan.layers)
-    message = r"no line for 1 layers \('query' ...\) and names 1 that .*'elsewhere'"
+    message = "no line for the layer 'query' and names the layer 'elsewhere' that the graph does not have"
     with pytest.raises(InputError, match=message):
         InsertQdq(table, replace(plan, layers=renamed)).run(model)
 
