@@ -56,7 +56,7 @@ def lower_bound(graph: SizedGraph) -> int:
 
     It is the most that lives at one step: the "offset calculation lower bound".
 
-    Source: Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020 (arXiv:2001.03288), 3.
+    Source: Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020 (arXiv:2001.03288).
     """
     return int(live_bytes(lifetimes_of(graph), len(graph.steps)).max(initial=0))
 
