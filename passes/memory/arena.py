@@ -33,8 +33,8 @@ def place_buffers(lifetimes: Sequence[Lifetime]) -> Arena:
     1. By size: the largest first.
     2. By breadth: first those that live at the fullest step, the largest of them first; then those of the next.
 
-    Source: Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020 (arXiv:2001.03288), 5.3,
-    "Greedy by Size for Offset Calculation", and 4.3, "Greedy by Breadth", with the same search for gaps.
+    Source: Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020 (arXiv:2001.03288),
+    "Greedy by Size for Offset Calculation", and the order of "Greedy by Breadth" with the same search for gaps.
     """
     by_size = sorted(range(len(lifetimes)), key=lambda each: (-lifetimes[each].bytes, lifetimes[each].begin, each))
     arenas = [_place_in_order(lifetimes, order) for order in (by_size, _by_breadth(lifetimes, by_size))]

@@ -11,10 +11,7 @@ from sdc.engines.errors import InputError
 from sdc.passes.shapes.sizes import Size, symbols
 
 ALIGNMENT = 64
-"""Bytes to whose multiple every buffer is rounded up.
-
-Source: ONNX Runtime, core/framework/allocator.h (kAllocAlignment); a cache line, to which OpenVINO aligns too.
-"""
+"""Bytes to whose multiple every buffer is rounded up: a cache line of x86 and most ARM processors."""
 
 
 @dataclass(frozen=True)

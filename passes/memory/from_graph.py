@@ -24,12 +24,9 @@ _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 
 _ELEMENTWISE = frozenset(
     {"Abs", "Add", "Clip", "Cos", "Div", "Erf", "Exp", "Gelu", "Mul", "Neg", "Relu", "Sigmoid", "Sin", "Sqrt", "Sub"}
-    | {"Softmax", "Sum", "Swish", "Tanh"}
+    | {"Sum", "Swish", "Tanh"}
 )
-"""Operators that can write over an operand of the result's size.
-
-Source: ONNX Runtime's kernels of these names register MayInplace.
-"""
+"""Operators that can write over an operand of the result's size: an element of it needs no other element of that."""
 
 
 def buffers_from_graph(model: ir.Model) -> BufferGraph:

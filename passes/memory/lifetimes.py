@@ -56,7 +56,7 @@ def lower_bound(graph: SizedGraph) -> int:
 
     It is the most that lives at one step: the "offset calculation lower bound".
 
-    Source: Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020 (arXiv:2001.03288), 3.
+    Source: Pisarchyk & Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020 (arXiv:2001.03288).
     """
     return int(live_bytes(lifetimes_of(graph), len(graph.steps)).max(initial=0))
 
@@ -64,7 +64,8 @@ def lower_bound(graph: SizedGraph) -> int:
 def write_in_place(graph: SizedGraph) -> SizedGraph:
     """The same graph with results of element-wise steps where an operand of theirs was, in this order of the steps.
 
-    An operand is overwritten if it is as large as the result, no output of the graph, and no later step reads it.
+    An operand is overwritten if it is as large as the result, no output of the graph, and no later step reads it. The
+    result holds in this order alone: it must not be reordered.
     """
     _, end = _ends(graph)
     home = list(range(len(graph.bytes)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sdc.passes.memory.arena import Arena, place_buffers
 from sdc.passes.memory.buffers import SizedGraph, Step
-from sdc.passes.memory.lifetimes import Lifetime, lifetimes_of, lower_bound
+from sdc.passes.memory.lifetimes import Lifetime, lifetimes_of, lower_bound, write_in_place
 from sdc.passes.memory.reorder import reorder_steps
 
 
@@ -44,10 +44,18 @@ class MemoryPlan:
     input_bytes: int
 
 
-def plan_memory(graph: SizedGraph) -> MemoryPlan:
-    """Work out the plan; equal graphs give equal plans."""
-    written = _arrange(graph)
-    reordered = _arrange(reorder_steps(graph))
+def plan_memory(graph: SizedGraph, *, in_place: bool = False) -> MemoryPlan:
+    """Work out the plan; equal graphs give equal plans.
+
+    Args:
+        graph: every buffer is written by one step.
+        in_place: whether element-wise steps write over operands that nothing else needs, see `write_in_place`.
+
+    Raises:
+        PassError: a buffer is written by several steps.
+    """
+    written = _arrange(graph, in_place)
+    reordered = _arrange(reorder_steps(graph), in_place)
     return MemoryPlan(
         naive_bytes=sum(graph.bytes),
         written=written,
@@ -56,6 +64,7 @@ def plan_memory(graph: SizedGraph) -> MemoryPlan:
     )
 
 
-def _arrange(graph: SizedGraph) -> Arrangement:
+def _arrange(graph: SizedGraph, in_place: bool) -> Arrangement:
+    graph = write_in_place(graph) if in_place else graph
     lifetimes = lifetimes_of(graph)
     return Arrangement(graph.steps, lifetimes, place_buffers(lifetimes), lower_bound(graph))

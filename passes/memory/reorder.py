@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from sdc.engines.errors import PassError
 from sdc.passes.memory.buffers import SizedGraph
 from sdc.passes.memory.lifetimes import lower_bound
 
@@ -17,9 +18,18 @@ def reorder_steps(graph: SizedGraph) -> SizedGraph:
     those whose operands are there; and the same from the back, which decides with the outputs in view. Finding the best
     order of all is NP-hard.
 
+    Raises:
+        PassError: a buffer is written by several steps, as in a graph that writes in place: that is of one order.
+
     Source: list scheduling. The problem: Sethi, "Complete Register Allocation Problems", 1975; Liu, "An Application of
     Generalized Tree Pebbling to Sparse Matrix Factorization", 1987.
     """
+    writes = Counter(buffer for step in graph.steps for buffer in step.writes)
+    if writes and max(writes.values()) > 1:
+        raise PassError(
+            f"{graph.names[writes.most_common(1)[0][0]]!r} is written by several steps, expected one",
+            hint="reorder the steps before they write in place",
+        )
     orders = [range(len(graph.steps)), _greedy_order(_forward(graph)), _greedy_order(_backward(graph))[::-1]]
     candidates = [replace(graph, steps=tuple(graph.steps[index] for index in order)) for order in orders]
     return min(candidates, key=lower_bound)  # of equals, the first

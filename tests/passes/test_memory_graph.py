@@ -23,7 +23,6 @@ from sdc.passes.hoisting.hoist import PROMPT, TIMESTEP, hoist
 from sdc.passes.lowering.lower_quantised_conv import LowerQuantisedConv
 from sdc.passes.memory.buffers import BufferGraph
 from sdc.passes.memory.from_graph import buffers_from_graph
-from sdc.passes.memory.lifetimes import write_in_place
 from sdc.passes.memory.plan import plan_memory
 from sdc.passes.pipeline import BACKENDS, ORT_CUDA, canonical_passes, fusion_passes, lowering_passes, precision_passes
 from sdc.passes.precision.insert_qdq import InsertQdq
@@ -142,8 +141,8 @@ def test_sizes_are_those_of_the_tensors_that_are_computed(component: str, backen
 
 
 def assert_packed(graph: BufferGraph, sizes: Mapping[str, int]) -> None:
-    for sized in (graph.at(sizes), write_in_place(graph.at(sizes))):
-        plan = plan_memory(sized)
+    for in_place in (False, True):
+        plan = plan_memory(graph.at(sizes), in_place=in_place)
         for each in (plan.written, plan.reordered):
             assert each.lower_bound_bytes <= each.arena.bytes <= WITHIN * each.lower_bound_bytes
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from random_buffers import buffer_graphs, run_in_arena
 
-from sdc.engines.errors import InputError
+from sdc.engines.errors import InputError, PassError
 from sdc.passes.memory.arena import Arena, place_buffers
 from sdc.passes.memory.buffers import ALIGNMENT, Buffer, BufferGraph, SizedGraph, Step
 from sdc.passes.memory.lifetimes import Lifetime, lifetimes_of, live_bytes, lower_bound, write_in_place
@@ -94,6 +94,29 @@ def test_results_in_place_of_operands_are_read_whole(graph: SizedGraph) -> None:
     places = Arena(tuple(offsets.get(name, 0) for name in shared.names), arena.bytes)
     run_in_arena(shared, places, tuple(step.writes for step in graph.steps))
     assert lower_bound(shared) <= lower_bound(graph)
+
+
+@RANDOM
+@given(buffer_graphs())
+def test_plans_in_place_need_no_more_than_others_and_keep_their_order(graph: SizedGraph) -> None:
+    plan, plain = plan_memory(graph, in_place=True), plan_memory(graph)
+    assert plan.naive_bytes == plain.naive_bytes
+    assert plan.written.lower_bound_bytes <= plain.written.lower_bound_bytes
+    assert plan.reordered.arena.bytes <= plan.written.arena.bytes
+    # Every step is there, and reads what was written before it.
+    for each in (plan.written, plan.reordered):
+        written: set[int] = set()
+        for step in each.steps:
+            assert set(step.reads) <= written
+            written.update(step.writes)
+    assert plan.reordered.lower_bound_bytes >= max(graph.bytes)
+
+
+def test_steps_that_write_in_place_are_not_reordered() -> None:
+    steps = (Step("Any", (), (0,)), Step("Relu", (0,), (1,), (0,)), Step("Any", (1,), (2,)))
+    graph = write_in_place(SizedGraph(("a", "b", "c"), units(4, 4, 1), steps, frozenset({2})))
+    with pytest.raises(PassError, match="'a' is written by several steps, expected one; reorder the steps before"):
+        plan_memory(graph)
 
 
 def test_two_branches_by_hand() -> None:
