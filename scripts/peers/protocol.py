@@ -12,9 +12,11 @@ It runs in every peer's environment and imports nothing but the standard library
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -93,6 +95,7 @@ def main(open_work: Callable[[Job], Work], prepare: Callable[[Job], None]) -> No
         open_work: loads what a job names.
         prepare: makes the files that `open_work` needs, unless they are there.
     """
+    end_with_parent()
     job = Job(**json.loads(sys.argv[2]))
     if sys.argv[1] == "prepare":
         prepare(job)
@@ -100,6 +103,15 @@ def main(open_work: Callable[[Job], Work], prepare: Callable[[Job], None]) -> No
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     serve(job, open_work, sys.stdin, answers)
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process when the one that started it ends, however it does, even amid a call.
+
+    Source: prctl(2).
+    """
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def serve(job: Job, open_work: Callable[[Job], Work], questions: TextIO, answers: TextIO) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,6 @@ def job_of(component: str = "unet", threads: int = 3) -> Job:
 
 @pytest.fixture
 def open_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Open]:
-    from dataclasses import asdict
-
     def command(side: Side, python: Path, verb: str, job: Job) -> list[str]:
         return [str(python), str(FAKE), verb, json.dumps(asdict(job))]
 
@@ -137,6 +137,31 @@ def test_worker_that_fails_is_ended(open_worker: Open, component: str, limits: d
         os.kill(worker.pid, 0)
 
 
+def test_busy_worker_ends_with_the_script(tmp_path: Path) -> None:
+    questions = ({"do": "load"}, {"do": "run", "calls": 1, "steps": 1})
+    code = (
+        "import subprocess, sys, time\n"
+        "worker = subprocess.Popen([sys.executable, *sys.argv[2:]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "worker.stdin.write(sys.argv[1].encode())\n"
+        "worker.stdin.flush()\n"
+        "worker.stdout.readline()\n"
+        "print(worker.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    asked = "".join(json.dumps(each) + "\n" for each in questions)
+    command = [sys.executable, "-c", code, asked, str(FAKE), "serve", json.dumps(asdict(job_of("sleeps")))]
+    environment = {**os.environ, "PYTHONPATH": str(peers.worker.SCRIPTS)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as script:
+        assert script.stdout is not None
+        status = Path(f"/proc/{int(script.stdout.readline())}/status")
+        assert "(sleeping)" in status.read_text()
+        script.kill()
+    end = time.monotonic() + 10
+    while status.exists() and "(zombie)" not in status.read_text():
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.02)
+
+
 def test_worker_that_does_not_load_says_why(open_worker: Open) -> None:
     with pytest.raises(SideError, match="ValueError: no such network"):
         open_worker("broken")
@@ -157,8 +182,6 @@ def test_peak_is_read_in_bytes() -> None:
 
 
 def test_check_memory_of_an_ended_process() -> None:
-    import subprocess
-
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     check_memory(process, 1)
