@@ -23,7 +23,7 @@ demo: install
 test: install
 	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 
-# Minutes and gigabytes: the SD 1.5 architecture, whole evaluations.
+# Minutes and gigabytes: weights of SD 1.5's size, other architectures, automatic precisions, sanitizers.
 test-slow: install
 	$(BIN)/pytest -m slow
 
