@@ -16,7 +16,8 @@ reason.
 - Sides take turns in rounds, and another one begins each round. A turn waits until others keep no more than `--foreign`
   processors busy, is tried again if they did not keep to it, and is marked if no try was undisturbed.
 - Memory does not hold all sides at once. As many processes stay up as fit into `--memory-gib` with the largest of the
-  others; those are opened anew in each round, and called three times before their calls count.
+  others; those are opened anew in each round, and called three times before their calls count. A call of more than 20 s
+  is a turn by itself, after one call that does not count; stable-diffusion.cpp takes part in two rounds only.
 - Peak memory is VmHWM of the process of one component, with files that are mapped; of torch.compile without the
   compilers that it starts.
 - Errors are relative to float32 torch; rooflines are products of large matrices, measured before the UNet.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Limits:
         patience_seconds: for others to become quiet before a try.
         turn_seconds: that the calls of a turn take together, at least.
         calls: of a turn, at least, where it is no picture.
-        warm_up: calls that are not counted, after a process was opened.
+        warm_up: calls that are not counted, after a process was opened and called once.
+        slow_seconds: a call of more makes up a turn alone, and is warmed up by one call.
         memory_bytes: for all processes that are up together; one alone may take as much.
         answer_seconds: that one answer may take.
     """
@@ -44,6 +46,7 @@ class Limits:
     turn_seconds: float = 2.0
     calls: int = 3
     warm_up: int = 2
+    slow_seconds: float = 20.0
     memory_bytes: int = 18 << 30
     answer_seconds: float = 2400.0
 
@@ -60,6 +63,7 @@ class Bench:
         steps: of a picture.
         folder: for logs and results.
         limits: how carefully is measured.
+        slow: sides and components whose single calls are turns.
     """
 
     store: Store
@@ -69,6 +73,7 @@ class Bench:
     steps: int
     folder: Path
     limits: Limits
+    slow: set[tuple[str, str]] = field(default_factory=set)
 
     def job_of(self, side: Side, component: str, threads: int, **options: object) -> Job:
         """The job of a side's process."""
@@ -107,7 +112,9 @@ class Bench:
             for round_ in range(rounds):
                 order = sides[round_ % len(sides) :] + sides[: round_ % len(sides)]  # none is always the first
                 for side in order:
-                    if self.store.find(side.key, component, threads, round_) or self.store.failure(side.key, component):
+                    done = self.store.find(side.key, component, threads, round_) is not None
+                    enough = side.most_rounds is not None and round_ >= side.most_rounds
+                    if done or enough or self.store.failure(side.key, component):
                         continue
                     self.take_turn(side, component, threads, round_, residents, [each.key for each in sides])
         finally:
@@ -132,17 +139,26 @@ class Bench:
 
     def warm_up(self, worker: Worker, side: Side, component: str, *, fresh: bool) -> int:
         """Calls that do not count; how many calls a turn has then. What the first gave is kept, for its error."""
-        if component == PICTURE:
+        if component == PICTURE or (side.key, component) in self.slow:
             if fresh:
                 worker.ask(do="run", calls=1, steps=1)
             return 1
-        seconds = [worker.ask(do="run", calls=1, steps=self.steps)["seconds"][0]]
+        seconds = self.seconds_of_calls(worker, 1)
         path = self.result_path(side, component)
         if not path.exists():
             self.save_result(worker, path)
+        if seconds > self.limits.slow_seconds:
+            self.slow.add((side.key, component))
+            return 1
         if fresh:
-            seconds += worker.ask(do="run", calls=self.limits.warm_up, steps=self.steps)["seconds"]
-        return max(self.limits.calls, min(MOST_CALLS, math.ceil(self.limits.turn_seconds / seconds[-1])))
+            seconds = self.seconds_of_calls(worker, self.limits.warm_up) / self.limits.warm_up
+        return max(self.limits.calls, min(MOST_CALLS, math.ceil(self.limits.turn_seconds / seconds)))
+
+    def seconds_of_calls(self, worker: Worker, calls: int) -> float:
+        """On the clock: a side may do more in a call than it tells the time of."""
+        begin = time.monotonic()
+        worker.ask(do="run", calls=calls, steps=self.steps)
+        return time.monotonic() - begin
 
     def save_result(self, worker: Worker, path: Path) -> None:
         """Keep what the last call gave, if the side gives it out."""

@@ -75,6 +75,7 @@ class Side:
         variables: of the process.
         components: that differ from those of the side before it, and so are measured.
         needs: the side whose files it is prepared from.
+        most_rounds: that it takes part in; for one that is many times slower than all others.
     """
 
     key: str
@@ -86,6 +87,7 @@ class Side:
     variables: Mapping[str, str] = field(default_factory=dict)
     components: tuple[str, ...] = COMPONENTS
     needs: str | None = None
+    most_rounds: int | None = None
 
     @property
     def ours(self) -> bool:
@@ -138,10 +140,13 @@ SIDES = (
     Side(
         *("sdcpp-f16", "stable-diffusion.cpp f16", "sdcpp", "sdcpp_side", "bf16"),
         options={"type": "f16"},
+        most_rounds=2,
     ),
     Side(
         *("sdcpp-q8", "stable-diffusion.cpp q8_0", "sdcpp", "sdcpp_side", "int8"),
         options={"type": "q8_0"},
+        components=UNET_ONLY,
+        most_rounds=2,
     ),
     Side(
         *("sdc-bf16-plain", "sdc bf16, kernels off", OWN, "sdc_side", "bf16"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ KEYS = [side.key for side in THREE]
 class FakeWorker:
     """Answers at once; `log` has what it was asked."""
 
+    clock = [0.0]  # noqa: RUF012
+    slow = False
     pid = None
     started = 100.0
     load_seconds = 1.5
@@ -36,6 +39,7 @@ class FakeWorker:
         log.append(f"open {side.key}")
 
     def ask(self, *, do: str, **question: Any) -> dict[str, Any]:
+        self.clock[0] += 0.5 * question.get("calls", 0) * (60 if self.slow else 1)
         if do == "save":
             np.save(question["path"], np.array([1.0, 2.0]))
             return {"saved": True}
@@ -53,6 +57,7 @@ class FakeWorker:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(peers.bench, "wait_for_quiet", lambda *_, **__: 0.0)
+    monkeypatch.setattr(peers.bench, "time", SimpleNamespace(monotonic=lambda: FakeWorker.clock[0]))
     monkeypatch.setattr(peers.bench, "snapshot", lambda _: Snapshot(0.0, 0.0, 0.0))
     monkeypatch.setattr(peers.bench, "foreign_cores", lambda *_: 0.0)
     store = Store(tmp_path / "figures.json", {"architecture": "tiny", "steps": 20})
@@ -84,6 +89,21 @@ def test_turn_is_long_enough_and_warmed_up(bench: Bench, monkeypatch: pytest.Mon
     key = KEYS[0]
     warm, turn = [f"{key} 1×20", f"{key} 2×20"], f"{key} 4×20"  # 4 calls of 0.5 s are the 2 s of a turn
     assert log == [f"open {key}", *warm, turn, warm[0], turn, f"close {key}"]
+
+
+def test_slow_call_is_a_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeWorker, "slow", True)
+    log = with_workers(bench, monkeypatch)
+    bench.measure_component("unet", 2, THREE[:1], 2)
+    assert log[1:-1] == [f"{KEYS[0]} 1×20"] * 3  # one warms up, two rounds
+
+
+def test_very_slow_side_takes_part_in_few_rounds(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_workers(bench, monkeypatch)
+    bench.measure_component("unet", 2, [THREE[0], replace(THREE[1], most_rounds=2)], 3)
+    assert sorted((each.side, each.round) for each in bench.store.measurements) == sorted(
+        [(KEYS[0], 0), (KEYS[0], 1), (KEYS[0], 2), (KEYS[1], 0), (KEYS[1], 1)]
+    )
 
 
 def test_picture_is_warmed_up_with_one_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
