@@ -10,7 +10,7 @@ from onnx_ir.passes.common import InlinePass
 from sdc.engines.errors import PassError
 from sdc.passes.matching import site
 from sdc.passes.memory.buffers import Buffer, BufferGraph, Step
-from sdc.passes.shapes.shape_rules import known_shape
+from sdc.passes.shapes.shape_rules import whole_shape
 from sdc.passes.shapes.sizes import product, symbols
 from sdc.passes.shapes.stated_types import input_symbols, state_graph_types
 
@@ -97,10 +97,10 @@ class _Collector:
 
     def buffer(self, value: ir.Value) -> Buffer:
         """Name, size and type of a value."""
-        shape = known_shape(value)
-        if shape is None or None in shape or value.dtype is None:
+        shape = whole_shape(value)
+        if shape is None or value.dtype is None:
             raise PassError(f"the size of {value.name!r} does not follow from the inputs' sizes: it is {value.shape}")
-        elements = product(shape)  # type: ignore[arg-type]
+        elements = product(shape)
         unknown = symbols(elements) - self._symbols
         if unknown:
             raise PassError(f"the size of {value.name!r} depends on {sorted(unknown)}, which belong to no input")

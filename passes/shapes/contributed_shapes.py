@@ -35,8 +35,9 @@ def _product(node: ir.Node) -> Shape | None:
 
 def _attention(node: ir.Node) -> Shape | None:
     query, value = known_shape(node.inputs[0]), known_shape(node.inputs[2])
-    ranks = None if query is None or value is None else (len(query), len(value))
-    return (*query[:2], value[2]) if ranks == (3, 3) else None  # type: ignore[index]
+    if query is None or value is None or (len(query), len(value)) != (3, 3):
+        return None
+    return (*query[:2], value[2])
 
 
 def _half_the_channels(node: ir.Node) -> Shape | None:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sdc.passes.base import Pass, PassReport
-from sdc.passes.shapes.shape_rules import known_shape
+from sdc.passes.shapes.shape_rules import whole_shape
 from sdc.passes.shapes.size_contents import Contents, computed_contents, initial_contents
 from sdc.passes.shapes.size_vectors import SizeVectors
 from sdc.passes.shapes.stated_types import fresh_symbols, input_symbols, state_types
@@ -59,9 +59,9 @@ class ResolveShapes(Pass):
         folded = rewritten = 0
         for node in list(graph):
             state_types(node, contents, version, inputs, fresh)
-            shape = known_shape(node.outputs[0])
-            if node.domain == "" and shape is not None and None not in shape:
-                _note(contents, node.outputs[0], computed_contents(node, contents, shape))  # type: ignore[arg-type]
+            shape = whole_shape(node.outputs[0])
+            if node.domain == "" and shape is not None:
+                _note(contents, node.outputs[0], computed_contents(node, contents, shape))
             constant = _fold(graph, node, contents.get(node.outputs[0]))
             if constant is not None:
                 contents[constant] = contents[node.outputs[0]]

@@ -37,6 +37,13 @@ def known_shape(value: ir.Value | None) -> Shape | None:
     return None if value is None or value.shape is None else tuple(map(normal_size, value.shape))
 
 
+def whole_shape(value: ir.Value | None) -> tuple[Size, ...] | None:
+    """Likewise, None if any size is unknown."""
+    shape = known_shape(value)
+    sizes = tuple(size for size in shape or () if size is not None)
+    return None if shape is None or len(sizes) < len(shape) else sizes
+
+
 def result_shape(node: ir.Node, contents: Mapping[ir.Value, Contents]) -> Shape | None:
     """Shape of the first output by this module's rules; None where they do not apply.
 

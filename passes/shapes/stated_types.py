@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from sdc.passes.shapes.contributed_shapes import contributed_shape
 from sdc.passes.shapes.schema_inference import inferred_types
-from sdc.passes.shapes.shape_rules import Shape, known_shape, result_shape
+from sdc.passes.shapes.shape_rules import Shape, known_shape, result_shape, whole_shape
 from sdc.passes.shapes.size_contents import Contents, computed_contents, initial_contents
 from sdc.passes.shapes.sizes import Size, normal_size, symbols
 
@@ -37,9 +37,9 @@ def state_graph_types(graph: ir.Graph) -> None:
     known: dict[ir.Value, Contents] = {value: held for value, held in contents.items() if held is not None}
     for node in graph:
         state_types(node, known, version, inputs, fresh)
-        shape = known_shape(node.outputs[0])
-        if node.domain == "" and shape is not None and None not in shape:
-            held = computed_contents(node, known, shape)  # type: ignore[arg-type]
+        shape = whole_shape(node.outputs[0])
+        if node.domain == "" and shape is not None:
+            held = computed_contents(node, known, shape)
             if held is not None:
                 known[node.outputs[0]] = held
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import bench_peers
@@ -20,9 +21,15 @@ from peers.store import Measurement, Store
 FOLDER = Path(bench_peers.__file__).with_name("peers")
 
 
-def measured(side: str, component: str, round_: int, seconds: float, **changed: object) -> Measurement:
-    values = {"processor_seconds": 1.0, "foreign": 0.0, "disturbed": False, "peak_bytes": 3 << 30, "load_seconds": 1.0}
-    return Measurement(side, component, 2, round_, [seconds], **{**values, **changed})  # type: ignore[arg-type]
+def measured(side: str, component: str, round_: int, seconds: float, **changed: Any) -> Measurement:
+    values: dict[str, Any] = {
+        "processor_seconds": 1.0,
+        "foreign": 0.0,
+        "disturbed": False,
+        "peak_bytes": 3 << 30,
+        "load_seconds": 1.0,
+    }
+    return Measurement(side, component, 2, round_, [seconds], **{**values, **changed})
 
 
 @pytest.fixture

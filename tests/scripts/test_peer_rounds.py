@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import peers.bench
@@ -28,7 +28,7 @@ KEYS = [side.key for side in THREE]
 class FakeWorker:
     """Answers at once; `log` has what it was asked."""
 
-    clock = [0.0]  # noqa: RUF012
+    clock: ClassVar[list[float]] = [0.0]
     slow = False
     pid = None
     started = 100.0
@@ -56,6 +56,7 @@ class FakeWorker:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """An idle machine and a made clock: tested is who is asked when. test_peer_workers.py has real processes."""
     monkeypatch.setattr(peers.bench, "wait_for_quiet", lambda *_, **__: 0.0)
     monkeypatch.setattr(peers.bench, "time", SimpleNamespace(monotonic=lambda: FakeWorker.clock[0]))
     monkeypatch.setattr(peers.bench, "snapshot", lambda _: Snapshot(0.0, 0.0, 0.0))

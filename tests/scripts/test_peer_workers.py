@@ -88,7 +88,8 @@ def test_calls_are_timed_one_by_one() -> None:
         time.sleep(next(waits))
         return np.array([feeds])
 
-    measured = repeated(run, 7)(2, 20)  # type: ignore[arg-type]
+    feeds: Any = 7
+    measured = repeated(run, feeds)(2, 20)
     assert measured.seconds[0] < 0.03 <= measured.seconds[1]
     assert measured.result is not None
     assert measured.result[0] == 7
