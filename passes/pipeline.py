@@ -32,6 +32,8 @@ from sdc.passes.lowering.lower_multi_head_attention import ORT_DOMAIN, LowerMult
 from sdc.passes.lowering.lower_quantised_conv import LowerQuantisedConv
 from sdc.passes.lowering.lower_to_contrib import LowerToContrib
 from sdc.passes.lowering.merge_projections import MergeProjections
+from sdc.passes.lowering.move_conv_bias import MoveConvBias
+from sdc.passes.lowering.narrow_inputs import NarrowInputs
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.lowering.split_geglu import SplitGeGlu
 from sdc.passes.precision.cast_bf16 import CastBf16
@@ -210,7 +212,8 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
         return before, (LowerGroupNorm(), ShiftQdqToUint8(), LowerQuantisedConv()), standard | {ORT_DOMAIN}
     if backend == ORT_CUDA:
         attention = LowerMultiHeadAttention(_CUDA_DTYPES, causal=True)
-        return (attention, LowerToContrib(), LowerImagesToNhwc()), (), standard | {ORT_DOMAIN}
+        before = (attention, LowerToContrib(), LowerImagesToNhwc())
+        return before, (RemoveUnused(), MoveConvBias(), NarrowInputs()), standard | {ORT_DOMAIN}
     if backend == "tensorrt_rtx":
         return (), (DecomposeAttention(_TENSORRT_DTYPES, _TENSORRT_HEAD_SIZES),), standard
     return (SplitGeGlu(),), (LowerGroupNorm(_OPENVINO_NORM_DTYPES), GuardQuantisedBias()), standard

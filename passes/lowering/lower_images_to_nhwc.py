@@ -134,18 +134,35 @@ def _lower_norm(layout: NhwcLayout, node: ir.Node) -> None:
 
 def _lower_add_norm(layout: NhwcLayout, node: ir.Node) -> None:
     image, addend = node.inputs[:2]
-    unsqueeze = producer(addend, "Unsqueeze")
-    skip = None if unsqueeze is None else unsqueeze.inputs[0]
-    # A time embedding's projection is taken as it comes, [B, C].
-    if skip is None or len(dimensions(skip) or ()) != 2 or (dimensions(addend) or ())[2:] != (1, 1):
-        skip = layout.last(addend, before=node)
+    assert addend is not None
     x = layout.last(image, before=node)
-    spread: list[ir.Node] = []
-    if (dimensions(addend) or (0,))[0] != (dimensions(image) or (1,))[0]:
-        spread = _repeat_for_every_row(layout, skip, x, f"{node.outputs[0].name}.rows")
-        skip = spread[-1].outputs[0]
+    if (dimensions(addend) or ())[2:] == (1, 1):
+        skip, made = _row_of_channels(layout, addend, x, node)
+    elif (dimensions(addend) or (0,))[0] != (dimensions(image) or (1,))[0]:
+        made = _repeat_for_every_row(layout, layout.last(addend, before=node), x, f"{node.outputs[0].name}.rows")
+        skip = made[-1].outputs[0]
+    else:
+        skip, made = layout.last(addend, before=node), []
     new = layout.norm(node, x, skip=skip)
-    layout.replace(node, [*spread, new], list(new.outputs))
+    layout.replace(node, [*made, new], list(new.outputs))
+
+
+def _row_of_channels(
+    layout: NhwcLayout, addend: ir.Value, x: ir.Value, node: ir.Node
+) -> tuple[ir.Value, list[ir.Node]]:
+    """An image of one pixel, such as a time embedding's projection, as [B, C], and the nodes that make it."""
+    unsqueeze = producer(addend, "Unsqueeze")
+    flat = None if unsqueeze is None else unsqueeze.inputs[0]
+    row = flat if flat is not None and len(dimensions(flat) or ()) == 2 else addend
+    name, made, result = f"{node.outputs[0].name}.rows", [], row
+    if (dimensions(addend) or (0,))[0] != (dimensions(node.inputs[0]) or (1,))[0]:
+        made += _repeat_for_every_row(layout, row, x, name)
+        result = made[-1].outputs[0]
+    if row is addend:
+        made.append(ir.node("Reshape", [result, layout.constant(f"{name}.shape", np.array([0, -1], np.int64))]))
+        result = made[-1].outputs[0]
+        result.name, result.type = f"{name}.flat", addend.type
+    return result, made
 
 
 def _repeat_for_every_row(layout: NhwcLayout, row: ir.Value, x: ir.Value, name: str) -> list[ir.Node]:

@@ -122,10 +122,15 @@ OPERATORS = (
 
 
 def run_reference(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All outputs of a graph for the CUDA provider, computed by ONNX's reference and the operators above."""
+    """All outputs of a graph for the CUDA provider, computed by ONNX's reference and the operators above.
+
+    Feeds are rounded to the types of the inputs, which the session does too.
+    """
     proto = ir.to_proto(model)
     evaluator = ReferenceEvaluator(proto, new_ops=list(OPERATORS))
-    return dict(zip([output.name for output in proto.graph.output], evaluator.run(None, dict(feeds)), strict=True))
+    types = {value.name: value.dtype.numpy() for value in model.graph.inputs}
+    typed = {name: array.astype(types[name]) for name, array in feeds.items()}
+    return dict(zip([output.name for output in proto.graph.output], evaluator.run(None, typed), strict=True))
 
 
 def check_schemas(model: ir.Model) -> int:

@@ -29,7 +29,7 @@ from test_fuse_attention import FEEDS as ATTENTION_FEEDS
 from test_fuse_attention import masked
 from test_fuse_group_norm_neighbours import JOIN_FEEDS, make_join
 from test_guard_quantised_bias import make_block, make_input
-from test_lower_onnxruntime_cuda import WIDE, largest_error
+from test_lower_onnxruntime_cuda import SHORTCUT, WIDE, largest_error
 from test_lower_quantised_conv import KERNELS, make_conv
 from test_lower_quantised_conv import make_feeds as make_conv_feeds
 from test_lowering import DECOMPOSE
@@ -49,6 +49,7 @@ from sdc.passes.lowering.lower_multi_head_attention import LowerMultiHeadAttenti
 from sdc.passes.lowering.lower_quantised_conv import LowerQuantisedConv
 from sdc.passes.lowering.lower_to_contrib import LowerToContrib
 from sdc.passes.lowering.merge_projections import MergeProjections
+from sdc.passes.lowering.move_conv_bias import MoveConvBias
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.lowering.split_geglu import SplitGeGlu
 from sdc.passes.pipeline import canonical_passes, fusion_passes
@@ -116,6 +117,21 @@ def lowers_to_cuda(
     make: Callable[[], ir.Model], feeds: Sequence[Feeds], kinds: dict[str, Broken], wanted: type[Pass]
 ) -> Case:
     return Case(fused(make), feeds, WIDE, kinds, wanted, prove=contrib_proven)
+
+
+def first_of_all(constant: Callable[..., np.ndarray | None]) -> Callable[..., np.ndarray | None]:
+    """Every constant but the first is read as zero."""
+    seen: list[ir.Value | None] = []
+
+    def read(value: ir.Value | None) -> np.ndarray | None:
+        array = constant(value)
+        if array is None:
+            return None
+        if value not in seen:
+            seen.append(value)
+        return array if value is seen[0] else array * 0
+
+    return read
 
 
 SMALL_RESNET = [feed_resnet(), feed_resnet(scale=0.01)]
@@ -264,6 +280,21 @@ CASES = {
     ),
     "cuda: lower-images-to-nhwc, join": lowers_to_cuda(
         make_join, JOIN_FEEDS, {"other order": swapped("Concat", 0, 1)}, LowerImagesToNhwc
+    ),
+    "cuda: move-conv-bias": lowers_to_cuda(
+        make_resnet,
+        SMALL_RESNET,
+        {
+            "lost": without_operand("SkipGroupNorm", 4),
+            "of another": operand_values("SkipGroupNorm", 4, lambda bias: bias[::-1].copy()),
+        },
+        MoveConvBias,
+    ),
+    "cuda: move-conv-bias, two": lowers_to_cuda(
+        lambda: make_resnet(SHORTCUT),
+        SMALL_RESNET,
+        {"one of them lost": patched("lowering.move_conv_bias:constant", first_of_all)},
+        MoveConvBias,
     ),
 }
 

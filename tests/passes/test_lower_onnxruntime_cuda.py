@@ -9,6 +9,7 @@ import pytest
 from contrib_reference import check_schemas, is_valid_standard, run_reference
 from equality import FP32, operators, run_model
 from exported_graphs import INPUTS, feed, load_graph
+from small_denoiser import make_model
 from small_graphs import ATTENTION, RESNET, feed_attention, feed_resnet, make_attention, make_resnet
 from test_fuse_attention import SELF, masked
 from test_fuse_group_norm_neighbours import JOIN_FEEDS, LITERAL_FEEDS, make_join, make_literal
@@ -18,6 +19,7 @@ from sdc.passes.base import run_passes
 from sdc.passes.lowering.lower_images_to_nhwc import LowerImagesToNhwc
 from sdc.passes.lowering.lower_multi_head_attention import LowerMultiHeadAttention
 from sdc.passes.lowering.lower_to_contrib import LowerToContrib
+from sdc.passes.lowering.narrow_inputs import NarrowInputs
 from sdc.passes.pipeline import ORT_CUDA, canonical_passes, fusion_passes, lowering_passes, precision_passes
 from sdc.passes.precision.cast_fp16 import CastFp16
 
@@ -37,6 +39,17 @@ def largest_error(model: ir.Model, expected: dict[str, np.ndarray], feeds: dict[
     assert all(found[name].dtype == value.dtype for name, value in expected.items())
     return max(float(np.abs(found[name] - value).max() / np.abs(value).max()) for name, value in expected.items())
 
+
+SHORTCUT = RESNET.replace(
+    "skip = Add (x, second)",
+    """across = Conv <pads = [1, 1, 1, 1]> (x, w3, b3)
+    skip = Add (across, second)""",
+).replace(
+    "y = Add (skip, third)",
+    """left = Conv <pads = [1, 1, 1, 1]> (silu2, w1, b2)
+    y = Add (left, third)""",
+)
+"""Convolutions on both sides of two sums, one of which is normalised."""
 
 GRAPHS = {
     "resnet": (make_resnet, [feed_resnet(), feed_resnet(scale=0.01)], {"NhwcConv": 3, "SkipGroupNorm": 2}),
@@ -212,3 +225,65 @@ def test_causal_attention_with_other_keys_than_queries_stays(known: bool) -> Non
     report = LowerMultiHeadAttention(causal=True).run(model)
     assert report.matched == 0
     assert ["as many keys as queries" in each.reason for each in report.skipped] == [True]
+
+
+def biases(model: ir.Model) -> dict[str, int]:
+    """How many nodes of each kind add a bias of their own."""
+    has_one = {"NhwcConv": 2, "SkipGroupNorm": 4}
+    return Counter(node.op_type for node in model.graph if len(node.inputs) > has_one.get(node.op_type, 99))
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [(RESNET, {"SkipGroupNorm": 2, "NhwcConv": 1}), (SHORTCUT, {"SkipGroupNorm": 2, "NhwcConv": 1})],
+    ids=["resnet", "shortcuts"],
+)
+def test_sums_take_the_biases_of_convolutions(text: str, left: dict[str, int], half: bool) -> None:
+    """Of the last sum's operands one is no convolution, or one convolution keeps the bias of both."""
+    model = make_resnet(text)
+    feeds = feed_resnet()
+    expected = run_model(model, feeds)
+    fused(model)
+    run_passes([*([CastFp16()] if half else []), *WIDE], model)
+    assert biases(model) == left
+    check_schemas(model)
+    assert largest_error(model, expected, feeds) <= (2e-2 if half else FP32)
+
+
+def test_bias_of_an_image_that_others_read_stays() -> None:
+    model = make_resnet(RESNET.replace("y = Add (skip, third)", "sum = Add (skip, third)\n y = Add (sum, second)"))
+    feeds = feed_resnet()
+    expected = run_model(model, feeds)
+    run_passes(WIDE, fused(model))
+    assert biases(model) == {"SkipGroupNorm": 1, "NhwcConv": 2}
+    assert largest_error(model, expected, feeds) <= FP32
+
+
+def test_inputs_that_are_only_read_in_float16_are_taken_so() -> None:
+    model = fused(make_resnet())
+    run_passes([CastFp16(), *WIDE], model)
+    assert [value.dtype for value in model.graph.inputs] == [ir.DataType.FLOAT16] * 2
+    assert [value.dtype for value in model.graph.outputs] == [ir.DataType.FLOAT]
+    assert [node.outputs[0].name for node in model.graph if node.op_type == "Cast"] == ["y"]
+
+
+HALF_READER = """
+<ir_version: 10, opset_import: ["": 23]>
+readers (float[2] x, float[2] t) => (float16[2] a, float16[2] b, float[2] c)
+<float16[2] half_x, float16[2] half_t>
+{
+    half_x = Cast <to = 10> (x)
+    half_t = Cast <to = 10> (t)
+    a = Neg (half_x)
+    b = Neg (half_t)
+    c = Abs (x)
+}
+"""
+
+
+def test_an_input_that_is_read_in_float32_too_stays() -> None:
+    model = make_model(HALF_READER, {})
+    assert NarrowInputs().run(model).matched == 1
+    assert [value.dtype for value in model.graph.inputs] == [ir.DataType.FLOAT, ir.DataType.FLOAT16]
+    assert operators(model) == ["Cast", "Neg", "Neg", "Abs"]
