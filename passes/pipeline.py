@@ -211,9 +211,8 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
         before = (MergeProjections(), LowerMultiHeadAttention(), LowerBiasSums())
         return before, (LowerGroupNorm(), ShiftQdqToUint8(), LowerQuantisedConv()), standard | {ORT_DOMAIN}
     if backend == ORT_CUDA:
-        attention = LowerMultiHeadAttention(_CUDA_DTYPES, causal=True)
-        before = (attention, LowerToContrib(), LowerImagesToNhwc())
-        return before, (RemoveUnused(), MoveConvBias(), NarrowInputs()), standard | {ORT_DOMAIN}
+        fused = (LowerMultiHeadAttention(_CUDA_DTYPES, causal=True), LowerToContrib(), LowerImagesToNhwc())
+        return fused, (RemoveUnused(), MoveConvBias(), NarrowInputs()), standard | {ORT_DOMAIN}
     if backend == "tensorrt_rtx":
         return (), (DecomposeAttention(_TENSORRT_DTYPES, _TENSORRT_HEAD_SIZES),), standard
     return (SplitGeGlu(),), (LowerGroupNorm(_OPENVINO_NORM_DTYPES), GuardQuantisedBias()), standard

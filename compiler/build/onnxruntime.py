@@ -12,7 +12,7 @@ import onnxruntime
 from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
-from sdc.engines.sessions.onnxruntime_cuda import ALLOW_TF32
+from sdc.engines.sessions.onnxruntime_cuda import ALLOW_TF32, CUDA_GRAPH
 from sdc.engines.targets import ONNXRUNTIME_CUDA, Target
 
 _KERNEL_MISSING = re.compile(r"NOT_IMPLEMENTED.*(Could not find an implementation for|Failed to find kernel for)")
@@ -36,10 +36,16 @@ def build_onnxruntime(component: Component, target: Target, folder: Path) -> Bui
         _check(component, path, on_gpu=on_gpu)
     return BuiltEngine(
         files=files,
-        options={ALLOW_TF32: True} if on_gpu and _computes_in_float16(component) else {},
+        options=_options(component) if on_gpu else {},
         built_with={"onnxruntime": onnxruntime.__version__},
         seconds=time.perf_counter() - begin,
     )
+
+
+def _options(component: Component) -> dict[str, bool]:
+    """What the session on a GPU is told; what is not True is left out."""
+    options = {ALLOW_TF32: _computes_in_float16(component), CUDA_GRAPH: component.spec.name == "unet"}
+    return {name: True for name, wanted in options.items() if wanted}
 
 
 def _computes_in_float16(component: Component) -> bool:

@@ -69,14 +69,17 @@ def execute_watched(source: EngineSource, feeds: Mapping[str, np.ndarray], threa
 def _watch_onnxruntime(source: EngineSource, feeds: Mapping[str, np.ndarray], threads: int | None) -> Execution:
     from sdc.engines.sessions.onnxruntime import open_inference_session as open_on_cpu
     from sdc.engines.sessions.onnxruntime import session_options
+    from sdc.engines.sessions.onnxruntime_binding import input_dtypes, without_graph
     from sdc.engines.sessions.onnxruntime_cuda import open_inference_session as open_on_gpu
 
     with tempfile.TemporaryDirectory(prefix="sdc-profile-") as folder:
         options = session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
-        session = (open_on_gpu if source.backend == ONNXRUNTIME_CUDA else open_on_cpu)(source, options)
-        session.run(None, dict(feeds))
+        on_gpu = source.backend == ONNXRUNTIME_CUDA
+        session = open_on_gpu(source, options)[0] if on_gpu else open_on_cpu(source, options)
+        dtypes = input_dtypes(session)
+        session.run(None, {name: feeds[name].astype(dtypes[name], copy=False) for name in dtypes}, without_graph())
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     ran = [event["args"] for event in events if event.get("name", "").endswith(_KERNEL_EVENT)]
     sizes = (int(each["output_size"]) for each in ran if each["op_name"] not in _ALIASES)

@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import functools
 import io
+import itertools
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,11 +21,20 @@ from sdc.engines.gpu import find_gpus
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
 from sdc.engines.sessions.onnxruntime import check_tensors, session_options
+from sdc.engines.sessions.onnxruntime_binding import BoundRun, Shapes
 from sdc.engines.sessions.source import EngineSource, one_line
 
+log = logging.getLogger(__name__)
+
 PROVIDER = "CUDAExecutionProvider"
+DEVICE = "cuda"
 _CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
 _ERRORS_OF_A_GPU = re.compile(r"CUDA (failure|error)|CUDNN|CUBLAS|[Ff]ailed to allocate memory|out of memory")
+_REFUSED_GRAPH = re.compile(r"cannot use the graph capture feature")
+_MOST_SHAPES = 8
+"""Combinations of shapes whose memory, and whose CUDA graph, is kept."""
+CUDA_GRAPH = "cuda_graph"
+"""Option of an engine: it is run many times with the same shapes."""
 ALLOW_TF32 = "allow_tf32"
 """Option of an engine: float32 convolutions and products may round their operands to 10 bits, as float16 has.
 
@@ -33,41 +44,54 @@ takes another path with an error in the log for each convolution. A float32 engi
 
 
 class OnnxRuntimeCudaSession:
-    """An ONNX Runtime inference session with the CUDA provider, whose inputs are kept on the GPU."""
+    """An ONNX Runtime inference session with the CUDA provider.
+
+    An engine that is built for CUDA graphs replays one for each combination of shapes that `hold` is used with: the
+    kernels of a run are launched at once.
+    """
 
     def __init__(self, source: EngineSource) -> None:
         self.spec = source.spec
-        session = open_inference_session(source, session_options(None))
+        session, self._has_graphs = open_inference_session(source, session_options(None))
         check_tensors(source, session)
         self._session: onnxruntime.InferenceSession | None = session
-        self._on_device = {tensor.name: _DeviceArray() for tensor in source.spec.inputs}
+        self._bound: dict[tuple[Any, ...], BoundRun] = {}
+        self._graphs = itertools.count(1)
         self._weight_bytes = sum(file.stat().st_size for file in source.files)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`."""
-        return self.hold({})(feeds)
+        return self._runner(feeds={}, graph=False)(feeds)
 
     def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
-        """Run several times with the same feeds, which are copied to the GPU now; see `Session.hold`."""
+        """Run several times with the same feeds, which are copied to the GPU once; see `Session.hold`."""
+        return self._runner(feeds, graph=self._has_graphs)
+
+    def _runner(self, feeds: Mapping[str, np.ndarray], *, graph: bool) -> Run:
         held = HeldFeeds(self.spec, feeds)
-        with self._explaining_errors():
-            values = {name: _to_device(array) for name, array in held.arrays.items()}
 
         def run(others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             assert self._session is not None, "the session is closed"
             arrays = held.complete(others)
             with self._explaining_errors():
-                given = {name: self._on_device[name].assign(array) for name, array in arrays.items()}
-                binding = self._session.io_binding()
-                for name, value in {**values, **given}.items():
-                    binding.bind_ortvalue_input(name, value)
-                for tensor in self.spec.outputs:
-                    binding.bind_output(tensor.name)  # in the host's memory: the run ends when the copy has
-                self._session.run_with_iobinding(binding)
-                results = binding.copy_outputs_to_cpu()
-            return {tensor.name: result for tensor, result in zip(self.spec.outputs, results, strict=True)}
+                return self._bound_run(_shapes(held.arrays), _shapes(arrays), graph=graph)(held, held.arrays, arrays)
 
         return run
+
+    def _bound_run(self, held: Shapes, changing: Shapes, *, graph: bool) -> BoundRun:
+        """The runs of these shapes; those that were not used for longest are forgotten."""
+        assert self._session is not None
+        key = (tuple(held.items()), tuple(changing.items()), graph)
+        bound = self._bound.pop(key, None)
+        if bound is None:
+            while len(self._bound) >= _MOST_SHAPES:
+                del self._bound[next(iter(self._bound))]
+            number = next(self._graphs) if graph else None
+            outputs = [tensor.name for tensor in self.spec.outputs]
+            shrink = not self._has_graphs or number == 1
+            bound = BoundRun(self._session, outputs, held, changing, device=DEVICE, graph=number, shrink=shrink)
+        self._bound[key] = bound
+        return bound
 
     @contextlib.contextmanager
     def _explaining_errors(self) -> Iterator[None]:
@@ -86,8 +110,8 @@ class OnnxRuntimeCudaSession:
 
     def close(self) -> None:
         """Release the model; may be called twice."""
+        self._bound = {}
         self._session = None
-        self._on_device = {}
         self._weight_bytes = 0
 
     def __enter__(self) -> OnnxRuntimeCudaSession:
@@ -97,28 +121,18 @@ class OnnxRuntimeCudaSession:
         self.close()
 
 
-class _DeviceArray:
-    """Memory on the GPU for one input, made anew when its shape changes."""
-
-    def __init__(self) -> None:
-        self._value: Any = None
-        self._shape: tuple[int, ...] | None = None
-
-    def assign(self, array: np.ndarray) -> Any:
-        """Copy an array there."""
-        if array.shape == self._shape:
-            self._value.update_inplace(array)
-        else:
-            self._value, self._shape = _to_device(array), array.shape
-        return self._value
+def _shapes(arrays: Mapping[str, np.ndarray]) -> Shapes:
+    return {name: array.shape for name, array in arrays.items()}
 
 
-def _to_device(array: np.ndarray) -> Any:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
-
-
-def open_inference_session(source: EngineSource, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def open_inference_session(
+    source: EngineSource, options: onnxruntime.SessionOptions
+) -> tuple[onnxruntime.InferenceSession, bool]:
     """Load an engine on the first GPU; ONNX Runtime itself puts the arithmetic of shapes on the CPU.
+
+    Returns:
+        The session, and whether it captures CUDA graphs. ONNX Runtime refuses to where it has put more than the
+        arithmetic of shapes on the CPU; such an engine runs without.
 
     Raises:
         BundleError: ONNX Runtime cannot read the files.
@@ -128,21 +142,31 @@ def open_inference_session(source: EngineSource, options: onnxruntime.SessionOpt
     reason = gpus if isinstance(gpus, str) else why_no_cuda(gpus[0].driver_cuda)
     if reason is not None:
         raise source.unrunnable(reason)
+    graphs = bool(source.options.get(CUDA_GRAPH))
+    try:
+        session = _create(source, options, graphs=graphs)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        if not graphs or not _REFUSED_GRAPH.search(str(error)):
+            of_the_gpu = _ERRORS_OF_A_GPU.search(str(error))
+            raise (source.unrunnable if of_the_gpu else source.unreadable)(error) from error
+        log.debug("%s runs without a CUDA graph: %s", source.spec.name, one_line(error))
+        graphs = False
+        session = _create(source, options, graphs=False)
+    if session.get_providers()[0] != PROVIDER:
+        raise source.unrunnable(f"expected the provider {PROVIDER}, found {session.get_providers()}")
+    return session, graphs
+
+
+def _create(source: EngineSource, options: onnxruntime.SessionOptions, *, graphs: bool) -> onnxruntime.InferenceSession:
     provider_options = {
         "use_tf32": "1" if source.options.get(ALLOW_TF32) else "0",
         "arena_extend_strategy": "kSameAsRequested",  # memory grows by what is asked for, not to a power of two
+        "enable_cuda_graph": "1" if graphs else "0",
     }
-    try:
-        # Without the fallback: it is to the CPU, with a message on the standard output.
-        session = onnxruntime.InferenceSession(
-            source.files[0], options, providers=[(PROVIDER, provider_options)], enable_fallback=0
-        )
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        of_the_gpu = _ERRORS_OF_A_GPU.search(str(error))
-        raise (source.unrunnable if of_the_gpu else source.unreadable)(error) from error
-    if session.get_providers()[0] != PROVIDER:
-        raise source.unrunnable(f"expected the provider {PROVIDER}, found {session.get_providers()}")
-    return session
+    # Without the fallback: it is to the CPU, with a message on the standard output.
+    return onnxruntime.InferenceSession(
+        source.files[0], options, providers=[(PROVIDER, provider_options)], enable_fallback=0
+    )
 
 
 @functools.cache
@@ -164,7 +188,7 @@ def why_no_cuda(driver_cuda: str) -> str | None:
         onnxruntime.preload_dlls(directory="")
     try:
         ctypes.CDLL(_CUDNN)
-        _to_device(np.zeros(1, np.float32))
+        onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), DEVICE, 0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         said = " ".join([*printed.getvalue().splitlines()[:1], str(error)])
         return f"CUDA {wanted} with cuDNN 9 cannot be used: pip install 'onnxruntime-gpu[cuda,cudnn]'; {said}"

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -6,7 +7,8 @@ from sdc.compiler.build import build_engine
 from sdc.engines.errors import BundleError, TargetError
 from sdc.engines.gpu import Gpu, find_gpus
 from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.sessions.onnxruntime_cuda import why_no_cuda
+from sdc.engines.sessions.onnxruntime_binding import InputBlock
+from sdc.engines.sessions.onnxruntime_cuda import CUDA_GRAPH, why_no_cuda
 from sdc.engines.targets import TARGETS
 
 pytestmark = pytest.mark.skipif(
@@ -91,12 +93,137 @@ def test_equals_numpy_at_several_shapes(source, small_unet, batch, height, width
 
 @pytest.mark.gpu
 def test_held_feeds_stay_on_the_gpu_and_results_survive_the_next_run(source, small_unet):
-    first, second = (small_unet.feeds(seed=seed) for seed in (1, 2))
-    held = {name: first[name] for name in list(first)[1:]}
-    changing = next(iter(first))
+    """Runs by a graph, and between them some without it and of another shape."""
+    pictures = [small_unet.feeds(seed=seed) for seed in (1, 2)]
+    other = small_unet.feeds(seed=3, batch=3, height=10, width=14)
     with open_session(source) as session:
+        runs = [session.hold(held_and_changing(feeds)[0]) for feeds in (*pictures, other)]
+        results = []
+        for _ in range(4):
+            for run, feeds in zip(runs, (*pictures, other), strict=True):
+                results.append((feeds, run(held_and_changing(feeds)[1])["out_sample"]))
+            results.append((other, session.run(other)["out_sample"]))
+    for feeds, result in results:
+        np.testing.assert_allclose(result, small_unet.answer(feeds), atol=5e-5, rtol=0)
+
+
+@pytest.fixture
+def on_cpu(small_unet, tmp_path, monkeypatch):
+    """The session with a CPU in the place of the GPU: all but the graph that a provider may capture.
+
+    The engine is one for the CPU, whose operators have kernels there.
+    """
+    pretend_gpu(monkeypatch)
+    module = "sdc.engines.sessions.onnxruntime_cuda"
+    monkeypatch.setattr(f"{module}.why_no_cuda", lambda _: None)
+    monkeypatch.setattr(f"{module}.PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(f"{module}.DEVICE", "cpu")
+    built = build_engine(small_unet.component, TARGETS["ort-cpu"], tmp_path)
+    return EngineSource(small_unet.component.spec, "onnxruntime_cuda", (tmp_path / built.files[0],), {CUDA_GRAPH: True})
+
+
+def held_and_changing(feeds):
+    changing = next(iter(feeds))
+    return {name: feeds[name] for name in feeds if name != changing}, {changing: feeds[changing]}
+
+
+def test_held_feeds_of_two_pictures_and_other_shapes_take_turns(on_cpu, small_unet):
+    """Every picture holds its own; a run of another shape comes between."""
+    pictures = [small_unet.feeds(seed=seed) for seed in (1, 2)]
+    other = small_unet.feeds(seed=3, batch=3, height=10, width=14)
+    with open_session(on_cpu) as session:
+        runs = [session.hold(held_and_changing(feeds)[0]) for feeds in (*pictures, other)]
+        for _ in range(3):
+            for run, feeds in zip(runs, (*pictures, other), strict=True):
+                results = run(held_and_changing(feeds)[1])["out_sample"]
+                np.testing.assert_allclose(results, small_unet.answer(feeds), atol=5e-5, rtol=0)
+            np.testing.assert_allclose(session.run(other)["out_sample"], small_unet.answer(other), atol=5e-5, rtol=0)
+
+
+def test_results_survive_the_next_run(on_cpu, small_unet):
+    first, second = (small_unet.feeds(seed=seed) for seed in (1, 2))
+    held, changing = held_and_changing(first)
+    with open_session(on_cpu) as session:
         run = session.hold(held)
-        results = [run({changing: feeds[changing]})["out_sample"] for feeds in (first, second)]
-    for feeds, result in zip((first, second), results, strict=True):
-        expected = small_unet.answer({**held, changing: feeds[changing]})
-        np.testing.assert_allclose(result, expected, atol=5e-5, rtol=0)
+        results = [run(each)["out_sample"] for each in (changing, changing, held_and_changing(second)[1], changing)]
+    for result in (*results[:2], results[3]):
+        np.testing.assert_allclose(result, small_unet.answer(first), atol=5e-5, rtol=0)
+
+
+def test_more_shapes_than_are_kept(on_cpu, small_unet):
+    shapes = [small_unet.feeds(batch=batch, height=height) for batch in (1, 2, 3) for height in (4, 6, 8, 10)]
+    with open_session(on_cpu) as session:
+        for feeds in (*shapes, *reversed(shapes)):
+            held, changing = held_and_changing(feeds)
+            result = session.hold(held)(changing)["out_sample"]
+            np.testing.assert_allclose(result, small_unet.answer(feeds), atol=5e-5, rtol=0)
+
+
+def test_a_failed_copy_of_held_feeds_is_made_again(on_cpu, small_unet, monkeypatch):
+    """The memory for them holds another picture's until then."""
+    first, second = (small_unet.feeds(seed=seed) for seed in (1, 2))
+    with open_session(on_cpu) as session:
+        runs = [session.hold(held_and_changing(feeds)[0]) for feeds in (first, second)]
+        runs[0](held_and_changing(first)[1])
+        with monkeypatch.context() as failing:
+            failing.setattr(InputBlock, "assign", fail_to_copy)
+            with pytest.raises(TargetError, match="CUDA failure 700"):
+                runs[1](held_and_changing(second)[1])
+        for run, feeds in zip(runs, (first, second), strict=True):
+            result = run(held_and_changing(feeds)[1])["out_sample"]
+            np.testing.assert_allclose(result, small_unet.answer(feeds), atol=5e-5, rtol=0)
+
+
+def fail_to_copy(*_):
+    raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+
+def test_inputs_are_fed_in_the_type_that_the_engine_takes():
+    block = InputBlock(
+        {"half": np.dtype(np.float16), "ids": np.dtype(np.int64)}, {"half": (2, 3), "ids": (1, 5)}, device="cpu"
+    )
+    graph = """
+    <ir_version: 10, opset_import: ["": 23]>
+    both (float16[2, 3] half, int64[1, 5] ids) => (float[2, 3] wide, int64[1, 5] same)
+    {
+        wide = Cast <to = 1> (half)
+        same = Identity (ids)
+    }
+    """
+    model = onnx.parser.parse_model(graph).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    block.assign({"half": np.array([[0.1, 1, 2], [3, 4, 1e-9]], np.float32), "ids": np.arange(5)[None]})
+    binding = session.io_binding()
+    block.bind(binding)
+    for name in ("wide", "same"):
+        binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    wide, same = binding.copy_outputs_to_cpu()
+    np.testing.assert_array_equal(wide, np.array([[0.1, 1, 2], [3, 4, 0]], np.float16).astype(np.float32))
+    np.testing.assert_array_equal(same, [[0, 1, 2, 3, 4]])
+
+
+@pytest.mark.parametrize("refusal", ["graph capture feature", "another reason"])
+def test_an_engine_whose_graph_is_refused_runs_without(on_cpu, small_unet, monkeypatch, refusal):
+    create = onnxruntime.InferenceSession
+
+    def refuse(*arguments, providers, **options):
+        if providers[0][1]["enable_cuda_graph"] == "1":
+            raise RuntimeError(f"This session cannot use the {refusal} as requested by the user")
+        return create(*arguments, providers=providers, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    if refusal == "another reason":
+        with pytest.raises(BundleError, match="another reason"):
+            open_session(on_cpu)
+        return
+    feeds = small_unet.feeds()
+    held, changing = held_and_changing(feeds)
+    with open_session(on_cpu) as session:
+        run = session.hold(held)
+        for _ in range(3):
+            np.testing.assert_allclose(run(changing)["out_sample"], small_unet.answer(feeds), atol=5e-5, rtol=0)
+
+
+def test_a_unet_is_built_for_graphs(source):
+    assert source.options == {CUDA_GRAPH: True}
