@@ -45,6 +45,8 @@ class PreparedUnet:
         run_part: runs one of these.
         conditions: its inputs other than the sample and the timestep, as a classic UNet takes them.
         timesteps: those that are known to come; another one is prepared when it comes.
+        rows: what earlier runs with the same engines prepared, by timestep; added to. Left alone where that depends on
+            more than the timestep.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class PreparedUnet:
         conditions: Feeds,
         *,
         timesteps: Iterable[float],
+        rows: dict[float, Feeds],
     ) -> None:
         self._inputs = {tensor.name for tensor in specs["unet"].inputs}
         self._conditions = conditions
@@ -68,7 +71,8 @@ class PreparedUnet:
                 held |= self._run(part, conditions)
         self._held = held
         self._step = session.hold(held)
-        self._rows: dict[float, Feeds] = {}
+        needed = {tensor.name for part in self._timestep_parts for tensor in part.inputs}
+        self._rows = rows if needed <= {TIMESTEP} else {}
         for timestep in timesteps:
             self._rows_of(timestep)
 
