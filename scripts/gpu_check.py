@@ -6,10 +6,12 @@
 Each part runs in a process of its own, so that memory is its own and one that fails leaves the others; `--out` has what
 was found so far after each. Bundles are exported into `--work` where they are not there yet.
 
-- ``reference``: pictures of `tiny` by ONNX Runtime on the CPU in fp32, into `--work`; any machine can draw them.
-- ``pictures``: `tiny` in fp32 and fp16 on the GPU: PSNR of each picture to the reference.
+- ``reference``: pictures by ONNX Runtime on the CPU in fp32, into `--work`, of `tiny` and of Stable Diffusion 1.5 with
+  random weights; any machine can draw them.
+- ``pictures``: the same in fp32 and fp16 on the GPU: PSNR of each picture to the reference.
 - ``sdc``, ``sdc-plain``: Stable Diffusion 1.5 with random weights in fp16, with and without fusion and hoisting:
   UNet step with guidance at 512×512, VAE decoder, whole pictures, overhead of the loop, memory.
+- ``sdc-frugal``: time and memory of a picture whose engines are released as soon as it needs them no more.
 - ``kernels``, ``kernels-plain``: kernels launched in the loop of a picture, by torch's profiler (CUPTI).
 - ``torch``: diffusers' UNet and VAE decoder with the same weights in fp16, channels-last: eager, and with both modes of
   `torch.compile`, one after another; what was measured before `--timeout` is kept.
@@ -47,9 +49,11 @@ PROMPTS = [
     "a photo of a yellow coat on a black background",
 ]
 STEPS, WARM_UP, CALLS = 20, 5, 40
-MODES = (None, "default", "max-autotune")
-PARTS = ("reference", "pictures", "sdc", "sdc-plain", "kernels", "kernels-plain", "torch")
-REFERENCE = "reference.npy"
+MODES = (None, "reduce-overhead", "max-autotune")
+PARTS = ("reference", "pictures", "sdc", "sdc-plain", "sdc-frugal", "kernels", "kernels-plain", "torch")
+RANDOM = ("--weights", "random")
+DRAWN: dict[str, tuple[tuple[str, ...], int, int]] = {"tiny": ((), 4, STEPS), "sd15": (RANDOM, 1, 4)}
+"""How pictures are compared: by model, flags of the export, number of prompts, steps."""
 Measured = dict[str, Any]
 
 
@@ -113,18 +117,16 @@ def run_in_process(options: argparse.Namespace, part: str) -> Measured:
 def run_part(options: argparse.Namespace) -> Measured:
     """One part, in this process."""
     if options.part == "reference":
-        pictures, seconds = draw(export(options.work, "tiny", "fp32", ("ort-cpu",)), "ort-cpu")
-        np.save(options.work / REFERENCE, pictures)
-        return {"draw_s": seconds}
+        return draw_references(options.work)
     if options.part == "pictures":
         return compare_pictures(options.work, options.target)
     if options.part == "torch":
         return measure_torch()
     plain = options.part.endswith("-plain")
     flags = ("--no-fuse", "--no-hoist") if plain else ()
-    bundle = export(options.work, "sd15", "fp16", (options.target,), "--weights", "random", *flags)
-    measure = count_kernels if options.part.startswith("kernels") else measure_sdc
-    return measure(bundle, options.target)
+    bundle = export(options.work, "sd15", "fp16", (options.target,), *RANDOM, *flags)
+    measure = {"kernels": count_kernels, "kernels-plain": count_kernels, "sdc-frugal": measure_frugal}
+    return measure.get(options.part, measure_sdc)(bundle, options.target)
 
 
 def export(work: Path, model: str, precision: str, targets: tuple[str, ...], *flags: str) -> Path:
@@ -138,28 +140,48 @@ def export(work: Path, model: str, precision: str, targets: tuple[str, ...], *fl
     return bundle
 
 
+def draw_references(work: Path) -> Measured:
+    """Pictures on the CPU, into files."""
+    found: Measured = {}
+    for model, (flags, prompts, steps) in DRAWN.items():
+        bundle = export(work, model, "fp32", ("ort-cpu",), *flags)
+        pictures, seconds = draw(bundle, "ort-cpu", prompts, steps)
+        np.save(reference_path(work, model), pictures)
+        found[model] = {"draw_s": seconds, "standard_deviation": float(pictures.std())}
+    return found
+
+
+def reference_path(work: Path, model: str) -> Path:
+    """Where the CPU's pictures are."""
+    return work / f"reference-{model}.npy"
+
+
 def compare_pictures(work: Path, target: str) -> Measured:
     """PSNR in dB of each picture to that of the reference: same prompts, seeds, steps."""
     from sdc.compiler.evaluate.metrics import psnr
 
-    reference = np.load(work / REFERENCE)
     found: Measured = {}
-    for precision in ("fp32", "fp16"):
-        pictures, seconds = draw(export(work, "tiny", precision, (target,)), target)
-        values = psnr(pictures, reference, data_range=2)
-        found[precision] = {"psnr_db": [round(float(each), 2) for each in values], "draw_s": round(seconds, 3)}
+    for model, (flags, prompts, steps) in DRAWN.items():
+        reference = np.load(reference_path(work, model))
+        for precision in ("fp32", "fp16"):
+            bundle = export(work, model, precision, (target,), *flags)
+            pictures, seconds = draw(bundle, target, prompts, steps)
+            values = psnr(pictures, reference, data_range=2)
+            measured = {"psnr_db": [round(float(each), 2) for each in values], "draw_s": round(seconds, 3)}
+            found.setdefault(model, {})[precision] = measured
+            print(json.dumps(found), flush=True)
     return found
 
 
-def draw(bundle: Path, target: str) -> tuple[np.ndarray, float]:
-    """Pictures as [N, 3, H, W], float64 in [-1, 1], and the seconds of a second drawing."""
+def draw(bundle: Path, target: str, prompts: int, steps: int) -> tuple[np.ndarray, float]:
+    """Pictures as [N, 3, H, W], float64 in [-1, 1], and the seconds of a second drawing where they are many steps."""
     from sdc.engines import load
 
     with load(bundle, target=target) as pipeline:
-        generation = pipeline.plan(PROMPTS, steps=STEPS, guidance_scale=5.0, seed=7)
-        pipeline.decode(pipeline.denoise(generation))
-        begin = time.perf_counter()
-        decoded = pipeline.decode(pipeline.denoise(generation))
+        generation = pipeline.plan(PROMPTS[:prompts], steps=steps, guidance_scale=5.0, seed=7)
+        for _ in range(2 if steps == STEPS else 1):
+            begin = time.perf_counter()
+            decoded = pipeline.decode(pipeline.denoise(generation))
         return np.clip(decoded.astype(np.float64), -1, 1), time.perf_counter() - begin
 
 
@@ -178,13 +200,14 @@ def measure_sdc(bundle: Path, target: str) -> Measured:
             engine_s.append(step.seconds)
             ends.append(time.perf_counter())
 
-        pictures, outside_s = [], []
-        for _ in range(3):
+        pictures, before_s, outside_s = [], [], []
+        for _ in range(5):
             ends.clear()
             begin = time.perf_counter()
             latents = pipeline.denoise(generation, on_step=on_step)
             pipeline.decode(latents)
             pictures.append(time.perf_counter() - begin)
+            before_s.append(ends[0] - engine_s[-STEPS] - begin)
             steps = zip(pairwise(ends), engine_s[-STEPS + 1 :], strict=True)
             outside_s += [after - before - engine for (before, after), engine in steps]
         decode = time_calls(lambda: pipeline.decode(latents), calls=10)
@@ -193,11 +216,24 @@ def measure_sdc(bundle: Path, target: str) -> Measured:
         "step_ms": 1e3 * step,
         "step_quartiles_ms": quartiles(engine_s),
         "loop_overhead": statistics.median(outside_s) / step,
+        "before_first_step_ms": 1e3 * statistics.median(before_s),
         "decode_ms": 1e3 * decode,
         "picture_ms": 1e3 * statistics.median(pictures),
         "peak_mb": memory.peak_mb,
         "memory_before_mb": memory.before_mb,
     }
+
+
+def measure_frugal(bundle: Path, target: str) -> Measured:
+    """Time and memory of one picture as `sdc run` draws it: loading is in the time."""
+    from sdc.engines import load
+
+    with PeakMemory() as memory, load(bundle, target=target, keep_loaded=False) as pipeline:
+        generation = pipeline.plan([PROMPTS[0]], steps=STEPS, guidance_scale=5.0, seed=7)
+        begin = time.perf_counter()
+        pipeline.decode(pipeline.denoise(generation))
+        seconds = time.perf_counter() - begin
+    return {"picture_s": seconds, "peak_mb": memory.peak_mb, "memory_before_mb": memory.before_mb}
 
 
 def count_kernels(bundle: Path, target: str) -> Measured:
