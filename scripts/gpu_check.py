@@ -99,7 +99,7 @@ def run_in_process(options: argparse.Namespace, part: str) -> Measured:
     command = [sys.executable, __file__, "--part", part, "--work", str(options.work), "--target", options.target]
     begin = time.perf_counter()
     pipes: Measured = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command, process_group=0, **pipes) as process:
         try:
             printed, errors = process.communicate(timeout=options.timeout)
             error = f"status {process.returncode}: {errors.strip()[-2000:]}" if process.returncode else ""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from sdc.passes.base import Pass, PassReport
-from sdc.passes.matching import consumers, is_operator
+from sdc.passes.matching import consumers, dimensions, is_operator
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,12 @@ class NarrowInputs(Pass):
 
         y = Cast(x), float32 to float16   →  x is float16, y = x
 
-    Whoever feeds the graph rounds the input, to the same values: what is fed often stays the same for many runs.
+    Whoever feeds the graph rounds the input, to the same values; what is hoisted out of a UNet stays the same for many
+    runs. A sample changes with every run, and a GPU casts it faster.
 
-    Preconditions: all that reads x are such casts, and x is no output.
+    Preconditions: all that reads x are such casts; x is no output, and no image (rank 4 with a free height or width).
 
-    Not matched: inputs that something reads in float32.
+    Not matched: inputs that something reads in float32, images.
     """
 
     name: ClassVar[str] = "narrow-inputs"
@@ -37,7 +38,7 @@ class NarrowInputs(Pass):
             to_half = all(node.outputs[0].dtype == ir.DataType.FLOAT16 for node in casts)
             if value.dtype != ir.DataType.FLOAT or not casts or len(casts) < len(readers) or not to_half:
                 continue
-            if value.is_graph_output() or any(node.outputs[0].is_graph_output() for node in casts):
+            if _is_image(value) or value.is_graph_output() or any(node.outputs[0].is_graph_output() for node in casts):
                 continue
             value.type = ir.TensorType(ir.DataType.FLOAT16)
             for node in casts:
@@ -45,3 +46,8 @@ class NarrowInputs(Pass):
                 model.graph.remove(node, safe=True)
             narrowed += 1
         return PassReport(self.name, narrowed)
+
+
+def _is_image(value: ir.Value) -> bool:
+    sizes = dimensions(value)
+    return sizes is None or (len(sizes) == 4 and not all(isinstance(size, int) for size in sizes[2:]))
