@@ -26,6 +26,7 @@ from sdc.passes.fusion.unflatten_group_norm import UnflattenGroupNorm
 from sdc.passes.lowering.decompose_attention import DecomposeAttention
 from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
 from sdc.passes.lowering.lower_bias_sums import LowerBiasSums
+from sdc.passes.lowering.lower_conv_to_bytes import LowerConvToBytes
 from sdc.passes.lowering.lower_group_norm import LowerGroupNorm
 from sdc.passes.lowering.lower_images_to_nhwc import LowerImagesToNhwc
 from sdc.passes.lowering.lower_multi_head_attention import ORT_DOMAIN, LowerMultiHeadAttention
@@ -209,7 +210,11 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
     standard = frozenset({""})
     if backend == "onnxruntime":
         before = (MergeProjections(), LowerMultiHeadAttention(), LowerBiasSums())
-        return before, (LowerGroupNorm(), ShiftQdqToUint8(), LowerQuantisedConv()), standard | {ORT_DOMAIN}
+        return (
+            before,
+            (LowerGroupNorm(), ShiftQdqToUint8(), LowerConvToBytes(), LowerQuantisedConv()),
+            standard | {ORT_DOMAIN},
+        )
     if backend == ORT_CUDA:
         fused = (LowerMultiHeadAttention(_CUDA_DTYPES, causal=True), LowerToContrib(), LowerImagesToNhwc())
         return fused, (RemoveUnused(), MoveConvBias(), NarrowInputs()), standard | {ORT_DOMAIN}

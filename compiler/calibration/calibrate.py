@@ -35,7 +35,7 @@ from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.mapped_tensors import release_weights
 from sdc.passes.precision.calibration_table import CalibrationTable, Smoothing
 from sdc.passes.precision.observe_activations import MAXIMA, MEANS, MINIMA, ObserveActivations, Observed, samples_name
-from sdc.passes.precision.quantisation import find_layers
+from sdc.passes.precision.quantisation import Kind, find_layers
 from sdc.passes.precision.smooth_quant import SmoothQuant
 from sdc.passes.precision.smoothing_rule import SmoothingRule
 from sdc.passes.precision.timestep_drift import choose_timesteps, relative_magnitudes
@@ -155,14 +155,22 @@ def _measure(
         latent_size=settings.latent_size,
         timesteps=recorder.timesteps,
         tensors=recorder.statistics(),
+        results=recorder.channel_ranges(),
     )
 
 
 def observed_tensors(model: ir.Model) -> tuple[Observed, ...]:
-    """What the layers of a graph read, each tensor once, in the order of the graph."""
+    """What the layers of a graph read, each tensor once, in the order of the graph; and what convolutions write."""
     layers, _ = find_layers(model)
     found = {layer.activation.name or "": layer for layer in reversed(layers)}
-    return tuple(Observed(name, layer.channels, layer.spatial_axes) for name, layer in reversed(found.items()))
+    read = tuple(Observed(name, layer.channels, layer.spatial_axes) for name, layer in reversed(found.items()))
+    convolutions = [layer for layer in layers if layer.node.op_type == Kind.CONV]
+    written = {layer.node.outputs[0].name or "": layer for layer in convolutions}
+    return read + tuple(
+        Observed(name, layer.weight_shape[layer.output_axis], layer.spatial_axes, sampled=False)
+        for name, layer in written.items()
+        if name not in found
+    )
 
 
 @contextmanager
@@ -172,7 +180,8 @@ def _observing_session(unet: Component, tensors: tuple[Observed, ...]) -> Iterat
     run_passes([InlineFunctions(fused=True), ObserveActivations(tensors)], observed)
     channels = sum(each.channels for each in tensors)
     extra = [TensorSpec(name, "float32", (channels,)) for name in (MINIMA, MAXIMA, MEANS)]
-    extra += [TensorSpec(samples_name(index), "float32", (f"N{index}",)) for index in range(len(tensors))]
+    sampled = [index for index, each in enumerate(tensors) if each.sampled]
+    extra += [TensorSpec(samples_name(index), "float32", (f"N{index}",)) for index in sampled]
     spec = replace(unet.spec, outputs=(*unet.spec.outputs, *extra))
     with tempfile.TemporaryDirectory(prefix="sdc-calibrate-") as folder:
         path = Path(folder) / "model.onnx"

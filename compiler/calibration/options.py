@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdc.engines.errors import InputError
@@ -74,7 +74,8 @@ class CalibrationOptions:
         Raises:
             InputError: it does not run ranges of the kind that is asked for.
         """
-        if parse_rule(self.method, symmetric=False).method == DYNAMIC and target.backend != ONNXRUNTIME:
+        dynamic = parse_rule(self.method, symmetric=False).method == DYNAMIC
+        if dynamic and target.backend != ONNXRUNTIME:
             raise InputError(
                 f"the target {target.name!r} runs no dynamic ranges",
                 hint="add --target ort-cpu, or another --calibration",
@@ -86,7 +87,9 @@ class CalibrationOptions:
                 f"the target {target.name!r} runs symmetric activation ranges only",
                 hint="add --activations symmetric, or build the targets cpu and ort-cpu by themselves",
             )
-        return parse_rule(self.method, symmetric=not asymmetric if self.symmetric is None else self.symmetric)
+        rule = parse_rule(self.method, symmetric=not asymmetric if self.symmetric is None else self.symmetric)
+        # Its convolutions of bytes are fast where they write bytes; others take what a convolution writes as it is.
+        return replace(rule, results=target.backend == ONNXRUNTIME and not dynamic)
 
 
 DEFAULT_CALIBRATION = CalibrationOptions()

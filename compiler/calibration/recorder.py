@@ -11,7 +11,7 @@ from sdc.engines.errors import NumericalError
 from sdc.engines.session import Run, Session
 from sdc.passes.precision.log_histogram import LogHistogram
 from sdc.passes.precision.observe_activations import MAXIMA, MEANS, MINIMA, Observed, samples_name
-from sdc.passes.precision.tensor_statistics import TensorStatistics
+from sdc.passes.precision.tensor_statistics import ChannelRanges, TensorStatistics
 
 
 class Recorder:
@@ -33,21 +33,21 @@ class Recorder:
         self._minima: dict[float, NDArray[np.float32]] = {}
         self._maxima: dict[float, NDArray[np.float32]] = {}
         self._sums = np.zeros(self._offsets[-1])
-        self._histograms = [LogHistogram() for _ in tensors]
+        self._histograms = {index: LogHistogram() for index, each in enumerate(tensors) if each.sampled}
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`."""
         outputs = self._session.run(feeds)
         timestep, rows = float(feeds["timestep"].flat[0]), len(feeds["sample"])
         minima, maxima, means = (outputs.pop(name) for name in (MINIMA, MAXIMA, MEANS))
-        samples = [outputs.pop(samples_name(index)) for index in range(len(self._tensors))]
+        samples = {index: outputs.pop(samples_name(index)) for index in self._histograms}
         self._check_finite(minima, maxima, timestep)
         self._minima[timestep] = np.minimum(self._minima.get(timestep, minima), minima)
         self._maxima[timestep] = np.maximum(self._maxima.get(timestep, maxima), maxima)
         self._sums += rows * means.astype(np.float64)
         self._rows += rows
-        for histogram, values in zip(self._histograms, samples, strict=True):
-            histogram.add(values)
+        for index, values in samples.items():
+            self._histograms[index].add(values)
         self._on_run()
         return outputs
 
@@ -70,21 +70,36 @@ class Recorder:
         return tuple(self._minima)
 
     def statistics(self) -> dict[str, TensorStatistics]:
-        """What was seen of each tensor, by its name."""
+        """What was seen of each tensor that is sampled, by its name."""
         minima, maxima = np.stack(list(self._minima.values())), np.stack(list(self._maxima.values()))
         means = (self._sums / self._rows).astype(np.float32)
         found = {}
-        for index, each in enumerate(self._tensors):
-            part = slice(self._offsets[index], self._offsets[index + 1])
-            found[each.name] = TensorStatistics(
+        for index, histogram in self._histograms.items():
+            part = self._channels(index)
+            found[self._tensors[index].name] = TensorStatistics(
                 minima=tuple(minima[:, part].min(axis=1).tolist()),
                 maxima=tuple(maxima[:, part].max(axis=1).tolist()),
                 channel_minima=tuple(minima[:, part].min(axis=0).tolist()),
                 channel_maxima=tuple(maxima[:, part].max(axis=0).tolist()),
                 channel_means=tuple(means[part].tolist()),
-                histogram=self._histograms[index],
+                histogram=histogram,
             )
         return found
+
+    def channel_ranges(self) -> dict[str, ChannelRanges]:
+        """What was seen of each channel of the tensors that are not sampled, by name."""
+        low = np.min(list(self._minima.values()), axis=0)
+        high = np.max(list(self._maxima.values()), axis=0)
+        return {
+            each.name: ChannelRanges(
+                tuple(low[self._channels(index)].tolist()), tuple(high[self._channels(index)].tolist())
+            )
+            for index, each in enumerate(self._tensors)
+            if not each.sampled
+        }
+
+    def _channels(self, index: int) -> slice:
+        return slice(self._offsets[index], self._offsets[index + 1])
 
     @property
     def memory_bytes(self) -> int:

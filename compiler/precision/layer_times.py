@@ -22,7 +22,7 @@ from sdc.engines.errors import PassError
 from sdc.engines.session import Session
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.specs import ComponentSpec, TensorSpec
-from sdc.engines.targets import Target
+from sdc.engines.targets import ONNXRUNTIME, Target
 from sdc.passes.base import Pass, run_passes
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.macs import static_shapes
@@ -34,7 +34,7 @@ from sdc.passes.precision.log_histogram import LogHistogram
 from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
 from sdc.passes.precision.quantisation import Layer, find_layers
 from sdc.passes.precision.range_rules import MAX, RangeRule
-from sdc.passes.precision.tensor_statistics import TensorStatistics
+from sdc.passes.precision.tensor_statistics import ChannelRanges, TensorStatistics
 
 _LOWEST, _HIGHEST = -1.0, 3.0
 """Of the values that a layer is fed; any would do."""
@@ -123,7 +123,9 @@ def _time_layer(
     random = np.random.default_rng(0)
     feeds = {"x": random.uniform(_LOWEST, _HIGHEST, shape.activation).astype(np.float32)}
     with ExitStack() as stack:
-        sessions = [open_lowered(_single(layer, shape, each, default, symmetric), target, stack) for each in formats]
+        results = target.backend == ONNXRUNTIME
+        models = [_single(layer, shape, each, default, symmetric=symmetric, results=results) for each in formats]
+        sessions = [open_lowered(model, target, stack) for model in models]
         for session in sessions * _WARMING:
             session.run(feeds)
         seconds: list[list[float]] = [[] for _ in sessions]
@@ -135,7 +137,9 @@ def _time_layer(
     return LayerCost(min(seconds[0]) / _COPIES, min(seconds[-1]) / _COPIES)
 
 
-def _single(layer: Layer, shape: _Shape, wanted: Format, default: Format, symmetric: bool) -> Component:
+def _single(
+    layer: Layer, shape: _Shape, wanted: Format, default: Format, *, symmetric: bool, results: bool
+) -> Component:
     """A network of this layer alone, typed."""
     model = _model_of(layer, shape)
     plan = uniform_plan(model, wanted, default=default)
@@ -143,7 +147,8 @@ def _single(layer: Layer, shape: _Shape, wanted: Format, default: Format, symmet
     if wanted not in FLOATING:
         # Whatever the role that a layer has by itself.
         plan = replace(plan, layers=tuple(replace(line, format=wanted) for line in plan.layers))
-        quantise = (InsertQdq(_table(model), plan, rule=RangeRule(MAX, symmetric=symmetric)),)
+        table = _table(model, shape.weight[layer.output_axis])
+        quantise = (InsertQdq(table, plan, rule=RangeRule(MAX, symmetric=symmetric, results=results)),)
     run_passes(passes_from_plan(plan, quantise), model)
     inputs = (TensorSpec("x", "float32", shape.activation),)
     outputs = (TensorSpec("y", "float32", ("N",) * len(shape.activation)),)
@@ -186,8 +191,8 @@ def _constant(name: str, array: np.ndarray) -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.FLOAT), const_value=tensor)
 
 
-def _table(model: ir.Model) -> CalibrationTable:
-    """A calibration in which x has the values that it is fed."""
+def _table(model: ir.Model, channels: int) -> CalibrationTable:
+    """A calibration in which x has the values that it is fed, and the layer's result so many channels."""
     seen = TensorStatistics((_LOWEST,), (_HIGHEST,), (_LOWEST,), (_HIGHEST,), (1.0,), LogHistogram())
     return CalibrationTable(
         graph_digest=digest_from_model(model),
@@ -199,6 +204,7 @@ def _table(model: ir.Model) -> CalibrationTable:
         latent_size=(1, 1),
         timesteps=(0.0,),
         tensors={f"x{copy}": seen for copy in range(_COPIES)},
+        results={f"y{copy}": ChannelRanges((_LOWEST,) * channels, (_HIGHEST,) * channels) for copy in range(_COPIES)},
     )
 
 

@@ -51,9 +51,9 @@ class LowerQuantisedConv(Pass):
 
     Not matched: what fails these; ONNX Runtime dequantises both operands in each run and convolves in float32.
 
-    Why: ONNX Runtime has integers in convolutions only where the result is quantised too (QLinearConv), which costs
-    accuracy, and its ConvInteger was slower than float32 (1.31, AVX-512 with VNNI). This takes a third to a half of
-    float32's time there.
+    Why: ONNX Runtime has integers in convolutions only where the result is quantised too (see lower-conv-to-bytes),
+    and its ConvInteger was slower than float32 (1.31, AVX-512 with VNNI). This takes a third to a half of float32's
+    time there.
 
     Source: ONNX Runtime, docs/ContribOperators.md, com.microsoft.MatMulIntegerToFloat.
     """
@@ -67,7 +67,7 @@ class LowerQuantisedConv(Pass):
         for node in list(model.graph):
             if not is_operator(node, "Conv") or any(producer(x, "DequantizeLinear") is None for x in node.inputs[:2]):
                 continue
-            if reason := _reason_against(node):
+            if reason := reason_against_quantised_conv(node):
                 skipped.append(Skipped(site(node), reason))
                 continue
             _lower(model.graph, node)
@@ -77,8 +77,9 @@ class LowerQuantisedConv(Pass):
         return PassReport(self.name, matched, tuple(skipped))
 
 
-def _reason_against(conv: ir.Node) -> str | None:
-    activation, weight = (_dequantize(value) for value in conv.inputs[:2])
+def reason_against_quantised_conv(conv: ir.Node) -> str | None:
+    """Why a convolution of two dequantised operands cannot be one of integers; None if it can."""
+    activation, weight = (dequantize_behind(value) for value in conv.inputs[:2])
     return _reason_against_activation(activation) or _reason_against_weight(weight) or _reason_against_convolution(conv)
 
 
@@ -86,7 +87,7 @@ def _reason_against_activation(dequantize: ir.Node) -> str | None:
     integers, scale = dequantize.inputs[:2]
     if integers is None or integers.dtype != ir.DataType.UINT8:
         return "the activations are not uint8"
-    for name, value in (("scale", scale), ("zero point", _zero_point(dequantize))):
+    for name, value in (("scale", scale), ("zero point", zero_point_of(dequantize))):
         if value is None or dimensions(value) not in ((), (1,)):
             return f"the {name} of the activations is not a single one"
     return None
@@ -103,7 +104,7 @@ def _reason_against_weight(dequantize: ir.Node) -> str | None:
         return f"a sum of {math.prod(row)} products may not fit in 32 bits"
     if scales.shape.numpy() != (outputs,) or dequantize.attributes.get_int("axis", 1) != 0:
         return f"scales of shape {list(scales.shape.numpy())}, expected one for each of {outputs} output channels"
-    zero_point = _zero_point(dequantize)
+    zero_point = zero_point_of(dequantize)
     zeros = constant(zero_point)
     return None if zero_point is None or (zeros is not None and not zeros.any()) else "the weight has a zero point"
 
@@ -119,13 +120,15 @@ def _reason_against_convolution(conv: ir.Node) -> str | None:
     return None if padding == "NOTSET" else f"auto_pad {padding}"
 
 
-def _dequantize(value: ir.Value | None) -> ir.Node:
+def dequantize_behind(value: ir.Value | None) -> ir.Node:
+    """The DequantizeLinear that gives a value; it is known to be one."""
     node = producer(value, "DequantizeLinear")
     assert node is not None  # asked before
     return node
 
 
-def _zero_point(dequantize: ir.Node) -> ir.Value | None:
+def zero_point_of(dequantize: ir.Node) -> ir.Value | None:
+    """The third operand of a QuantizeLinear or DequantizeLinear, if there is one."""
     return dequantize.inputs[2] if len(dequantize.inputs) > 2 else None
 
 
@@ -156,7 +159,7 @@ class _Builder:
 
 
 def _lower(graph: ir.Graph, conv: ir.Node) -> None:
-    activation, weight = (_dequantize(value) for value in conv.inputs[:2])
+    activation, weight = (dequantize_behind(value) for value in conv.inputs[:2])
     name = conv.outputs[0].name
     assert name is not None  # named by FixNames and by every pass since
     integers, scales = weight.inputs[:2]
@@ -164,8 +167,8 @@ def _lower(graph: ir.Graph, conv: ir.Node) -> None:
     build = _Builder(graph, conv, name)
     image = build.node("Transpose", [activation.inputs[0]], {"perm": CHANNELS_LAST}, dtype=ir.DataType.UINT8)
     matrix, kernel = _as_matrix(graph, integers)
-    taps = _taps(build, image, kernel, _zero_point(activation))
-    operands = [taps, matrix, activation.inputs[1], scales, _zero_point(activation)]
+    taps = _taps(build, image, kernel, zero_point_of(activation))
+    operands = [taps, matrix, activation.inputs[1], scales, zero_point_of(activation)]
     bias = conv.inputs[2] if len(conv.inputs) > 2 else None
     if bias is not None:
         operands += [None, bias]

@@ -23,7 +23,7 @@ class ShiftQdqToUint8(Pass):
         DequantizeLinear(QuantizeLinear(x, s, int8 z), s, int8 z)
             →  DequantizeLinear(QuantizeLinear(x, s, uint8 z + 128), s, uint8 z + 128)
 
-    1. The zero point of the QuantizeLinear is an int8 constant, one for the whole tensor.
+    1. The zero point of the QuantizeLinear is an int8 constant, of one number or one for each channel.
     2. All its readers are DequantizeLinear with the same zero point.
 
     Why: on x86 ONNX Runtime turns int8 activations into uint8 itself (its integer kernels multiply uint8 by int8), and
@@ -35,7 +35,7 @@ class ShiftQdqToUint8(Pass):
 
     def rewrite(self, model: ir.Model) -> PassReport:
         """Shift every pair; the zero points are shared."""
-        offsets: dict[int, ir.Value] = {}
+        offsets: dict[bytes, ir.Value] = {}
         skipped: list[Skipped] = []
         matched = 0
         for node in list(model.graph):
@@ -47,12 +47,14 @@ class ShiftQdqToUint8(Pass):
                 continue
             zero_point = _zero_point(node)
             assert zero_point is not None  # `_reason_against` has asked
-            offset = int(zero_point) + _OFFSET
-            if offset not in offsets:
-                offsets[offset] = add_initializer(model.graph, np.array(offset, np.uint8), f"sdc.qdq_offset.{offset}")
+            offset = (zero_point.astype(np.int16) + _OFFSET).astype(np.uint8)
+            key = offset.tobytes()
+            if key not in offsets:
+                name = f"sdc.qdq_offset.{offset.item() if offset.size == 1 else len(offsets)}"
+                offsets[key] = add_initializer(model.graph, offset, name)
             readers = list(node.outputs[0].consumers())
             for each in (node, *readers):
-                each.replace_input_with(2, offsets[offset])
+                each.replace_input_with(2, offsets[key])
             node.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
             matched += 1
         return PassReport(self.name, matched, tuple(skipped))
@@ -60,8 +62,8 @@ class ShiftQdqToUint8(Pass):
 
 def _reason_against(node: ir.Node) -> str | None:
     zero_point = _zero_point(node)
-    if zero_point is None or zero_point.dtype != np.int8 or zero_point.size != 1:
-        return "the zero point is not one int8 constant"
+    if zero_point is None or zero_point.dtype != np.int8:
+        return "the zero point is not an int8 constant"
     if node.outputs[0].is_graph_output():
         return "the integers are an output of the graph"
     for reader in node.outputs[0].consumers():

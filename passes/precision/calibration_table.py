@@ -15,7 +15,7 @@ from sdc.passes.precision.calibrators import range_from_histogram
 from sdc.passes.precision.packed_arrays import pack, unpack
 from sdc.passes.precision.range_rules import Range, RangeRule
 from sdc.passes.precision.smoothing_rule import SmoothingRule
-from sdc.passes.precision.tensor_statistics import TensorStatistics
+from sdc.passes.precision.tensor_statistics import ChannelRanges, TensorStatistics
 
 _SCHEMA = 3
 
@@ -51,6 +51,7 @@ class CalibrationTable:
         tensors: statistics by the tensor's name.
         smoothing: how to get to that graph from the fused one; None if it is that.
         ranges: by `RangeRule.label` and tensor, ranges that are used as they are; others follow from the statistics.
+        results: of convolutions, by the tensor's name; tables of earlier versions have none.
     """
 
     graph_digest: str
@@ -64,6 +65,7 @@ class CalibrationTable:
     tensors: Mapping[str, TensorStatistics]
     smoothing: Smoothing | None = None
     ranges: Mapping[str, Mapping[str, Range]] = field(default_factory=dict)
+    results: Mapping[str, ChannelRanges] = field(default_factory=dict)
 
     def check_graph(self, model: ir.Model) -> None:
         """Pass only for the graph that was calibrated.
@@ -127,6 +129,7 @@ class CalibrationTable:
             },
             "smoothing": None if self.smoothing is None else _json_from_smoothing(self.smoothing),
             "tensors": {name: each.to_json() for name, each in self.tensors.items()},
+            "results": {name: each.to_json() for name, each in self.results.items()},
         }
 
     @classmethod
@@ -180,6 +183,7 @@ def _table_from_json(value: Mapping[str, Any]) -> CalibrationTable:
         latent_size=(int(height), int(width)),
         timesteps=tuple(float(timestep) for timestep in value["timesteps"]),
         tensors={name: TensorStatistics.from_json(each) for name, each in value["tensors"].items()},
+        results={name: ChannelRanges.from_json(each) for name, each in value.get("results", {}).items()},
         smoothing=None if smoothing is None else _smoothing_from_json(smoothing),
         ranges={
             rule: {name: Range(float(low), float(high)) for name, (low, high) in rows.items()}

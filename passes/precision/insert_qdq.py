@@ -24,8 +24,9 @@ from sdc.passes.precision.correct_bias import EXACT_WEIGHT
 from sdc.passes.precision.formats import CALIBRATED, FLOATING, WEIGHTS_ONLY, Format
 from sdc.passes.precision.fp8_qdq import Fp8Pairs
 from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
-from sdc.passes.precision.quantisation import Layer, find_layers
+from sdc.passes.precision.quantisation import Kind, Layer, find_layers
 from sdc.passes.precision.range_rules import DEFAULT_RULE, RangeRule
+from sdc.passes.precision.result_qdq import quantise_result
 from sdc.passes.precision.weight_qdq import StoredWeights
 
 _MARK = "sdc.quantised_from"
@@ -49,7 +50,8 @@ class InsertQdq(Pass):
 
     Activations have one static scale per tensor, from the table; weights one per output channel, or per block. A tensor
     that several layers read gets one pair; other readers keep the original. Biases stay in floating point. Scales are
-    float16 values, so that a later cast to float16 changes nothing in the integers. A graph that this table or plan has
+    float16 values, so that a later cast to float16 changes nothing in the integers. With a rule of `results` there is a
+    pair behind each "int8" convolution as well, with a scale for each channel. A graph that this table or plan has
     quantised before is left as it is.
 
     Attributes:
@@ -116,13 +118,34 @@ class InsertQdq(Pass):
             if activation is not None:
                 layer.node.replace_input_with(0, activation)
         weights.remove_unused()
+        results = self._quantise_results(graph, [layer for layer, wanted in layers if wanted == Format.INT8])
         return {
             "weights_only": sum(wanted in WEIGHTS_ONLY for _, wanted in layers),
             "activations": sum(map(len, pairs.values())),
+            "results": results,
             "ranges": self.rule.label,
             "formats": dict(sorted(Counter(wanted.value for _, wanted in layers).items())),
             **weights.details(),
         }
+
+    def _quantise_results(self, graph: ir.Graph, layers: list[Layer]) -> int:
+        """Pairs around what convolutions write, where that is asked for and the table knows it; how many there are."""
+        if self.table is None or not self.rule.results:
+            return 0
+        count = 0
+        for layer in layers:
+            result = layer.node.outputs[0]
+            ranges = self.table.results.get(result.name or "")
+            if (
+                layer.node.op_type != Kind.CONV
+                or ranges is None
+                or result.is_graph_output()
+                or result.dtype != ir.DataType.FLOAT
+            ):
+                continue
+            quantise_result(graph, layer.node, ranges, symmetric=self.rule.symmetric)
+            count += 1
+        return count
 
     def _pairs(self, graph: ir.Graph, formats: set[Format]) -> dict[Format, ActivationPairs | Fp8Pairs]:
         """What quantises activations, by format."""

@@ -31,11 +31,13 @@ class Observed:
         name: of the value.
         channels: number of its channels.
         spatial_axes: number of axes behind that of the channels.
+        sampled: whether values are handed out, and not the channels' statistics alone.
     """
 
     name: str
     channels: int
     spatial_axes: int = 0
+    sampled: bool = True
 
 
 def samples_name(index: int) -> str:
@@ -109,6 +111,8 @@ class _Writer:
             rows = self._add("Reshape", [value, self._constant(f"rows.{index}", [-1, tensor.channels])])
         for name, operator in ((MINIMA, "ReduceMin"), (MAXIMA, "ReduceMax"), (MEANS, "ReduceMean")):
             self._rows[name].append(self._add(operator, [rows, axes], {"keepdims": 0}))
+        if not tensor.sampled:
+            return
         flat = self._add("Reshape", [value, self._flat])
         times = self._add("Div", [self._add("Shape", [flat]), self._limit])
         stride = self._add("Gather", [self._strides, self._add("Min", [times, self._last])])

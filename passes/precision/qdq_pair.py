@@ -8,7 +8,14 @@ from sdc.engines.errors import PassError
 
 
 def insert_pair(
-    graph: ir.Graph, value: ir.Value, scale: ir.Value, zero_point: ir.Value, dtype: ir.DataType, *, kind: str
+    graph: ir.Graph,
+    value: ir.Value,
+    scale: ir.Value,
+    zero_point: ir.Value,
+    dtype: ir.DataType,
+    *,
+    kind: str,
+    axis: int | None = None,
 ) -> ir.Value:
     """`value` behind a pair, directly after what computes it.
 
@@ -19,10 +26,12 @@ def insert_pair(
         zero_point: likewise; its type is that of the integers or eight-bit floats.
         dtype: of the result.
         kind: "int8" or "fp8", for the name of what is between the two.
+        axis: of the scales; None if there is a single one.
     """
     assert zero_point.dtype is not None  # a constant's is known
-    quantise = ir.node("QuantizeLinear", [value, scale, zero_point])
-    dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], scale, zero_point])
+    attributes = {} if axis is None else {"axis": axis}
+    quantise = ir.node("QuantizeLinear", [value, scale, zero_point], attributes)
+    dequantise = ir.node("DequantizeLinear", [quantise.outputs[0], scale, zero_point], attributes)
     quantise.outputs[0].name, dequantise.outputs[0].name = f"{scale.name}.{kind}", f"{scale.name}.dequantised"
     quantise.outputs[0].dtype, dequantise.outputs[0].dtype = zero_point.dtype, dtype
     quantise.outputs[0].shape = dequantise.outputs[0].shape = value.shape

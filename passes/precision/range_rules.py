@@ -47,12 +47,15 @@ class RangeRule:
         exponent: power of the errors, for "lp".
         symmetric: zero stands in the middle and its integer is 0; else the range begins and ends where the values do,
             and zero has an integer of its own.
+        results: whether what a quantised convolution writes is quantised too, each channel in the range that it was
+            seen in.
     """
 
     method: str = MAX
     percentile: float = DEFAULT_PERCENTILE
     symmetric: bool = True
     exponent: float = DEFAULT_EXPONENT
+    results: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, DYNAMIC):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -35,7 +37,7 @@ def switch_layers(
     layers = {layer.node.outputs[0].name: layer.node for layer in find_layers(switched)[0]}
     originals = {name: tuple(node.inputs[:2]) for name, node in layers.items()}
     weights = {value.name: value for value in switched.graph.initializers.values()}
-    InsertQdq(table, plan, rule=rule).run(switched)
+    InsertQdq(table, plan, rule=replace(rule, results=False)).run(switched)
     graph = switched.graph
     switches = ir.Value(name=SWITCHES, shape=ir.Shape([len(plan.layers)]), type=ir.TensorType(ir.DataType.BOOL))
     graph.inputs.append(switches)

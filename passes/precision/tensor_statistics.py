@@ -14,6 +14,23 @@ from sdc.passes.precision.range_rules import Range
 
 
 @dataclass(frozen=True)
+class ChannelRanges:
+    """Smallest and largest value of each channel of a tensor, over all runs."""
+
+    minima: tuple[float, ...]
+    maxima: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` is the inverse."""
+        return {"minima": pack(np.array(self.minima, np.float32)), "maxima": pack(np.array(self.maxima, np.float32))}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ChannelRanges:
+        """Read what `to_json` wrote; raises as `TensorStatistics.from_json`."""
+        return cls(tuple(unpack(value["minima"]).tolist()), tuple(unpack(value["maxima"]).tolist()))
+
+
+@dataclass(frozen=True)
 class TensorStatistics:
     """Values of one tensor over all runs.
 

@@ -63,7 +63,7 @@ def test_several_zero_points_are_left():
     text = text.replace("int8 zero = {0}", "int8[7] zero = {0, 0, 0, 0, 0, 0, 1}")
     report = ShiftQdqToUint8().run(make_model(text, {}))
     assert report.matched == 0
-    assert "not one int8 constant" in report.skipped[0].reason
+    assert "not an int8 constant" in report.skipped[0].reason
 
 
 def test_integers_with_other_readers_are_left():

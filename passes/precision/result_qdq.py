@@ -1,0 +1,38 @@
+"""Q/DQ pairs around results of convolutions: one scale and zero point for each channel, from a calibration table.
+
+    q[c] = saturate(round(y[c] / s[c]) + z[c]),  y'[c] = s[c] · (q[c] - z[c])
+
+Channels may differ as much as they like. A backend that writes bytes with a single scale t can do it all the same: it
+convolves with weights whose scales are t / s[c] times as large (`lower_conv_to_bytes`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from sdc.passes.matching import add_initializer
+from sdc.passes.precision.qdq_pair import insert_pair
+from sdc.passes.precision.scales import scale_from_range
+from sdc.passes.precision.tensor_statistics import ChannelRanges
+
+_LOWEST, _HIGHEST = -128, 127
+
+
+def quantise_result(graph: ir.Graph, conv: ir.Node, ranges: ChannelRanges, *, symmetric: bool) -> None:
+    """Let all that reads the float32 result of a convolution read it from a pair."""
+    value = conv.outputs[0]
+    readers = list(value.uses())
+    low, high = (np.asarray(each, np.float32) for each in (ranges.minima, ranges.maxima))
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    if symmetric:
+        scales = scale_from_range(np.maximum(-low, high), _HIGHEST)
+        integers = np.zeros(len(low), np.int8)
+    else:
+        scales = scale_from_range(high - low, _HIGHEST - _LOWEST)
+        integers = np.clip(np.round(_LOWEST - low / scales), _LOWEST, _HIGHEST).astype(np.int8)
+    scale = add_initializer(graph, scales, f"{value.name}.result_scale")
+    zero_point = add_initializer(graph, integers, f"{value.name}.result_zero_point")
+    pair = insert_pair(graph, value, scale, zero_point, ir.DataType.FLOAT, kind="int8", axis=1)
+    for node, index in readers:
+        node.replace_input_with(index, pair)
