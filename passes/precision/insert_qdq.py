@@ -110,6 +110,8 @@ class InsertQdq(Pass):
     def _quantise(self, graph: ir.Graph, layers: list[tuple[Layer, Format]], block_size: int) -> dict[str, Any]:
         weights = StoredWeights(graph, bits=self.weight_bits, per_channel=self.per_channel, block_size=block_size)
         pairs = self._pairs(graph, {wanted for _, wanted in layers})
+        int8 = [layer for layer, wanted in layers if wanted == Format.INT8]
+        convolutions = [each for each in int8 if each.node.op_type == Kind.CONV and _dtype(each) == ir.DataType.FLOAT]
         for layer, wanted in layers:
             activation = pairs[wanted].dequantised(layer.activation, _dtype(layer)) if wanted in pairs else None
             if wanted not in FLOATING:
@@ -118,33 +120,27 @@ class InsertQdq(Pass):
             if activation is not None:
                 layer.node.replace_input_with(0, activation)
         weights.remove_unused()
-        results = self._quantise_results(graph, [layer for layer, wanted in layers if wanted == Format.INT8])
+        written = self._quantise_results(graph, convolutions)
         return {
             "weights_only": sum(wanted in WEIGHTS_ONLY for _, wanted in layers),
             "activations": sum(map(len, pairs.values())),
-            "results": results,
+            "results": written,
             "ranges": self.rule.label,
             "formats": dict(sorted(Counter(wanted.value for _, wanted in layers).items())),
             **weights.details(),
         }
 
-    def _quantise_results(self, graph: ir.Graph, layers: list[Layer]) -> int:
-        """Pairs around what convolutions write, where that is asked for and the table knows it; how many there are."""
+    def _quantise_results(self, graph: ir.Graph, convolutions: list[Layer]) -> int:
+        """Pairs around what they write, where that is asked for and the table knows it; how many there are."""
         if self.table is None or not self.rule.results:
             return 0
         count = 0
-        for layer in layers:
+        for layer in convolutions:
             result = layer.node.outputs[0]
             ranges = self.table.results.get(result.name or "")
-            if (
-                layer.node.op_type != Kind.CONV
-                or ranges is None
-                or result.is_graph_output()
-                or result.dtype != ir.DataType.FLOAT
-            ):
-                continue
-            quantise_result(graph, layer.node, ranges, symmetric=self.rule.symmetric)
-            count += 1
+            if ranges is not None and not result.is_graph_output():
+                quantise_result(graph, layer.node, ranges, symmetric=self.rule.symmetric)
+                count += 1
         return count
 
     def _pairs(self, graph: ir.Graph, formats: set[Format]) -> dict[Format, ActivationPairs | Fp8Pairs]:

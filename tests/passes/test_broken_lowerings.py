@@ -29,12 +29,15 @@ from test_fuse_attention import FEEDS as ATTENTION_FEEDS
 from test_fuse_attention import masked
 from test_fuse_group_norm_neighbours import JOIN_FEEDS, make_join
 from test_guard_quantised_bias import make_block, make_input
-from test_lower_onnxruntime_cuda import SHORTCUT, WIDE, largest_error
+from test_lower_onnxruntime_cuda import HALF_READER, SHORTCUT, WIDE, largest_error
 from test_lower_quantised_conv import KERNELS, make_conv
 from test_lower_quantised_conv import make_feeds as make_conv_feeds
 from test_lowering import DECOMPOSE
 from test_merge_projections import FEEDS as SELF_FEEDS
 from test_merge_projections import make_self
+from test_quantised_results import STEPS
+from test_quantised_results import make_conv as make_conv_to_bytes
+from test_quantised_results import make_inputs as make_images
 from test_shift_qdq_to_uint8 import PAIR
 from test_split_geglu import make_gate, make_quantised
 from transformer_graph import FEEDS, make_transformer
@@ -43,6 +46,7 @@ from sdc.passes import domain
 from sdc.passes.base import Pass, PassReport, run_passes
 from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
 from sdc.passes.lowering.lower_bias_sums import LowerBiasSums
+from sdc.passes.lowering.lower_conv_to_bytes import LowerConvToBytes
 from sdc.passes.lowering.lower_group_norm import LowerGroupNorm
 from sdc.passes.lowering.lower_images_to_nhwc import LowerImagesToNhwc
 from sdc.passes.lowering.lower_multi_head_attention import LowerMultiHeadAttention
@@ -50,6 +54,7 @@ from sdc.passes.lowering.lower_quantised_conv import LowerQuantisedConv
 from sdc.passes.lowering.lower_to_contrib import LowerToContrib
 from sdc.passes.lowering.merge_projections import MergeProjections
 from sdc.passes.lowering.move_conv_bias import MoveConvBias
+from sdc.passes.lowering.narrow_inputs import NarrowInputs
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.lowering.split_geglu import SplitGeGlu
 from sdc.passes.pipeline import canonical_passes, fusion_passes
@@ -117,6 +122,11 @@ def lowers_to_cuda(
     make: Callable[[], ir.Model], feeds: Sequence[Feeds], kinds: dict[str, Broken], wanted: type[Pass]
 ) -> Case:
     return Case(fused(make), feeds, WIDE, kinds, wanted, prove=contrib_proven)
+
+
+def casts_alone(consumers: Callable[[ir.Value], list[ir.Node]]) -> Callable[[ir.Value], list[ir.Node]]:
+    """All other readers are overlooked."""
+    return lambda value: [node for node in consumers(value) if node.op_type == "Cast"]
 
 
 def first_of_all(constant: Callable[..., np.ndarray | None]) -> Callable[..., np.ndarray | None]:
@@ -243,6 +253,18 @@ CASES = {
         {"inverted": swapped("Where", 1, 2), "hidden by too little": operand_values("Where", 2, np.zeros_like)},
         DECOMPOSE,
     ),
+    "onnxruntime: lower-conv-to-bytes": Case(
+        lambda: make_conv_to_bytes("pads = [1, 1, 1, 1]"),
+        make_images(),
+        (LowerConvToBytes(),),
+        {
+            "bias of another channel": operand_values("QLinearConv", 8, lambda bias: bias[::-1].copy()),
+            "scales of one step": operand_values("QLinearConv", 4, lambda scales: scales * STEPS),
+            "another border": attribute("QLinearConv", "pads", [0, 0, 2, 2]),
+            "zero point of the activations lost": operand("QLinearConv", 2, 7),
+        },
+        tolerance=0.009,  # a step of the widest channel: the sum and the bias are rounded in another order
+    ),
     "cuda: lower-multi-head-attention": lowers_to_cuda(
         lambda: make_attention(CAUSAL),
         ATTENTION_FEEDS,
@@ -280,6 +302,13 @@ CASES = {
     ),
     "cuda: lower-images-to-nhwc, join": lowers_to_cuda(
         make_join, JOIN_FEEDS, {"other order": swapped("Concat", 0, 1)}, LowerImagesToNhwc
+    ),
+    "cuda: narrow-inputs": Case(
+        lambda: make_model(HALF_READER, {}),
+        [{"x": np.array([0.1, 1000.1], np.float32), "t": np.array([0.3, 7], np.float32)}],
+        (NarrowInputs(),),
+        {"one that others read": patched("lowering.narrow_inputs:consumers", casts_alone)},
+        prove=contrib_proven,
     ),
     "cuda: move-conv-bias": lowers_to_cuda(
         make_resnet,

@@ -274,13 +274,14 @@ def test_inputs_that_are_only_read_in_float16_are_taken_so_but_images() -> None:
 HALF_READER = """
 <ir_version: 10, opset_import: ["": 23]>
 readers (float[2] x, float[2] t) => (float16[2] a, float16[2] b, float[2] c)
-<float16[2] half_x, float16[2] half_t>
+<float16[2] half_x, float16[2] half_t, float[2] size>
 {
     half_x = Cast <to = 10> (x)
     half_t = Cast <to = 10> (t)
     a = Neg (half_x)
     b = Neg (half_t)
-    c = Abs (x)
+    size = Abs (x)
+    c = Cast <to = 1> (size)
 }
 """
 
@@ -289,4 +290,4 @@ def test_an_input_that_is_read_in_float32_too_stays() -> None:
     model = make_model(HALF_READER, {})
     assert NarrowInputs().run(model).matched == 1
     assert [value.dtype for value in model.graph.inputs] == [ir.DataType.FLOAT, ir.DataType.FLOAT16]
-    assert operators(model) == ["Cast", "Neg", "Neg", "Abs"]
+    assert operators(model) == ["Cast", "Neg", "Neg", "Abs", "Cast"]

@@ -58,9 +58,18 @@ def test_zero_points_move_along(zero: int):
     np.testing.assert_array_equal(run_model(model, {"x": x})[0], before)
 
 
-def test_several_zero_points_are_left():
+def test_zero_points_of_channels_move_along():
     text = PAIR.format(zero=0).replace("float scale = {0.25}", "float[7] scale = {1, 2, 3, 4, 5, 6, 7}")
-    text = text.replace("int8 zero = {0}", "int8[7] zero = {0, 0, 0, 0, 0, 0, 1}")
+    model = make_model(text.replace("int8 zero = {0}", "int8[7] zero = {0, 127, -128, 5, 0, 0, 1}"), {})
+    x = (np.arange(35, dtype=np.float32) - 17).reshape(5, 7) * 30
+    (before,) = run_model(model, {"x": x})
+    assert ShiftQdqToUint8().run(model).matched == 1
+    assert model.graph[0].inputs[2].const_value.numpy().tolist() == [128, 255, 0, 133, 128, 128, 129]
+    np.testing.assert_array_equal(run_model(model, {"x": x})[0], before)
+
+
+def test_a_zero_point_that_is_computed_is_left():
+    text = PAIR.format(zero=0).replace("int8 zero", "int8 none").replace("q = Q", "zero = Identity (none) q = Q")
     report = ShiftQdqToUint8().run(make_model(text, {}))
     assert report.matched == 0
     assert "not an int8 constant" in report.skipped[0].reason
