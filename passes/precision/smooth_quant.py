@@ -35,14 +35,17 @@ class SmoothQuant(Pass):
     a scaled column must not be seen as a large row.
 
     1. X is written by the scale and shift of a LayerNormalization or GroupNormalization, alone or fused with a sum; by
-       the projection of an attention's values (its rows mix tokens, not channels); or by the half of a BiasGeGlu that
-       its gate multiplies.
-    2. Those are constants, and the projection behind values or gate has no other reader.
-    3. Nothing but layers (Conv, MatMul, Gemm with a constant weight) reads X.
+       the projection of an attention's values (its rows mix tokens, not channels); by the half of a BiasGeGlu that its
+       gate multiplies; or, an image, by a Conv. Between an image's writers and X there may be sums of such images (Add,
+       without broadcasting of channels; all summands are scaled alike) and changes of spatial sizes (Resize).
+    2. Those are constants, and the projection behind values or gate, or an image before a sum or a change of size, has
+       no other reader.
+    3. Nothing but layers (Conv, MatMul, Gemm with a constant weight) reads X, and all have its channels on one axis:
+       that of the writer.
     4. The table has magnitudes for X.
 
     Left alone: what stands behind SiLU or another function of one argument that is not homogeneous (f(x / s) is not
-    f(x) / s; a ResNet block's GroupNorm → SiLU → Conv), residual streams (every norm that reads them mixes channels),
+    f(x) / s; a ResNet block's GroupNorm → SiLU → Conv), residual streams that a norm reads as well (it mixes channels),
     the prompt's embedding and other inputs, and a gate that is not fused. Constants that other nodes share are copied.
 
     Attributes:

@@ -25,7 +25,8 @@ UNSMOOTHED_LOSS_DB = 10.0
 
 
 @pytest.mark.slow
-def test_planted_outliers_cost_little(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["cpu", "ort-cpu"])
+def test_planted_outliers_cost_little(tmp_path: Path, target: str) -> None:
     trained = Path(sdc.compiler.__file__).parent / "models" / "tiny"
     planted = tmp_path / "planted" / "tiny"
     pipeline = StableDiffusionPipeline.from_pretrained(trained)
@@ -35,7 +36,7 @@ def test_planted_outliers_cost_little(tmp_path: Path) -> None:
     def export(source: str, precision: str, calibration: CalibrationOptions) -> Path:
         out = tmp_path / f"{Path(source).parent.name}-{precision}-{calibration.smoothing}"
         request = ExportRequest(
-            Source(source), PrecisionRequest(precision), parse_targets("cpu"), out, calibration=calibration
+            Source(source), PrecisionRequest(precision), parse_targets(target), out, calibration=calibration
         )
         export_bundle(request)
         return out

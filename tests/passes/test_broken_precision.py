@@ -6,6 +6,7 @@ The proof of Q/DQ pairs is integer arithmetic in NumPy (`test_insert_qdq`): noth
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from broken import Broken, Case, check_noticed, names, patched
 from equality import make_model
 from test_cast_fp16 import FP16, SINUSOID, SINUSOID_WEIGHTS
 from test_insert_qdq import LAYERS, test_layers_compute_integers
+from test_smoothing_sites import FEEDS, make_upsampler, smoothing_of
 
 from sdc.passes.precision.cast_fp16 import CastFp16
 from sdc.passes.precision.scales import scale_from_range
+from sdc.passes.precision.smooth_quant import SmoothQuant
+from sdc.passes.precision.smoothing_sites import SmoothingSite, Writer
 
 Quantise = Callable[..., tuple[np.ndarray, np.ndarray]]
 
@@ -79,7 +83,36 @@ def test_scales_along_the_wrong_axis_are_noticed() -> None:
         test_layers_compute_integers(name, 8, True)
 
 
+def without(forgotten: Callable[[Writer], bool]) -> Broken:
+    """Some of the constants that write a tensor are not scaled."""
+
+    def left(found: SmoothingSite) -> SmoothingSite:
+        return replace(found, writers=tuple(each for each in found.writers if not forgotten(each)))
+
+    def exchange(find_sites: Callable[..., Any]) -> Callable[..., Any]:
+        def exchanged(layers: Any) -> Any:
+            sites, skipped = find_sites(layers)
+            return [left(each) for each in sites], skipped
+
+        return exchanged
+
+    return patched("precision.smooth_quant:find_sites", exchange)
+
+
 CASES = {
+    "smooth-quant": Case(
+        make_upsampler,
+        [FEEDS],
+        (SmoothQuant(smoothing_of(make_upsampler())),),
+        {
+            "a bias forgotten": without(lambda writer: writer.index == 2),
+            "a summand forgotten": without(lambda writer: len(writer.node.inputs) == 2),
+            "the reader forgotten": patched(
+                "precision.smooth_quant:scaled_initializer",
+                lambda scale: lambda graph, value, factors, axis: scale(graph, value, factors ** (1 - axis), axis),
+            ),
+        },
+    ),
     "cast-fp16": Case(
         lambda: make_model(SINUSOID, SINUSOID_WEIGHTS),
         [{"timestep": np.array([987.3], np.float32)}],
