@@ -18,12 +18,15 @@ from sdc.passes.precision.tensor_statistics import ChannelRanges
 
 _LOWEST, _HIGHEST = -128, 127
 
+_MARGIN = 1.1
+"""Ranges are wider than what was seen: other prompts and sizes reach further, and what saturates costs more."""
+
 
 def quantise_result(graph: ir.Graph, conv: ir.Node, ranges: ChannelRanges, *, symmetric: bool) -> None:
     """Let all that reads the float32 result of a convolution read it from a pair."""
     value = conv.outputs[0]
     readers = list(value.uses())
-    low, high = (np.asarray(each, np.float32) for each in (ranges.minima, ranges.maxima))
+    low, high = (_MARGIN * np.asarray(each, np.float32) for each in (ranges.minima, ranges.maxima))
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     if symmetric:
         scales = scale_from_range(np.maximum(-low, high), _HIGHEST)
