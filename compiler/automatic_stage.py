@@ -61,7 +61,8 @@ class Automatic:
         budget: what pictures have to keep to, against those in float32.
         defaults: of what stays in floating point: the first one in which the pictures keep to the budget is taken.
         targets: that the plan is for; if all run here, they draw and are timed, else that is simulated and modelled.
-        rule: how ranges follow from the calibration.
+        rule: how ranges follow from the calibration where a layer is tried by itself, or a target is simulated.
+        rules: likewise in the engines, by name of the target.
         correct_bias: whether biases make up for rounded weights.
         hoist: whether the UNet's engine is one of several.
     """
@@ -73,6 +74,7 @@ class Automatic:
     defaults: tuple[Format, ...]
     targets: tuple[Target, ...]
     rule: RangeRule
+    rules: Mapping[str, RangeRule]
     correct_bias: bool
     hoist: bool
 
@@ -94,8 +96,8 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
     }
     unet = components["unet"]
     table = read_table(inputs.table)
-    phase = _precision_phase(inputs)
     measured = all(map(runs_here, inputs.targets))
+    phase = _precision_phase(inputs, inputs.rules if measured else {})
     open_studio = partial(Studio, components=components, phase=phase, scene=_scene(drawing, budget))
     samples: list[Mapping[str, np.ndarray]] = []
 
@@ -119,7 +121,7 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
         floating = _floating_format(unet, inputs, measure, qualities) if measured else inputs.defaults[0]
         plan_of = partial(uniform_plan, unet.model, Format.INT8, default=floating, sizes=_sizes(unet))
         wanted = plan_of(kept=DEFAULT_WEIGHTS_ONLY)
-        costs = _costs(unet, wanted, inputs, measured, report)
+        costs = _costs(unet, wanted, inputs, table if measured else None, report)
         sensitivity = measure_sensitivity(
             _calibrated(unet, table), table, wanted, samples, rule=inputs.rule, on_run=report
         )
@@ -174,8 +176,8 @@ def _plain(unet: Component, floating: Format, budget: QualityBudget) -> Precisio
     return replace(plan, layers=tuple(replace(layer, reason=reason) for layer in plan.layers))
 
 
-def _precision_phase(inputs: Automatic) -> PrecisionPhase:
-    """As the bundle's engines have it."""
+def _precision_phase(inputs: Automatic, rules: Mapping[str, RangeRule]) -> PrecisionPhase:
+    """As the bundle's engines have it on targets that have a rule of their own."""
     islands = islands_of(inputs.overflows)
 
     def phase(name: str, plan: PrecisionPlan, target: Target) -> tuple[Pass, ...]:
@@ -185,7 +187,7 @@ def _precision_phase(inputs: Automatic) -> PrecisionPhase:
         return planned_passes(
             plan,
             inputs.table,
-            inputs.rule,
+            rules.get(target.name, inputs.rule),
             correct_bias=inputs.correct_bias,
             in_float32=in_float32(target),
             islands=float32,
@@ -220,12 +222,18 @@ def _floating_format(
 
 
 def _costs(
-    unet: Component, wanted: PrecisionPlan, inputs: Automatic, measured: bool, report: Callable[[int, int], None]
+    unet: Component,
+    wanted: PrecisionPlan,
+    inputs: Automatic,
+    measured_with: CalibrationTable | None,
+    report: Callable[[int, int], None],
 ) -> LayerCosts:
-    if measured:
-        costs = measure_costs(unet, wanted, inputs.targets, symmetric=inputs.rule.symmetric, on_layer=report)
-    else:
+    if measured_with is None:
         costs = modelled_costs(wanted)
+    else:
+        known = bool(measured_with.results)
+        rules = {name: replace(rule, results=rule.results and known) for name, rule in inputs.rules.items()}
+        costs = measure_costs(unet, wanted, inputs.targets, rules=rules, on_layer=report)
     if not inputs.hoist:
         return costs
     prompt = {layer.name for layer in wanted.layers if layer.role is Role.PROMPT}

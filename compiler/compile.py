@@ -255,6 +255,7 @@ def _choose_precisions(
         defaults=automatic_defaults(request),
         targets=request.targets,
         rule=automatic_rule(request),
+        rules={target.name: request.calibration.rule_for(target) for target in request.targets},
         correct_bias=request.calibration.correct_bias,
         hoist=request.hoist,
     )

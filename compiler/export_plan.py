@@ -142,7 +142,8 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
         budget.check_model(opened.entry.name)
         judged = [digest_sources(JUDGE_SOURCES), _file_digest(JUDGE_PATH)] if budget.measure is Measure.FRECHET else []
         here = processor()
-        ranges = [automatic_rule(request).label, request.calibration.correct_bias]
+        rules = [request.calibration.rule_for(target).label for target in request.targets]
+        ranges = [*rules, request.calibration.correct_bias]
         automatic_key = digest_of(
             [
                 *("plan", calibration_key, half_key, budget.measure, str(budget.limit), automatic_defaults(request)),
@@ -202,9 +203,9 @@ def automatic_defaults(request: ExportRequest) -> tuple[Format, ...]:
 
 
 def automatic_rule(request: ExportRequest) -> RangeRule:
-    """How ranges are found while precisions are chosen: as for the target that allows least."""
+    """How ranges are found where no target is meant: as for the one that allows least."""
     rules = [request.calibration.rule_for(target) for target in request.targets]
-    return next((rule for rule in rules if rule.symmetric), rules[0])
+    return replace(next((rule for rule in rules if rule.symmetric), rules[0]), results=False)
 
 
 def formats_on(target: Target, precision: PrecisionRequest) -> frozenset[Format]:

@@ -260,7 +260,7 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
         }
     if recipe.table is not None:
         # Kept with the engine: made again on another processor, the table could differ in the last digits.
-        table = _table_with_ranges(recipe.table, recipe.rule)
+        table = _table_with_ranges(recipe.table, replace(recipe.rule, results=False))
         (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
     if plan is not None:
         (folder / PLAN_NAME).write_text(text_from_plan(plan), encoding="utf-8")
@@ -332,7 +332,7 @@ def quantising_passes(
         return ()
     if table_file is None:
         return () if plan is None else (InsertQdq(None, plan),)
-    table = _table_with_ranges(table_file, rule)
+    table = _table_with_ranges(table_file, replace(rule, results=False))
     smooth = () if table.smoothing is None else (SmoothQuant(table.smoothing),)
     correct = (CorrectBias(table),) if correct_bias else ()
     return (*smooth, InsertQdq(table, plan, rule=rule), *correct)

@@ -22,7 +22,7 @@ from sdc.engines.errors import PassError
 from sdc.engines.session import Session
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.specs import ComponentSpec, TensorSpec
-from sdc.engines.targets import ONNXRUNTIME, Target
+from sdc.engines.targets import Target
 from sdc.passes.base import Pass, run_passes
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.macs import static_shapes
@@ -63,7 +63,7 @@ def measure_costs(
     plan: PrecisionPlan,
     targets: Sequence[Target],
     *,
-    symmetric: bool,
+    rules: Mapping[str, RangeRule],
     on_layer: Callable[[int, int], None] | None = None,
 ) -> LayerCosts:
     """Seconds of every layer, summed over targets, at the sizes that the network is tuned for.
@@ -76,7 +76,7 @@ def measure_costs(
         component: the fused graph in float32; it is not changed.
         plan: the formats of its layers, and the default to compare them with.
         targets: all of them run on this machine.
-        symmetric: the kind of the activations' ranges.
+        rules: the kind of ranges, by name of the target.
         on_layer: progress, in distinct layers.
 
     Raises:
@@ -97,7 +97,7 @@ def measure_costs(
         cost = LayerCost(0.0, 0.0)
         for target in targets:
             default = Format.FP32 if in_float32(target) else plan.default
-            cost += _time_layer(examples[shape], shape, default, wanted, target, symmetric=symmetric)
+            cost += _time_layer(examples[shape], shape, default, wanted, target, rules[target.name])
         costs |= dict.fromkeys(names, cost)
         if on_layer is not None:
             on_layer(done, len(asked))
@@ -116,15 +116,14 @@ def _shape_of(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> _Shape:
 
 
 def _time_layer(
-    layer: Layer, shape: _Shape, default: Format, wanted: Format, target: Target, *, symmetric: bool
+    layer: Layer, shape: _Shape, default: Format, wanted: Format, target: Target, rule: RangeRule
 ) -> LayerCost:
     """In both formats, in turn; equal ones are timed once."""
     formats = (default, wanted) if wanted is not default else (default,)
     random = np.random.default_rng(0)
     feeds = {"x": random.uniform(_LOWEST, _HIGHEST, shape.activation).astype(np.float32)}
     with ExitStack() as stack:
-        results = target.backend == ONNXRUNTIME
-        models = [_single(layer, shape, each, default, symmetric=symmetric, results=results) for each in formats]
+        models = [_single(layer, shape, each, default, rule) for each in formats]
         sessions = [open_lowered(model, target, stack) for model in models]
         for session in sessions * _WARMING:
             session.run(feeds)
@@ -137,9 +136,7 @@ def _time_layer(
     return LayerCost(min(seconds[0]) / _COPIES, min(seconds[-1]) / _COPIES)
 
 
-def _single(
-    layer: Layer, shape: _Shape, wanted: Format, default: Format, *, symmetric: bool, results: bool
-) -> Component:
+def _single(layer: Layer, shape: _Shape, wanted: Format, default: Format, rule: RangeRule) -> Component:
     """A network of this layer alone, typed."""
     model = _model_of(layer, shape)
     plan = uniform_plan(model, wanted, default=default)
@@ -148,7 +145,7 @@ def _single(
         # Whatever the role that a layer has by itself.
         plan = replace(plan, layers=tuple(replace(line, format=wanted) for line in plan.layers))
         table = _table(model, shape.weight[layer.output_axis])
-        quantise = (InsertQdq(table, plan, rule=RangeRule(MAX, symmetric=symmetric, results=results)),)
+        quantise = (InsertQdq(table, plan, rule=RangeRule(MAX, symmetric=rule.symmetric, results=rule.results)),)
     run_passes(passes_from_plan(plan, quantise), model)
     inputs = (TensorSpec("x", "float32", shape.activation),)
     outputs = (TensorSpec("y", "float32", ("N",) * len(shape.activation)),)

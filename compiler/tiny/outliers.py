@@ -69,7 +69,7 @@ def _places(unet: nn.Module) -> Iterator[Place]:
     from diffusers.models.unets.unet_2d_blocks import UpBlock2D
 
     for module in unet.modules():
-        if isinstance(module, ResnetBlock2D):
+        if isinstance(module, ResnetBlock2D) and module.time_emb_proj and module.time_embedding_norm == "default":
             writers = (*module.conv1.parameters(), *module.time_emb_proj.parameters())
             norm = module.norm2
             yield Place(writers, (), norm.num_channels, together=norm.num_channels // norm.num_groups)

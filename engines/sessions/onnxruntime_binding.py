@@ -90,8 +90,6 @@ class BoundRun:
         device: where inputs and outputs are.
         graph: number of the CUDA graph, at least 1 and not that of another `BoundRun` of the session; None to capture
             none.
-        shrink: give the memory of the first run back after it, of all runs if there is no graph. Not allowed once a
-            graph of the session was captured: its kernels write to memory that is free between runs.
     """
 
     def __init__(
@@ -103,7 +101,6 @@ class BoundRun:
         *,
         device: str,
         graph: int | None,
-        shrink: bool,
     ) -> None:
         dtypes = input_dtypes(session)
         self._session = session
@@ -112,13 +109,12 @@ class BoundRun:
         self._changing = InputBlock(dtypes, changing, device)
         self._device = device
         self._graph = graph
-        self._shrink = shrink
         self._holder: object = None
         self._binding: onnxruntime.IOBinding | None = None
         self._results: list[onnxruntime.OrtValue] = []
 
     def __call__(
-        self, holder: object, held: Mapping[str, np.ndarray], changing: Mapping[str, np.ndarray]
+        self, holder: object, held: Mapping[str, np.ndarray], changing: Mapping[str, np.ndarray], *, shrink: bool
     ) -> dict[str, np.ndarray]:
         """Run once.
 
@@ -126,22 +122,24 @@ class BoundRun:
             holder: whose `held` these are: they are copied only if the run before had another's.
             held: arrays of the shapes given to the constructor.
             changing: likewise.
+            shrink: give the run's memory back after it. Not allowed once a graph of the session was captured: its
+                kernels write to memory that is free between runs.
         """
         if self._holder is not holder:
             self._holder = None
             self._held.assign(held)
             self._holder = holder
         self._changing.assign(changing)
-        found = self._run_first() if self._graph is None or not self._results else self._run_again()
+        found = self._run_first(shrink) if self._graph is None or not self._results else self._run_again()
         return dict(zip(self._outputs, found, strict=True))
 
-    def _run_first(self) -> list[np.ndarray]:
+    def _run_first(self, shrink: bool) -> list[np.ndarray]:
         """Without a graph; outputs go to the host, and tell what memory they need."""
         binding = self._new_binding()
         for name in self._outputs:
             binding.bind_output(name)
         options = without_graph()
-        if self._shrink:
+        if shrink:
             arena = "gpu:0" if self._device == "cuda" else "cpu:0"
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
         self._session.run_with_iobinding(binding, options)

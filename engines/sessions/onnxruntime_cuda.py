@@ -32,7 +32,7 @@ _CUDNN = "cudnn64_9.dll" if sys.platform == "win32" else "libcudnn.so.9"
 _ERRORS_OF_A_GPU = re.compile(r"CUDA (failure|error)|CUDNN|CUBLAS|[Ff]ailed to allocate memory|out of memory")
 _REFUSED_GRAPH = re.compile(r"cannot use the graph capture feature")
 _MOST_SHAPES = 8
-"""Combinations of shapes whose memory, and whose CUDA graph, is kept."""
+"""Combinations of shapes whose inputs and outputs are kept. ONNX Runtime itself forgets no CUDA graph of a session."""
 CUDA_GRAPH = "cuda_graph"
 """Option of an engine: it is run many times with the same shapes."""
 ALLOW_TF32 = "allow_tf32"
@@ -47,7 +47,8 @@ class OnnxRuntimeCudaSession:
     """An ONNX Runtime inference session with the CUDA provider.
 
     An engine that is built for CUDA graphs replays one for each combination of shapes that `hold` is used with: the
-    kernels of a run are launched at once.
+    kernels of a run are launched at once. Its first run, which tries out kernels, gives its memory back; other engines,
+    which run once or a few times for a picture, always do.
     """
 
     def __init__(self, source: EngineSource) -> None:
@@ -57,6 +58,8 @@ class OnnxRuntimeCudaSession:
         self._session: onnxruntime.InferenceSession | None = session
         self._bound: dict[tuple[Any, ...], BoundRun] = {}
         self._graphs = itertools.count(1)
+        self._runs_often = bool(source.options.get(CUDA_GRAPH))
+        self._shrinks = True
         self._weight_bytes = sum(file.stat().st_size for file in source.files)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,7 +77,11 @@ class OnnxRuntimeCudaSession:
             assert self._session is not None, "the session is closed"
             arrays = held.complete(others)
             with self._explaining_errors():
-                return self._bound_run(_shapes(held.arrays), _shapes(arrays), graph=graph)(held, held.arrays, arrays)
+                bound = self._bound_run(_shapes(held.arrays), _shapes(arrays), graph=graph)
+                results = bound(held, held.arrays, arrays, shrink=self._shrinks)
+            # The next run may capture a graph, whose memory has to stay.
+            self._shrinks = self._shrinks and not self._runs_often
+            return results
 
         return run
 
@@ -88,8 +95,7 @@ class OnnxRuntimeCudaSession:
                 del self._bound[next(iter(self._bound))]
             number = next(self._graphs) if graph else None
             outputs = [tensor.name for tensor in self.spec.outputs]
-            shrink = not self._has_graphs or number == 1
-            bound = BoundRun(self._session, outputs, held, changing, device=DEVICE, graph=number, shrink=shrink)
+            bound = BoundRun(self._session, outputs, held, changing, device=DEVICE, graph=number)
         self._bound[key] = bound
         return bound
 
@@ -144,14 +150,17 @@ def open_inference_session(
         raise source.unrunnable(reason)
     graphs = bool(source.options.get(CUDA_GRAPH))
     try:
-        session = _create(source, options, graphs=graphs)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        if not graphs or not _REFUSED_GRAPH.search(str(error)):
-            of_the_gpu = _ERRORS_OF_A_GPU.search(str(error))
-            raise (source.unrunnable if of_the_gpu else source.unreadable)(error) from error
-        log.debug("%s runs without a CUDA graph: %s", source.spec.name, one_line(error))
-        graphs = False
-        session = _create(source, options, graphs=False)
+        try:
+            session = _create(source, options, graphs=graphs)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            if not graphs or not _REFUSED_GRAPH.search(str(error)):
+                raise
+            log.debug("%s runs without a CUDA graph: %s", source.spec.name, one_line(error))
+            graphs = False
+            session = _create(source, options, graphs=False)
+    except Exception as error:
+        of_the_gpu = _ERRORS_OF_A_GPU.search(str(error))
+        raise (source.unrunnable if of_the_gpu else source.unreadable)(error) from error
     if session.get_providers()[0] != PROVIDER:
         raise source.unrunnable(f"expected the provider {PROVIDER}, found {session.get_providers()}")
     return session, graphs

@@ -13,6 +13,8 @@ from sdc.passes.lowering.lower_quantised_conv import dequantize_behind, reason_a
 from sdc.passes.matching import add_initializer, constant, is_operator, producer, replace_nodes, site, sole_consumer
 
 _MIDDLE = 128
+_FINE_STEP, _COARSEST_STEP = 2.0**-8, 0.5
+"""Of sums and biases, in steps of the result."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class LowerConvToBytes(Pass):
 
     1. Those of lower-quantised-conv; q's scale and zero point are constants.
     2. Only the QuantizeLinear reads the convolution's result; u are M constants, v M constants of uint8.
-    3. c fits in 32 bits.
+    3. c fits in 32 bits, and a step of it is at most half a step of the result. The scale of a channel whose weights
+       are all zero says nothing; it becomes a small one.
 
     Not matched: what fails these.
 
@@ -91,9 +94,14 @@ def _integers(conv: ir.Node, quantize: ir.Node) -> _Integers | str:
         if given is None:
             return "the bias is computed"
         bias = given.astype(np.float64)
-    scales = scales / steps
+    weights = constant(weight.inputs[0])
+    assert weights is not None  # asked above
+    empty = ~weights.reshape(len(weights), -1).any(axis=1)
+    scales = np.where(empty, _FINE_STEP / float(step.item()), scales / steps)
+    if (float(step.item()) * scales).max() > _COARSEST_STEP:
+        return "the bias would be rounded to more than half a step of the result"
     wide = np.round((bias / steps + integers.astype(np.float64) - _MIDDLE) / (float(step.item()) * scales))
-    if np.abs(wide).max() > np.iinfo(np.int32).max:
+    if not np.abs(wide).max() <= np.iinfo(np.int32).max:
         return "the bias does not fit in 32 bits"
     return _Integers(scales.astype(np.float32), wide.astype(np.int32))
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from sdc.passes.base import Pass, PassReport
 from sdc.passes.lowering.lower_multi_head_attention import ORT_DOMAIN
-from sdc.passes.matching import add_initializer, constant, is_operator, sole_consumer
+from sdc.passes.matching import add_initializer, constant, dimensions, is_operator, sole_consumer
 
 _SKIP, _BIAS = 3, 4
 """Operands of SkipGroupNorm(x, gamma, beta, skip, bias)."""
@@ -29,7 +29,10 @@ class MoveConvBias(Pass):
         the same with the convolution, or a second one, for s
         Add(NhwcConv(x, w, b), NhwcConv(y, v, c))          →  Add(NhwcConv(x, w), NhwcConv(y, v, b + c))
 
-    Preconditions: the biases are initialisers; nothing else reads the convolutions' results.
+    Preconditions:
+
+    1. The biases are initialisers of equal size.
+    2. Nothing else reads the convolutions' results, and two are not the same one.
 
     Not matched: what fails these. A sum of a convolution and anything else keeps the bias: Add takes two operands.
     """
@@ -63,7 +66,8 @@ def _convs_with_bias(node: ir.Node, operands: tuple[int, ...]) -> list[ir.Node]:
             continue
         if len(conv.inputs) > 2 and constant(conv.inputs[2]) is not None and sole_consumer(conv.outputs[0]) is node:
             convs.append(conv)
-    return convs
+    sizes = {dimensions(conv.inputs[2]) for conv in convs}
+    return convs if len(set(convs)) == len(convs) and len(sizes) <= 1 else []
 
 
 def _take_biases(graph: ir.Graph, convs: list[ir.Node]) -> ir.Value:

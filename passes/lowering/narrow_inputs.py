@@ -22,7 +22,10 @@ class NarrowInputs(Pass):
     Whoever feeds the graph rounds the input, to the same values; what is hoisted out of a UNet stays the same for many
     runs. A sample changes with every run, and a GPU casts it faster.
 
-    Preconditions: all that reads x are such casts; x is no output, and no image (rank 4 with a free height or width).
+    Preconditions:
+
+    1. All that reads x are such casts.
+    2. x is no output, and no image (rank 4 with a free height or width).
 
     Not matched: inputs that something reads in float32, images.
     """

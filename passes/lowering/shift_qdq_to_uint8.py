@@ -35,7 +35,7 @@ class ShiftQdqToUint8(Pass):
 
     def rewrite(self, model: ir.Model) -> PassReport:
         """Shift every pair; the zero points are shared."""
-        offsets: dict[bytes, ir.Value] = {}
+        offsets: dict[tuple[bytes, tuple[int, ...]], ir.Value] = {}
         skipped: list[Skipped] = []
         matched = 0
         for node in list(model.graph):
@@ -48,7 +48,7 @@ class ShiftQdqToUint8(Pass):
             zero_point = _zero_point(node)
             assert zero_point is not None  # `_reason_against` has asked
             offset = (zero_point.astype(np.int16) + _OFFSET).astype(np.uint8)
-            key = offset.tobytes()
+            key = (offset.tobytes(), offset.shape)
             if key not in offsets:
                 name = f"sdc.qdq_offset.{offset.item() if offset.size == 1 else len(offsets)}"
                 offsets[key] = add_initializer(model.graph, offset, name)

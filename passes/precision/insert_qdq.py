@@ -110,8 +110,11 @@ class InsertQdq(Pass):
     def _quantise(self, graph: ir.Graph, layers: list[tuple[Layer, Format]], block_size: int) -> dict[str, Any]:
         weights = StoredWeights(graph, bits=self.weight_bits, per_channel=self.per_channel, block_size=block_size)
         pairs = self._pairs(graph, {wanted for _, wanted in layers})
-        int8 = [layer for layer, wanted in layers if wanted == Format.INT8]
-        convolutions = [each for each in int8 if each.node.op_type == Kind.CONV and _dtype(each) == ir.DataType.FLOAT]
+        channels = {
+            layer.node: layer.weight_shape[layer.output_axis]
+            for layer, wanted in layers
+            if wanted == Format.INT8 and self._may_write_bytes(layer)
+        }
         for layer, wanted in layers:
             activation = pairs[wanted].dequantised(layer.activation, _dtype(layer)) if wanted in pairs else None
             if wanted not in FLOATING:
@@ -120,7 +123,7 @@ class InsertQdq(Pass):
             if activation is not None:
                 layer.node.replace_input_with(0, activation)
         weights.remove_unused()
-        written = self._quantise_results(graph, convolutions)
+        written = self._quantise_results(graph, channels)
         return {
             "weights_only": sum(wanted in WEIGHTS_ONLY for _, wanted in layers),
             "activations": sum(map(len, pairs.values())),
@@ -130,16 +133,34 @@ class InsertQdq(Pass):
             **weights.details(),
         }
 
-    def _quantise_results(self, graph: ir.Graph, convolutions: list[Layer]) -> int:
-        """Pairs around what they write, where that is asked for and the table knows it; how many there are."""
+    def _may_write_bytes(self, layer: Layer) -> bool:
+        """Whether a backend can compute bytes from bytes by this layer: a plain convolution of images in float32."""
+        attributes = layer.node.attributes
+        return (
+            layer.node.op_type == Kind.CONV
+            and layer.spatial_axes == 2
+            and self.per_channel
+            and all(step == 1 for step in attributes.get_ints("dilations", ()))
+            and attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+            and _dtype(layer) == ir.DataType.FLOAT
+        )
+
+    def _quantise_results(self, graph: ir.Graph, channels: dict[ir.Node, int]) -> int:
+        """Pairs around what convolutions write, where that is asked for and the table knows it; how many there are.
+
+        Args:
+            graph: gets the pairs.
+            channels: number of each convolution's output channels.
+        """
         if self.table is None or not self.rule.results:
             return 0
         count = 0
-        for layer in convolutions:
-            result = layer.node.outputs[0]
+        for conv, number in channels.items():
+            result = conv.outputs[0]
             ranges = self.table.results.get(result.name or "")
+            # A result that a layer reads as it is has its one pair already, and is not in the table's results.
             if ranges is not None and not result.is_graph_output():
-                quantise_result(graph, layer.node, ranges, symmetric=self.rule.symmetric)
+                quantise_result(graph, conv, ranges, channels=number, symmetric=self.rule.symmetric)
                 count += 1
         return count
 

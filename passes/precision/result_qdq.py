@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from sdc.engines.errors import PassError
 from sdc.passes.matching import add_initializer
 from sdc.passes.precision.qdq_pair import insert_pair
 from sdc.passes.precision.scales import scale_from_range
@@ -22,9 +23,19 @@ _MARGIN = 1.1
 """Ranges are wider than what was seen: other prompts and sizes reach further, and what saturates costs more."""
 
 
-def quantise_result(graph: ir.Graph, conv: ir.Node, ranges: ChannelRanges, *, symmetric: bool) -> None:
-    """Let all that reads the float32 result of a convolution read it from a pair."""
+def quantise_result(graph: ir.Graph, conv: ir.Node, ranges: ChannelRanges, *, channels: int, symmetric: bool) -> None:
+    """Let all that reads the float32 result of a convolution read it from a pair.
+
+    Raises:
+        PassError: the ranges are not finite, or not those of its channels.
+    """
     value = conv.outputs[0]
+    finite = bool(np.isfinite(ranges.minima).all() and np.isfinite(ranges.maxima).all())
+    if not finite or not len(ranges.minima) == len(ranges.maxima) == channels:
+        raise PassError(
+            f"the ranges of {value.name!r} are not finite numbers, one for each of {channels} channels",
+            hint="calibrate again",
+        )
     readers = list(value.uses())
     low, high = (_MARGIN * np.asarray(each, np.float32) for each in (ranges.minima, ranges.maxima))
     low, high = np.minimum(low, 0), np.maximum(high, 0)

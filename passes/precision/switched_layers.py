@@ -37,6 +37,7 @@ def switch_layers(
     layers = {layer.node.outputs[0].name: layer.node for layer in find_layers(switched)[0]}
     originals = {name: tuple(node.inputs[:2]) for name, node in layers.items()}
     weights = {value.name: value for value in switched.graph.initializers.values()}
+    # Not what convolutions write: that would stay quantised with the switch off.
     InsertQdq(table, plan, rule=replace(rule, results=False)).run(switched)
     graph = switched.graph
     switches = ir.Value(name=SWITCHES, shape=ir.Shape([len(plan.layers)]), type=ir.TensorType(ir.DataType.BOOL))

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from small_denoiser import SPEC, make_feeds, make_fused_denoiser, make_model, measure_table, run_model
 
+from sdc.compiler.calibration.options import CalibrationOptions
 from sdc.compiler.component import Component
 from sdc.compiler.precision.automatic import choose_plan, fastest, planned_before
 from sdc.compiler.precision.budget import parse_budget
@@ -17,11 +18,12 @@ from sdc.compiler.precision.layer_costs import LayerCost, LayerCosts, describe_s
 from sdc.compiler.precision.layer_times import measure_costs
 from sdc.compiler.precision.sensitivity import Sensitivity, measure_sensitivity
 from sdc.engines.specs import DimensionRange, TensorSpec
-from sdc.engines.targets import parse_targets
+from sdc.engines.targets import Target, parse_targets
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.plan import PrecisionPlan, uniform_plan
+from sdc.passes.precision.range_rules import RangeRule
 from sdc.passes.precision.switched_layers import SWITCHES, switch_layers
 
 SIZES = {"B": 2, "H": 5, "W": 7}
@@ -163,14 +165,19 @@ def test_layers_that_are_not_faster_stay_as_they_are():
     assert chosen.time == pytest.approx((len(plan.layers) + len(slow)) / (2 * len(plan.layers)))
 
 
+def rules_of(targets: tuple[Target, ...]) -> dict[str, RangeRule]:
+    return {target.name: CalibrationOptions().rule_for(target) for target in targets}
+
+
 @pytest.mark.parametrize("names", ["cpu", "ort-cpu", "cpu,ort-cpu"])
 def test_layers_are_timed_in_both_formats(names: str):
     model = make_fused_denoiser()
     plan = wanted_plan(model)
     before = digest_from_model(model)
     told: list[tuple[int, int]] = []
+    targets = parse_targets(names)
     found = measure_costs(
-        Component(SPEC, model), plan, parse_targets(names), symmetric=False, on_layer=lambda *each: told.append(each)
+        Component(SPEC, model), plan, targets, rules=rules_of(targets), on_layer=lambda *each: told.append(each)
     )
     assert found.layers.keys() == plan.by_name().keys()
     for layer in plan.layers:
@@ -195,5 +202,6 @@ def test_times_are_those_of_the_layers():
         dimensions={"B": DimensionRange(1, 2, 4)},
     )
     plan = uniform_plan(model, Format.INT8, default=Format.FP32, sizes={"B": 2}, kept=frozenset())
-    costs = measure_costs(Component(spec, model), plan, parse_targets("ort-cpu"), symmetric=False).layers
+    targets = parse_targets("ort-cpu")
+    costs = measure_costs(Component(spec, model), plan, targets, rules=rules_of(targets)).layers
     assert costs["wide"].floating > 3 * costs["out_sample"].floating

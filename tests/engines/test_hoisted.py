@@ -198,6 +198,20 @@ def test_predictors_of_one_engine_may_be_used_in_turn(make_networks: Any, target
     networks.release()
 
 
+def test_timesteps_are_prepared_once_for_all_pictures(make_networks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks, loaded = make_networks("ort-cpu", True)
+    sample = np.random.default_rng(4).standard_normal((2, CHANNELS, 8, 4), dtype=np.float32)
+    conditions = [{"encoder_hidden_states": embed(["a" * n, "b"])} for n in (1, 7)]
+    first = [networks.predictor(each, steps=2, timesteps=[31.0, 700.0])(sample, 31.0) for each in conditions]
+    assert loaded["unet_timestep"].timesteps == [31.0, 700.0]
+    monkeypatch.setattr("sdc.engines.networks._MOST_TIMESTEPS", 2)
+    again = [networks.predictor(each, steps=1, timesteps=[31.0])(sample, 31.0) for each in conditions]
+    assert loaded["unet_timestep"].timesteps == [31.0, 700.0, 31.0], "what is kept does not grow for ever"
+    for wanted, found in zip(first, again, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    networks.release()
+
+
 def test_one_call_takes_any_number_of_rows(make_networks: Any) -> None:
     (classic, _), (hoisted, loaded) = make_networks("ort-cpu", False), make_networks("ort-cpu", True)
     sample = np.random.default_rng(2).standard_normal((8, CHANNELS, 4, 8), dtype=np.float32)

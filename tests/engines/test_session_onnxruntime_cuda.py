@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,7 +9,7 @@ from sdc.compiler.build import build_engine
 from sdc.engines.errors import BundleError, TargetError
 from sdc.engines.gpu import Gpu, find_gpus
 from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.sessions.onnxruntime_binding import InputBlock
+from sdc.engines.sessions.onnxruntime_binding import BoundRun, InputBlock
 from sdc.engines.sessions.onnxruntime_cuda import CUDA_GRAPH, why_no_cuda
 from sdc.engines.targets import TARGETS
 
@@ -227,3 +229,37 @@ def test_an_engine_whose_graph_is_refused_runs_without(on_cpu, small_unet, monke
 
 def test_a_unet_is_built_for_graphs(source):
     assert source.options == {CUDA_GRAPH: True}
+
+
+def test_memory_is_given_back_before_a_graph_can_be_captured_and_not_after(on_cpu, small_unet, monkeypatch):
+    """A graph's kernels write to memory that is free between runs. A run that fails captures nothing."""
+    shrinking = []
+    run_first = BoundRun._run_first
+
+    def watched(self, shrink):
+        shrinking.append(shrink)
+        if len(shrinking) == 1:
+            raise RuntimeError("Failed to allocate memory for requested buffer")
+        return run_first(self, shrink)
+
+    monkeypatch.setattr(BoundRun, "_run_first", watched)
+    large, small = small_unet.feeds(batch=4, height=32), small_unet.feeds(batch=1, height=4)
+    with open_session(on_cpu) as session:
+        runs = [(session.hold(held_and_changing(feeds)[0]), held_and_changing(feeds)[1]) for feeds in (large, small)]
+        with pytest.raises(TargetError, match="if memory is short"):
+            runs[0][0](runs[0][1])
+        for run, changing in (*reversed(runs), *runs):
+            run(changing)
+    assert shrinking == [True, True, False]
+
+
+def test_an_engine_that_runs_seldom_always_gives_its_memory_back(on_cpu, small_unet, monkeypatch):
+    shrinking = []
+    run_first = BoundRun._run_first
+    monkeypatch.setattr(
+        BoundRun, "_run_first", lambda self, shrink: shrinking.append(shrink) or run_first(self, shrink)
+    )
+    with open_session(replace(on_cpu, options={})) as session:
+        for _ in range(3):
+            session.run(small_unet.feeds())
+    assert shrinking == [True] * 3

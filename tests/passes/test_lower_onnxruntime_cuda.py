@@ -291,3 +291,12 @@ def test_an_input_that_is_read_in_float32_too_stays() -> None:
     assert NarrowInputs().run(model).matched == 1
     assert [value.dtype for value in model.graph.inputs] == [ir.DataType.FLOAT, ir.DataType.FLOAT16]
     assert operators(model) == ["Cast", "Neg", "Neg", "Abs", "Cast"]
+
+
+def test_a_convolution_that_is_added_to_itself_keeps_its_bias() -> None:
+    model = make_resnet(RESNET.replace("y = Add (skip, third)", "y = Add (third, third)"))
+    feeds = feed_resnet()
+    expected = run_model(model, feeds)
+    run_passes(WIDE, fused(model))
+    assert biases(model)["NhwcConv"] == 1
+    assert largest_error(model, expected, feeds) <= FP32
