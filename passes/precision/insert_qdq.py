@@ -128,6 +128,7 @@ class InsertQdq(Pass):
             "weights_only": sum(wanted in WEIGHTS_ONLY for _, wanted in layers),
             "activations": sum(map(len, pairs.values())),
             "results": written,
+            "results_without_range": len(channels) - written if self.rule.results else 0,
             "ranges": self.rule.label,
             "formats": dict(sorted(Counter(wanted.value for _, wanted in layers).items())),
             **weights.details(),
