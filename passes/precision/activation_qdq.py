@@ -18,9 +18,7 @@ from sdc.passes.matching import add_initializer
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.qdq_pair import insert_dynamic_pair, insert_pair
 from sdc.passes.precision.range_rules import DYNAMIC, Range, RangeRule
-from sdc.passes.precision.scales import scale_from_range
-
-_LOWEST, _HIGHEST = -128, 127
+from sdc.passes.precision.scales import affine_from_limits
 
 
 class ActivationPairs:
@@ -63,8 +61,5 @@ class ActivationPairs:
 
 def affine_from_range(limits: Range, *, symmetric: bool) -> tuple[np.ndarray, int]:
     """Scale ([], float32, a float16 value) and zero point of a range that holds zero."""
-    if symmetric:
-        return scale_from_range(np.asarray(max(-limits.low, limits.high)), _HIGHEST), 0
-    scale = scale_from_range(np.asarray(limits.high - limits.low), _HIGHEST - _LOWEST)
-    integer = round(_LOWEST - limits.low / float(scale))
-    return scale, min(max(integer, _LOWEST), _HIGHEST)
+    scale, integer = affine_from_limits(np.asarray(limits.low), np.asarray(limits.high), symmetric=symmetric)
+    return scale, int(integer)

@@ -14,10 +14,8 @@ import onnx_ir as ir
 from sdc.engines.errors import PassError
 from sdc.passes.matching import add_initializer
 from sdc.passes.precision.qdq_pair import insert_pair
-from sdc.passes.precision.scales import scale_from_range
+from sdc.passes.precision.scales import affine_from_limits
 from sdc.passes.precision.tensor_statistics import ChannelRanges
-
-_LOWEST, _HIGHEST = -128, 127
 
 _MARGIN = 1.1
 """Ranges are wider than what was seen: other prompts and sizes reach further, and what saturates costs more."""
@@ -39,12 +37,7 @@ def quantise_result(graph: ir.Graph, conv: ir.Node, ranges: ChannelRanges, *, ch
     readers = list(value.uses())
     low, high = (_MARGIN * np.asarray(each, np.float32) for each in (ranges.minima, ranges.maxima))
     low, high = np.minimum(low, 0), np.maximum(high, 0)
-    if symmetric:
-        scales = scale_from_range(np.maximum(-low, high), _HIGHEST)
-        integers = np.zeros(len(low), np.int8)
-    else:
-        scales = scale_from_range(high - low, _HIGHEST - _LOWEST)
-        integers = np.clip(np.round(_LOWEST - low / scales), _LOWEST, _HIGHEST).astype(np.int8)
+    scales, integers = affine_from_limits(low, high, symmetric=symmetric)
     scale = add_initializer(graph, scales, f"{value.name}.result_scale")
     zero_point = add_initializer(graph, integers, f"{value.name}.result_zero_point")
     pair = insert_pair(graph, value, scale, zero_point, ir.DataType.FLOAT, kind="int8", axis=1)

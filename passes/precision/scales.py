@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
+LOWEST, HIGHEST = -128, 127
+"""Of eight-bit integers."""
+
+
+def affine_from_limits(low: np.ndarray, high: np.ndarray, *, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (float32, float16 values) and the int8 integers of zero, of ranges that hold zero.
+
+    A symmetric range +-r has the step r / 127 and the integer 0; another one, [a, b], has (b - a) / 255 and
+    round(-128 - a / step).
+    """
+    if symmetric:
+        return scale_from_range(np.maximum(-low, high), HIGHEST), np.zeros(low.shape, np.int8)
+    scales = scale_from_range(high - low, HIGHEST - LOWEST)
+    return scales, np.clip(np.round(LOWEST - low / scales), LOWEST, HIGHEST).astype(np.int8)
+
 
 def scale_from_range(limit: np.ndarray, levels: int) -> np.ndarray:
     """The step that puts `limit` at or just below the integer `levels`, as a float16 value in float32.

@@ -60,8 +60,8 @@ def cut_off(_: Quantise) -> Quantise:
 
 
 INTEGERS: dict[str, Broken] = {
-    "activations by too many levels": patched("precision.activation_qdq:_HIGHEST", lambda _: 255),
-    "activations by too few levels": patched("precision.activation_qdq:_HIGHEST", lambda levels: levels - 1),
+    "activations by too many levels": patched("precision.scales:HIGHEST", lambda _: 255),
+    "activations by too few levels": patched("precision.scales:HIGHEST", lambda levels: levels - 1),
     "scales a little too large": patched("precision.weight_qdq:quantise_weights", with_other_scales(1.02)),
     "integers cut off": patched("precision.weight_qdq:quantise_weights", cut_off),
 }
