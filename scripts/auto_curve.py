@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from quality_table import time_in_turn
+from unet_steps import time_in_turn
 
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.evaluate import evaluate

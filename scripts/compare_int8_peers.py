@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from quality_table import TIMED_ROUNDS, mean_step_seconds, time_in_turn, unet_bytes
+from unet_steps import TIMED_ROUNDS, mean_step_seconds, time_in_turn, unet_bytes
 
 from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.calibration.prompts import prompts_for

@@ -2,6 +2,7 @@
 
     python scripts/quality_table.py --out build/quality                            # 5,000 pictures, 3 seeds: hours
     python scripts/quality_table.py --out build/quality --seeds 1 --samples 1000   # a first look
+    python scripts/quality_table.py --out build/quality --precisions int8 auto     # some rows, and the reference
 
 Prints the tables. Can be interrupted: pictures of fp32 and the figures of every run are kept in the folder, and made
 again only if something changes that they depend on; --figures keeps the figures, some kB a run, elsewhere. Bundles are
@@ -17,7 +18,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,12 +28,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from make_control import write_control
+from unet_steps import time_in_turn, unet_bytes
 
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.epsilon import EpsilonRow, epsilon_rows
 from sdc.compiler.evaluate.gather import PictureMaker, gather
-from sdc.compiler.evaluate.opened import OpenedBundle, opened
-from sdc.compiler.evaluate.settings import TRIPLES, Settings, prompt_triples, prompts_of_model, prompts_of_triples
+from sdc.compiler.evaluate.opened import opened
+from sdc.compiler.evaluate.settings import (
+    JUDGED_MODEL,
+    TRIPLES,
+    Settings,
+    prompt_triples,
+    prompts_of_model,
+    prompts_of_triples,
+)
 from sdc.compiler.evaluate.statistics import MODELS_FOLDER, Statistics, load_statistics
 from sdc.compiler.evaluate.stored_runs import RunFigures, load_figures, run_digest, save_figures, stored_pictures
 from sdc.compiler.evaluate.verdicts import digest_of, load_judge
@@ -49,9 +58,7 @@ from sdc.passes.pipeline import PRECISIONS
 
 CONTROLS = {"4 bits per channel (control)": True, "4 bits per tensor (known bad)": False}
 """Weights rounded to nearest, activations as they are: whether each output channel has its own scale."""
-MODEL = "tiny"
-UNET_PARTS = ("unet", "unet_prompt", "unet_timestep")
-TIMED_ROUNDS = 15
+CONTROL = "control"
 FIGURES = (
     *("paired.psnr_db", "paired.ssim", "paired.feature_distance", "paired.frechet_to_reference"),
     *("change.frechet_to_real", "bundle.frechet_to_real", "bundle.garment", "bundle.colour", "bundle.held_out"),
@@ -132,7 +139,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.9)
     parser.add_argument("--target", default="cpu,ort-cpu", help="cpu first: the reference is its fp32")
-    parser.add_argument("--precisions", nargs="+", choices=(*PRECISIONS, AUTO), default=[*PRECISIONS, AUTO])
+    every = [*PRECISIONS, AUTO, CONTROL]
+    parser.add_argument("--precisions", nargs="+", choices=every, default=every, help="rows besides the reference")
     parser.add_argument("--budgets", type=float, nargs="+", default=[50.0], metavar="DB", help="of auto, a row each")
     options = parser.parse_args()
     if not 1 <= options.workers <= len(os.sched_getaffinity(0)):
@@ -143,20 +151,19 @@ def arguments() -> argparse.Namespace:
 def export_rows(
     out: Path, precisions: list[str], budgets_db: list[float], targets: tuple[Target, ...], settings: Settings
 ) -> list[Row]:
-    """A bundle of every precision for every target that runs it, the reference first, the controls last."""
-    rows = []
-    requests = {name: PrecisionRequest(name) for name in ("fp32", *precisions) if name != AUTO}
-    if AUTO in precisions:
-        requests |= {
-            f"{AUTO} {each:g} dB": PrecisionRequest(AUTO, budget=QualityBudget(Measure.PSNR, each))
-            for each in budgets_db
-        }
-    exports = [(name, Source(MODEL), request, targets) for name, request in requests.items()]
-    for name, per_channel in CONTROLS.items():
-        control = out / ("control-per-channel" if per_channel else "control") / MODEL
-        shutil.rmtree(control, ignore_errors=True)
-        write_control(control, bits=4, per_channel=per_channel)
-        exports.append((name, Source(str(control)), PrecisionRequest("fp32"), targets[:1]))
+    """A bundle of every precision for every target that runs it, the reference first."""
+    model = Source(JUDGED_MODEL)
+    exports = [("fp32", model, PrecisionRequest("fp32"), targets if "fp32" in precisions else targets[:1])]
+    for name in precisions:
+        if name == AUTO:
+            for each in budgets_db:
+                request = PrecisionRequest(AUTO, budget=QualityBudget(Measure.PSNR, each))
+                exports.append((f"{AUTO} {each:g} dB", model, request, targets))
+        elif name == CONTROL:
+            exports += [(each, source, PrecisionRequest("fp32"), targets[:1]) for each, source in write_controls(out)]
+        elif name != "fp32":
+            exports.append((name, model, PrecisionRequest(name), targets))
+    rows: list[Row] = []
     for name, source, precision, wanted in exports:
         # A bundle for each target: "auto" chooses layers anew for each, int8 the kind of its ranges.
         for target in wanted:
@@ -175,6 +182,15 @@ def export_rows(
                 continue
             rows.append(Row(name, target.name, bundle, replace(settings, target=target.name)))
     return rows
+
+
+def write_controls(out: Path) -> Iterator[tuple[str, Source]]:
+    """Models with few bits of weights, by the names of their rows."""
+    for name, per_channel in CONTROLS.items():
+        folder = out / ("control-per-channel" if per_channel else "control") / JUDGED_MODEL
+        shutil.rmtree(folder, ignore_errors=True)
+        write_control(folder, bits=4, per_channel=per_channel)
+        yield name, Source(str(folder))
 
 
 def run_all(rows: list[Row], seeds: int, kept: Kept, workers: int) -> dict[str, list[RunFigures]]:
@@ -233,7 +249,7 @@ def draw_reference(reference: Row, seed: int, kept: Kept) -> PictureMaker:
         return stored_pictures(
             kept.pictures / f"{digest(reference)}-{seed}.npy",
             bundle.make_pictures,
-            prompts_of_model(MODEL, seeded.samples),
+            prompts_of_model(JUDGED_MODEL, seeded.samples),
             seeded.picture_seeds(),
             batch=batch,
             progress=partial(tell, f"{reference.name}, seed {seed}", seeded.samples, batch),
@@ -262,7 +278,7 @@ def draw_and_look(row: Row, reference: Row, seed: int, kept: Kept) -> RunFigures
     with opened(row.bundle, seeded) as bundle:
         batch = bundle.largest_batch()
         record = gather(
-            prompts_of_model(MODEL, seeded.samples),
+            prompts_of_model(JUDGED_MODEL, seeded.samples),
             seeded.picture_seeds(),
             bundle=pictures if row == reference else bundle.make_pictures,
             reference=pictures,
@@ -298,26 +314,6 @@ def time_steps(rows: list[Row]) -> np.ndarray:
     """Mean seconds of the UNet's engine in a step of one picture, guidance included, rows in turn: [rounds, rows]."""
     with ExitStack() as stack:
         return time_in_turn([stack.enter_context(opened(row.bundle, row.settings)) for row in rows])
-
-
-def time_in_turn(bundles: list[OpenedBundle]) -> np.ndarray:
-    """Mean seconds of each bundle's step, after a picture that is not counted: [rounds, bundles]."""
-    for bundle in bundles:
-        mean_step_seconds(bundle)
-    seconds = np.empty((TIMED_ROUNDS, len(bundles)))
-    for index in range(TIMED_ROUNDS):
-        for place in range(len(bundles)):
-            which = (index + place) % len(bundles)  # none is always the first of a round
-            seconds[index, which] = mean_step_seconds(bundles[which])
-    return seconds
-
-
-def mean_step_seconds(bundle: OpenedBundle) -> float:
-    """Of the loop of one picture."""
-    seconds: list[float] = []
-    generation = bundle.plan(prompts_of_model(MODEL, 1), [0])
-    bundle.pipeline.denoise(generation, on_step=lambda step: seconds.append(step.seconds))
-    return float(np.mean(seconds))
 
 
 def print_quality(
@@ -359,14 +355,6 @@ def figures_over_seeds(runs: list[RunFigures]) -> tuple[dict[str, float], Mappin
     if len(runs) > 1:
         return mean, {name: float(np.std([run.figures[name] for run in runs], ddof=1)) for name in mean}
     return mean, runs[0].noise
-
-
-def unet_bytes(bundle: Path, target: str) -> int:
-    """Of the files of the UNet and its hoisted parts."""
-    manifest = open_bundle(bundle).manifest
-    engines = manifest.targets[target].engines
-    files = {name for part in UNET_PARTS if part in engines for name in engines[part].files}
-    return sum(manifest.files[name].bytes for name in files)
 
 
 def written(name: str, value: float, noise: float | None) -> str:

@@ -1,0 +1,42 @@
+"""The UNet's engine in bundles of `tiny`: seconds of a step, bundles in turn, and bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sdc.compiler.evaluate.opened import OpenedBundle
+from sdc.compiler.evaluate.settings import JUDGED_MODEL, prompts_of_model
+from sdc.engines.bundle import open_bundle
+
+UNET_PARTS = ("unet", "unet_prompt", "unet_timestep")
+TIMED_ROUNDS = 15
+
+
+def time_in_turn(bundles: list[OpenedBundle]) -> np.ndarray:
+    """Mean seconds of each bundle's step, after a picture that is not counted: [rounds, bundles]."""
+    for bundle in bundles:
+        mean_step_seconds(bundle)
+    seconds = np.empty((TIMED_ROUNDS, len(bundles)))
+    for index in range(TIMED_ROUNDS):
+        for place in range(len(bundles)):
+            which = (index + place) % len(bundles)  # none is always the first of a round
+            seconds[index, which] = mean_step_seconds(bundles[which])
+    return seconds
+
+
+def mean_step_seconds(bundle: OpenedBundle) -> float:
+    """Of the loop of one picture."""
+    seconds: list[float] = []
+    generation = bundle.plan(prompts_of_model(JUDGED_MODEL, 1), [0])
+    bundle.pipeline.denoise(generation, on_step=lambda step: seconds.append(step.seconds))
+    return float(np.mean(seconds))
+
+
+def unet_bytes(bundle: Path, target: str) -> int:
+    """Of the files of the UNet and its hoisted parts."""
+    manifest = open_bundle(bundle).manifest
+    engines = manifest.targets[target].engines
+    files = {name for part in UNET_PARTS if part in engines for name in engines[part].files}
+    return sum(manifest.files[name].bytes for name in files)
