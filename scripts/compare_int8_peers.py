@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from unet_steps import TIMED_ROUNDS, mean_step_seconds, time_in_turn, unet_bytes
+from unet_steps import TIMED_ROUNDS, step_seconds, time_in_turn, unet_bytes
 
 from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.calibration.prompts import prompts_for
@@ -94,7 +94,7 @@ def main() -> None:
         try:
             bundle = with_unet(plain[peer.target], place, peer, network, feeds)
             with opened(bundle, Settings(samples=1, target=peer.target)) as made:
-                mean_step_seconds(made)  # what does not load or gives no numbers
+                step_seconds(made)  # what does not load or gives no numbers
             bundles[peer.name, peer.target] = bundle
         except Exception as error:  # a peer may fail in any way, and that is a row's content, not the end
             print(f"{peer.name}, {peer.target}: failed: {type(error).__name__}: {str(error)[:200]}")
@@ -312,7 +312,7 @@ def print_table(bundles: Mapping[tuple[str, str], Path], settings: Settings, fig
 
 
 def time_steps(bundles: Mapping[tuple[str, str], Path], settings: Settings) -> np.ndarray:
-    """Mean seconds of the UNet in a step of one picture: [rounds, bundles].
+    """Median seconds of the UNet in a step of one picture: [rounds, bundles].
 
     What is hoisted runs once a picture and is not in it. Bundles of one target take turns. Those of another are not
     loaded meanwhile: a backend's idle threads wait busily.

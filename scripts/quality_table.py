@@ -311,7 +311,7 @@ def epsilon_errors(row: Row, reference: Row, statistics: Statistics) -> dict[int
 
 
 def time_steps(rows: list[Row]) -> np.ndarray:
-    """Mean seconds of the UNet's engine in a step of one picture, guidance included, rows in turn: [rounds, rows]."""
+    """Median seconds of the UNet's engine in a step of one picture, guidance included, rows in turn: [rounds, rows]."""
     with ExitStack() as stack:
         return time_in_turn([stack.enter_context(opened(row.bundle, row.settings)) for row in rows])
 

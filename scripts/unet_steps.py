@@ -11,27 +11,27 @@ from sdc.compiler.evaluate.settings import JUDGED_MODEL, prompts_of_model
 from sdc.engines.bundle import open_bundle
 
 UNET_PARTS = ("unet", "unet_prompt", "unet_timestep")
-TIMED_ROUNDS = 15
+TIMED_ROUNDS = 45
 
 
 def time_in_turn(bundles: list[OpenedBundle]) -> np.ndarray:
-    """Mean seconds of each bundle's step, after a picture that is not counted: [rounds, bundles]."""
+    """Median seconds of each bundle's step in a picture, after one that is not counted: [rounds, bundles]."""
     for bundle in bundles:
-        mean_step_seconds(bundle)
+        step_seconds(bundle)
     seconds = np.empty((TIMED_ROUNDS, len(bundles)))
     for index in range(TIMED_ROUNDS):
         for place in range(len(bundles)):
             which = (index + place) % len(bundles)  # none is always the first of a round
-            seconds[index, which] = mean_step_seconds(bundles[which])
+            seconds[index, which] = step_seconds(bundles[which])
     return seconds
 
 
-def mean_step_seconds(bundle: OpenedBundle) -> float:
-    """Of the loop of one picture."""
+def step_seconds(bundle: OpenedBundle) -> float:
+    """Of the median step of one picture: threads of the bundle before spin during the first ones."""
     seconds: list[float] = []
     generation = bundle.plan(prompts_of_model(JUDGED_MODEL, 1), [0])
     bundle.pipeline.denoise(generation, on_step=lambda step: seconds.append(step.seconds))
-    return float(np.mean(seconds))
+    return float(np.median(seconds))
 
 
 def unet_bytes(bundle: Path, target: str) -> int:
