@@ -206,14 +206,12 @@ class Pipeline:
 
     def _predictor(self, generation: Generation, timesteps: Iterable[float], on_step: OnStep | None) -> Predict:
         """The UNet with its conditions, and guidance around it."""
-        conditions = {"encoder_hidden_states": self.encode(generation.prompts)}
+        guided = takes_two_batches(generation.guidance_scale, self.settings)
+        negative_prompts = generation.negative_prompts if guided else ()
+        conditions = {"encoder_hidden_states": self.encode((*negative_prompts, *generation.prompts))}
         width = self.settings.time_cond_proj_dim
         if width is not None:
             conditions["timestep_cond"] = embed_guidance(generation.guidance_scale, rows=len(generation), width=width)
-        guided = takes_two_batches(generation.guidance_scale, self.settings)
-        if guided:
-            negative = self.encode(generation.negative_prompts)
-            conditions["encoder_hidden_states"] = np.concatenate([negative, conditions["encoder_hidden_states"]])
         self._leave_only("unet")
         predict = self.networks.predictor(conditions, steps=generation.steps, timesteps=timesteps, on_step=on_step)
         self._leave_only("unet")  # what runs once for a picture has run

@@ -87,14 +87,15 @@ def _watch_onnxruntime(source: EngineSource, feeds: Mapping[str, np.ndarray], th
 
 
 def _watch_openvino(source: EngineSource, feeds: Mapping[str, np.ndarray], threads: int | None) -> Execution:
-    from sdc.engines.sessions.openvino import compile_engine
+    from sdc.engines.sessions.feeds import shapes_of
+    from sdc.engines.sessions.openvino import compile_engine, read_engine
 
-    compiled, replacements = compile_engine(source, threads)
-    compiled.create_infer_request().infer(dict(feeds))
+    engine = compile_engine(read_engine(source), source, threads, shapes_of(feeds))
+    engine.model.create_infer_request().infer(dict(feeds))
     kernels: Counter[str] = Counter()
     sizes = []
     constant: set[str] = set()
-    for node in compiled.get_runtime_model().get_ordered_ops():  # after the call, free sizes have the call's values
+    for node in engine.model.get_runtime_model().get_ordered_ops():
         kind = node.get_rt_info()["layerType"].astype(str)
         feeding = [port.get_source_output().get_node().get_friendly_name() for port in node.inputs()]
         # Not what was measured to take time: kernels below a microsecond count as not executed there, by chance.
@@ -103,7 +104,7 @@ def _watch_openvino(source: EngineSource, feeds: Mapping[str, np.ndarray], threa
         elif kind not in _NO_KERNELS:
             kernels[kind] += 1
             sizes += [math.prod(port.get_shape()) * port.get_element_type().size for port in node.outputs()]
-    replacements.release()
+    engine.release()
     return _execution(kernels, sizes)
 
 

@@ -9,6 +9,14 @@ import numpy as np
 from sdc.engines.errors import InputError
 from sdc.engines.specs import ComponentSpec, TensorSpec
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of an engine's inputs, by name."""
+
+
+def shapes_of(feeds: Mapping[str, np.ndarray]) -> Shapes:
+    """The shapes of feeds."""
+    return {name: array.shape for name, array in feeds.items()}
+
 
 class HeldFeeds:
     """Some of a component's feeds, or none, checked once for several runs.

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from sdc.engines.sessions.feeds import Shapes
+
 _ALIGNMENT = 256
 """Bytes; what cudaMalloc gives, and kernels that read whole vectors may rely on."""
 
@@ -17,8 +19,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(int64)": np.dtype(np.int64),
     "tensor(int32)": np.dtype(np.int32),
 }
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def input_dtypes(session: onnxruntime.InferenceSession) -> dict[str, np.dtype[Any]]:

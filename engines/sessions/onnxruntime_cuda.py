@@ -19,9 +19,9 @@ import onnxruntime
 from sdc.engines.errors import TargetError
 from sdc.engines.gpu import find_gpus
 from sdc.engines.session import Run
-from sdc.engines.sessions.feeds import HeldFeeds
+from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
 from sdc.engines.sessions.onnxruntime import check_tensors, session_options
-from sdc.engines.sessions.onnxruntime_binding import BoundRun, Shapes
+from sdc.engines.sessions.onnxruntime_binding import BoundRun
 from sdc.engines.sessions.source import EngineSource, one_line
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class OnnxRuntimeCudaSession:
             assert self._session is not None, "the session is closed"
             arrays = held.complete(others)
             with self._explaining_errors():
-                bound = self._bound_run(_shapes(held.arrays), _shapes(arrays), graph=graph)
+                bound = self._bound_run(shapes_of(held.arrays), shapes_of(arrays), graph=graph)
                 results = bound(held, held.arrays, arrays, shrink=self._shrinks)
             # The next run may capture a graph, whose memory has to stay.
             self._shrinks = self._shrinks and not self._runs_often
@@ -125,10 +125,6 @@ class OnnxRuntimeCudaSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _shapes(arrays: Mapping[str, np.ndarray]) -> Shapes:
-    return {name: array.shape for name, array in arrays.items()}
 
 
 def open_inference_session(

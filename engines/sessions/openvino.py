@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import openvino
 from sdc.engines.errors import TargetError
 from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.session import Run
-from sdc.engines.sessions.feeds import HeldFeeds
+from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
 from sdc.engines.sessions.openvino_attention import Replacements, replace_attention
 from sdc.engines.sessions.source import EngineSource
 from sdc.engines.specs import ComponentSpec
@@ -20,8 +21,34 @@ from sdc.engines.specs import ComponentSpec
 PRECISIONS = ("auto", "f32", "bf16")
 
 
+@dataclass(frozen=True)
+class CompiledEngine:
+    """An engine in memory.
+
+    Attributes:
+        model: what OpenVINO runs.
+        shapes: of the inputs by name, the only ones that it takes; None if it takes all of its interface.
+        replacements: what was put into it.
+    """
+
+    model: openvino.CompiledModel
+    shapes: Shapes | None
+    replacements: Replacements
+
+    def takes(self, shapes: Shapes) -> bool:
+        """Whether it runs on inputs of these shapes."""
+        return self.shapes is None or self.shapes == shapes
+
+    def release(self) -> None:
+        """To be called when the model is not used any more."""
+        self.replacements.release()
+
+
 class OpenVinoSession:
-    """A compiled OpenVINO model.
+    """An OpenVINO model, compiled when it is first run.
+
+    OpenVINO runs a model faster, and in less memory, if it knows all sizes. So it is compiled for those of the first
+    run; should others come, once more, then for every size: compiling takes too long to be done at each change.
 
     The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
     "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere. In bf16
@@ -30,10 +57,11 @@ class OpenVinoSession:
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
         self.spec = source.spec
-        self._compiled: openvino.CompiledModel | None
-        self._compiled, self._replacements = compile_engine(source, threads)
-        weakref.finalize(self, self._replacements.release)
-        self._request: openvino.InferRequest | None = self._compiled.create_infer_request()
+        self._source = source
+        self._threads = threads
+        self._model: openvino.Model | None = read_engine(source)
+        self._engine: CompiledEngine | None = None
+        self._request: openvino.InferRequest | None = None
         self._weight_bytes = sum(file.stat().st_size for file in source.files[1:])
         self._set: HeldFeeds | None = None
 
@@ -46,13 +74,13 @@ class OpenVinoSession:
         held = HeldFeeds(self.spec, feeds)
 
         def run(others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            assert self._request is not None, "the session is closed"
             arrays = held.complete(others)
+            request = self._request_for(shapes_of(held.arrays | arrays))
             if self._set is not held:  # an infer request keeps the tensors that were set last
                 arrays |= held.arrays
             self._set = None
             # The memory of feeds is read in place, only during a call; the results are copied out of the request's own.
-            results = self._request.infer(arrays, share_inputs=True, share_outputs=False)
+            results = request.infer(arrays, share_inputs=True, share_outputs=False)
             self._set = held
             return {tensor.name: results[tensor.name] for tensor in self.spec.outputs}
 
@@ -65,8 +93,8 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Release the model; may be called twice."""
-        self._request = self._compiled = self._set = None
-        self._replacements.release()
+        self._release()
+        self._model = None
         self._weight_bytes = 0
 
     def __enter__(self) -> OpenVinoSession:
@@ -75,48 +103,86 @@ class OpenVinoSession:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _request_for(self, shapes: Shapes) -> openvino.InferRequest:
+        """The request of an engine that takes inputs of these shapes."""
+        assert self._model is not None, "the session is closed"
+        if self._engine is None or not self._engine.takes(shapes):
+            wanted = shapes if self._engine is None else None
+            self._release()
+            self._engine = compile_engine(self._model, self._source, self._threads, wanted)
+            weakref.finalize(self, self._engine.release)
+            self._request = self._engine.model.create_infer_request()
+        return self._request
 
-def compile_engine(source: EngineSource, threads: int | None) -> tuple[openvino.CompiledModel, Replacements]:
-    """An engine as a session runs it, and what was put into it: to be released when it is not used any more.
+    def _release(self) -> None:
+        self._request = self._set = None
+        if self._engine is not None:
+            self._engine.release()
+            self._engine = None
 
-    Args:
-        source: the engine's files.
-        threads: CPU threads; None leaves it to OpenVINO.
+
+def read_engine(source: EngineSource) -> openvino.Model:
+    """The model of an engine, its weights mapped into memory.
 
     Raises:
         BundleError: the files are not those of an engine with this interface.
-        TargetError: the engine's option ``inference_precision`` is unknown.
     """
-    core = openvino.Core()
     try:
-        model = core.read_model(source.files[0])
+        model = openvino.Core().read_model(source.files[0])
     except RuntimeError as error:
         raise source.unreadable(error) from error
     expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
     found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
     if not expected <= found:
         raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
+    return model
+
+
+def compile_engine(
+    model: openvino.Model, source: EngineSource, threads: int | None, shapes: Shapes | None
+) -> CompiledEngine:
+    """An engine as a session runs it.
+
+    Args:
+        model: as it was read; left as it is.
+        source: where it was read from.
+        threads: CPU threads; None leaves it to OpenVINO.
+        shapes: of the inputs by name, all that it will be run with; None if that is not known.
+
+    Raises:
+        BundleError: OpenVINO cannot compile it.
+        TargetError: the engine's option ``inference_precision`` is unknown.
+    """
+    core = openvino.Core()
     settings = compile_settings(core, source.options, threads)
-    replacements = _replace_attention(model, source.spec, settings["INFERENCE_PRECISION_HINT"])
+    model = model.clone()
+    try:
+        if shapes is not None:
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+        replacements = _replace_attention(model, settings["INFERENCE_PRECISION_HINT"], shapes or _usual(source.spec))
+    except RuntimeError as error:
+        raise source.unreadable(error) from error
     try:
         compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as error:
         replacements.release()
         raise source.unreadable(error) from error
     replacements.compiled = True
-    return compiled, replacements
+    return CompiledEngine(compiled, shapes, replacements)
 
 
-def _replace_attention(model: openvino.Model, spec: ComponentSpec, precision: str) -> Replacements:
+def _replace_attention(model: openvino.Model, precision: str, shapes: Shapes) -> Replacements:
     """Use the kernels for attention where there are any and they compute in the engine's precision."""
     kernels = find_kernels() if precision == "bf16" else None
-    if not isinstance(kernels, Kernels):
-        return Replacements()
-    shapes = {
+    return replace_attention(model, kernels, shapes) if isinstance(kernels, Kernels) else Replacements()
+
+
+def _usual(spec: ComponentSpec) -> Shapes:
+    """The shapes that an engine is tuned for."""
+    return {
         tensor.name: tuple(size if isinstance(size, int) else spec.dimensions[size].optimum for size in tensor.shape)
         for tensor in spec.inputs
     }
-    return replace_attention(model, kernels, shapes)
 
 
 def compile_settings(core: openvino.Core, options: Mapping[str, Any], threads: int | None) -> dict[str, Any]:

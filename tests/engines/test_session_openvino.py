@@ -31,6 +31,21 @@ def test_equals_numpy_at_several_shapes(source, small_unet, batch, height, width
     np.testing.assert_allclose(result, small_unet.answer(feeds), atol=5e-5, rtol=0)
 
 
+def test_is_compiled_for_the_first_size_and_once_more_for_all_others(source, small_unet):
+    sizes = [{"batch": 2, "height": 8, "width": 12}, {"batch": 2, "height": 8, "width": 8}, {"batch": 1, "height": 10}]
+    with open_session(source) as session:
+        engines = []
+        for size in (sizes[0], *sizes, sizes[0]):
+            feeds = small_unet.feeds(**size)
+            np.testing.assert_allclose(session.run(feeds)["out_sample"], small_unet.answer(feeds), atol=5e-5, rtol=0)
+            engines.append(session._engine)
+    assert engines[0] is engines[1]
+    assert engines[0].shapes == {name: array.shape for name, array in small_unet.feeds(**sizes[0]).items()}
+    assert not any(port.get_partial_shape().is_dynamic for port in engines[0].model.inputs)
+    assert engines[2] is engines[3] is engines[4] is not engines[1]
+    assert engines[2].shapes is None
+
+
 def test_results_survive_the_next_run_and_feeds_stay(source, small_unet):
     feeds = small_unet.feeds(seed=1)
     kept = {name: array.copy() for name, array in feeds.items()}
@@ -75,9 +90,10 @@ def test_refuses_an_unknown_precision():
         inference_precision(openvino.Core(), "f16")
 
 
-def test_uses_the_threads_it_is_given(source):
+def test_uses_the_threads_it_is_given(source, small_unet):
     with open_session(source, threads=1) as session:
-        assert session._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+        session.run(small_unet.feeds())
+        assert session._engine.model.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_memory_and_close(source):
