@@ -104,7 +104,7 @@ def _watch_openvino(source: EngineSource, feeds: Mapping[str, np.ndarray], threa
         elif kind not in _NO_KERNELS:
             kernels[kind] += 1
             sizes += [math.prod(port.get_shape()) * port.get_element_type().size for port in node.outputs()]
-    engine.release()
+    engine.replacements.release()
     return _execution(kernels, sizes)
 
 

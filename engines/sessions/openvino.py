@@ -14,6 +14,7 @@ from sdc.engines.errors import TargetError
 from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
+from sdc.engines.sessions.mapped_files import read_once
 from sdc.engines.sessions.openvino_attention import Replacements, replace_attention
 from sdc.engines.sessions.source import EngineSource
 from sdc.engines.specs import ComponentSpec
@@ -28,7 +29,7 @@ class CompiledEngine:
     Attributes:
         model: what OpenVINO runs.
         shapes: of the inputs by name, the only ones that it takes; None if it takes all of its interface.
-        replacements: what was put into it.
+        replacements: what was put into it; to be released when the model is not used any more.
     """
 
     model: openvino.CompiledModel
@@ -38,10 +39,6 @@ class CompiledEngine:
     def takes(self, shapes: Shapes) -> bool:
         """Whether it runs on inputs of these shapes."""
         return self.shapes is None or self.shapes == shapes
-
-    def release(self) -> None:
-        """To be called when the model is not used any more."""
-        self.replacements.release()
 
 
 class OpenVinoSession:
@@ -109,15 +106,16 @@ class OpenVinoSession:
         if self._engine is None or not self._engine.takes(shapes):
             wanted = shapes if self._engine is None else None
             self._release()
-            self._engine = compile_engine(self._model, self._source, self._threads, wanted)
-            weakref.finalize(self, self._engine.release)
+            with read_once(self._source.files[1:]):  # OpenVINO copies weights into the layout that it computes with
+                self._engine = compile_engine(self._model, self._source, self._threads, wanted)
+            weakref.finalize(self, self._engine.replacements.release)
             self._request = self._engine.model.create_infer_request()
         return self._request
 
     def _release(self) -> None:
         self._request = self._set = None
         if self._engine is not None:
-            self._engine.release()
+            self._engine.replacements.release()
             self._engine = None
 
 

@@ -1,11 +1,18 @@
+import gc
+import sys
+import weakref
+
 import numpy as np
 import openvino
 import pytest
+from mapped_pages import resident_bytes
+from openvino import opset13 as operators
 
 from sdc.compiler.build import build_engine
 from sdc.engines.errors import BundleError, InputError, TargetError
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.sessions.openvino import inference_precision
+from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
 
 
@@ -44,6 +51,15 @@ def test_is_compiled_for_the_first_size_and_once_more_for_all_others(source, sma
     assert not any(port.get_partial_shape().is_dynamic for port in engines[0].model.inputs)
     assert engines[2] is engines[3] is engines[4] is not engines[1]
     assert engines[2].shapes is None
+
+
+def test_the_engine_of_one_size_is_freed_when_others_come(source, small_unet):
+    with open_session(source) as session:
+        session.run(small_unet.feeds())
+        first = weakref.ref(session._engine)
+        session.run(small_unet.feeds(height=8))
+        gc.collect()
+        assert first() is None
 
 
 def test_results_survive_the_next_run_and_feeds_stay(source, small_unet):
@@ -94,6 +110,25 @@ def test_uses_the_threads_it_is_given(source, small_unet):
     with open_session(source, threads=1) as session:
         session.run(small_unet.feeds())
         assert session._engine.model.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+def test_keeps_no_pages_of_the_file_whose_weights_it_has_copied(tmp_path):
+    """Half a megabyte of a convolution's weights, which OpenVINO computes with in a layout of its own."""
+    x = operators.parameter([-1, 256, 4, 4], openvino.Type.f32)
+    weights = np.random.default_rng(0).standard_normal((64, 256, 3, 3), np.float32)
+    y = operators.convolution(x, operators.constant(weights), [1, 1], [1, 1], [1, 1], [1, 1])
+    model = openvino.Model([y], [x], "convolution")
+    model.inputs[0].get_tensor().set_names({"x"})
+    model.outputs[0].get_tensor().set_names({"y"})
+    openvino.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
+    batch = {"B": DimensionRange(1, 1, 2)}
+    tensors = (TensorSpec(name, "float32", ("B", channels, 4, 4)) for name, channels in (("x", 256), ("y", 64)))
+    spec = ComponentSpec("vae_decoder", *((tensor,) for tensor in tensors), batch)
+    files = (tmp_path / "model.xml", tmp_path / "model.bin")
+    with open_session(EngineSource(spec, "openvino", files)) as session:
+        session.run({"x": np.ones((1, 256, 4, 4), np.float32)})
+        assert resident_bytes(files[1]) < files[1].stat().st_size / 8
 
 
 def test_memory_and_close(source):
