@@ -98,7 +98,8 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
     table = read_table(inputs.table)
     measured = all(map(runs_here, inputs.targets))
     phase = _precision_phase(inputs, inputs.rules if measured else {})
-    open_studio = partial(Studio, components=components, phase=phase, scene=_scene(drawing, budget))
+    scene = _scene(drawing, budget)
+    open_studio = partial(Studio, components=components, phase=phase, scene=scene)
     samples: list[Mapping[str, np.ndarray]] = []
 
     def keep(step: DenoisingStep) -> None:
@@ -152,6 +153,11 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
         "measure": budget.measure.value,
         "limit": budget.limit,
         "quality": _rounded(best.quality),
+        "drawn": {
+            "pictures": len(scene.drawn.prompts),
+            "steps": scene.drawn.steps,
+            "guidance_scale": scene.drawn.guidance_scale,
+        },
         "floating": floating.value,
         "chosen": next(name for name, each in candidates.items() if each is best),
         "candidates": {
@@ -199,7 +205,7 @@ def _precision_phase(inputs: Automatic, rules: Mapping[str, RangeRule]) -> Preci
 def _scene(drawing: HalfCheck, budget: QualityBudget) -> Scene:
     settings, drawn = draw_settings(drawing, pictures=budget.pictures, steps=_STEPS, seed=_SEED)
     schedule = schedule_from_config(json.loads(drawing.files["scheduler/scheduler_config.json"]))
-    return Scene(open_tokenizer(drawing), schedule, settings, drawn)
+    return Scene(open_tokenizer(drawing.files, drawing.configs), schedule, settings, drawn)
 
 
 def _floating_format(

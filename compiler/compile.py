@@ -13,6 +13,7 @@ from typing import Any
 from sdc.compiler.automatic_stage import Automatic, automatic_stage
 from sdc.compiler.bundle.contents import bundle_contents, bundle_manifest
 from sdc.compiler.bundle.writer import check_output, is_up_to_date, write_bundle
+from sdc.compiler.calibration_stage import Calibration, calibrate_stage
 from sdc.compiler.export_plan import (
     HOISTED_FROM,
     QUANTISED,
@@ -29,11 +30,9 @@ from sdc.compiler.precision.capabilities import in_float32
 from sdc.compiler.stages import (
     PLAN_NAME,
     TABLE_NAME,
-    Calibration,
     Opened,
     Recipe,
     build_stage,
-    calibrate_stage,
     export_stage,
     open_source,
 )
@@ -262,10 +261,11 @@ def _choose_precisions(
     entry = shop.produce("plan unet", "plan", plan.automatic_key, automatic_stage, inputs, reports=True)
     found = {name: count for name, count in entry.result["layers"].items() if count}
     log.warning(
-        "unet: %s; %s measured for %s asked; %s",
+        "unet: %s; %s measured for %s asked, on %d pictures of %d steps at guidance %g; %s",
         ", ".join(f"{count} layers {name}" for name, count in found.items()),
         budget.text(entry.result["quality"]),
         budget.text(budget.limit),
+        *(entry.result["drawn"][name] for name in ("pictures", "steps", "guidance_scale")),
         _told_time(entry.result),
     )
     return entry

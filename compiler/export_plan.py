@@ -37,6 +37,7 @@ CALIBRATE_SOURCES = (
     "sdc.compiler.calibration",
     "sdc.compiler.precision",
     "sdc.compiler.half_stage",
+    "sdc.compiler.calibration_stage",
     "sdc.compiler.automatic_stage",
     "sdc.compiler.compare.outputs",
     "sdc.compiler.evaluate.metrics",

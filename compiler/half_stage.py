@@ -68,7 +68,7 @@ def check_half_stage(inputs: HalfCheck, folder: Path, report: Callable[[int, int
     settings, drawn = draw_settings(inputs, pictures=_PROMPTS, steps=_STEPS)
     found = find_overflows(
         components,
-        tokenizer=open_tokenizer(inputs),
+        tokenizer=open_tokenizer(inputs.files, inputs.configs),
         schedule=schedule_from_config(json.loads(inputs.files["scheduler/scheduler_config.json"])),
         settings=settings,
         drawn=drawn,
@@ -85,16 +85,16 @@ def islands_of(overflows: Path) -> dict[str, frozenset[str]]:
     return {name: frozenset(each["float32"]) for name, each in found.items()}
 
 
-def open_tokenizer(inputs: HalfCheck) -> ClipTokenizer:
-    """The model's tokenizer."""
+def open_tokenizer(files: Mapping[str, bytes], configs: Mapping[str, Mapping[str, Any]]) -> ClipTokenizer:
+    """The model's tokenizer, of `Opened.files` and the configurations of the networks."""
     from sdc.compiler.trace.interfaces import pipeline_settings
     from sdc.engines.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory(prefix="sdc-tokenizer-") as folder:
-        for name, content in inputs.files.items():
+        for name, content in files.items():
             if name.startswith("tokenizer/"):
                 Path(folder, Path(name).name).write_bytes(content)
-        return load_tokenizer(Path(folder), max_tokens=pipeline_settings(inputs.configs).max_tokens)
+        return load_tokenizer(Path(folder), max_tokens=pipeline_settings(configs).max_tokens)
 
 
 def draw_settings(

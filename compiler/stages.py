@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from sdc.compiler.precision.planning import passes_from_plan, plan_for
 from sdc.compiler.workshop.cache import Entry
 from sdc.engines.manifest import LoraEntry, ModelEntry
 from sdc.engines.specs import COMPONENTS, ComponentSpec
-from sdc.engines.targets import ONNXRUNTIME, Target
+from sdc.engines.targets import Target
 from sdc.passes.base import Pass, PassReport, run_passes
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
@@ -34,7 +33,6 @@ from sdc.passes.precision.plan import PrecisionPlan
 from sdc.passes.precision.plan_file import text_from_plan
 from sdc.passes.precision.range_rules import DEFAULT_RULE, DYNAMIC, RangeRule
 from sdc.passes.precision.smooth_quant import SmoothQuant
-from sdc.passes.precision.smoothing_rule import SmoothingRule
 
 if TYPE_CHECKING:
     from sdc.compiler.load import Checkpoint, GraphCheckpoint
@@ -119,84 +117,6 @@ def export_stage(source: Source, component: str, configs: Mapping[str, Mapping[s
     else:
         difference = export_component(checkpoint, component, configs, folder / MODEL_NAME)
     return {"relative_difference": float(f"{difference:.0e}")}
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Input of the stage `calibrate`.
-
-    Attributes:
-        model: name of the model; prompts are chosen by it.
-        unet: interface of the UNet; likewise `text_encoder`.
-        unet_folder: where the stage `export` left it; likewise `text_encoder_folder`.
-        configs: full configurations of the networks.
-        files: as in `Opened`.
-        prompts: None for the model's own.
-        steps: of each picture; None for what suits the network's size. Likewise `size_px`.
-        timesteps: how many of the steps are kept; None for all.
-        fuse: as for the engines.
-        smoothing: of SmoothQuant; None leaves the graph as it is.
-        table: an earlier calibration to use instead of a new one.
-    """
-
-    model: str
-    unet: ComponentSpec
-    unet_folder: Path
-    text_encoder: ComponentSpec
-    text_encoder_folder: Path
-    configs: Mapping[str, Mapping[str, Any]]
-    files: Mapping[str, bytes]
-    prompts: tuple[str, ...] | None
-    fuse: bool
-    smoothing: SmoothingRule | None = None
-    table: Path | None = None
-    steps: int | None = None
-    size_px: int | None = None
-    timesteps: int | None = None
-
-
-def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, int], None]) -> Any:
-    """Stage `calibrate`: what the fused float32 UNet's activations hold, over real denoising runs."""
-    table = _calibrated(inputs, report) if inputs.table is None else read_table(inputs.table)
-    (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
-    return {"prompts": len(table.prompts), "timesteps": len(table.timesteps), "tensors": len(table.tensors)}
-
-
-def _calibrated(inputs: Calibration, report: Callable[[int, int], None]) -> CalibrationTable:
-    from sdc.compiler.calibration.calibrate import Surroundings, calibrate
-    from sdc.compiler.calibration.prompts import prompts_for
-    from sdc.compiler.calibration.settings import chosen_settings
-    from sdc.compiler.trace.interfaces import pipeline_settings
-    from sdc.engines.schedule_config import schedule_from_config
-    from sdc.engines.sessions import EngineSource, open_session
-    from sdc.engines.tokenizer import load_tokenizer
-
-    unet, _ = fused_component(inputs.unet, inputs.unet_folder, inputs.fuse)
-    settings = pipeline_settings(inputs.configs)
-    with tempfile.TemporaryDirectory(prefix="sdc-tokenizer-") as tokenizer_folder:
-        for name, content in inputs.files.items():
-            if name.startswith("tokenizer/"):
-                Path(tokenizer_folder, Path(name).name).write_bytes(content)
-        tokenizer = load_tokenizer(Path(tokenizer_folder), max_tokens=settings.max_tokens)
-    text_encoder = EngineSource(inputs.text_encoder, ONNXRUNTIME, (inputs.text_encoder_folder / MODEL_NAME,))
-    with open_session(text_encoder) as session:
-        surroundings = Surroundings(
-            tokenizer=tokenizer,
-            text_encoder=session,
-            schedule=schedule_from_config(json.loads(inputs.files["scheduler/scheduler_config.json"])),
-            settings=settings,
-        )
-        prompts = inputs.prompts or prompts_for(inputs.model)
-        chosen = chosen_settings(
-            unet,
-            settings,
-            prompts,
-            all_prompts=inputs.prompts is not None,
-            steps=inputs.steps,
-            size_px=inputs.size_px,
-            timesteps=inputs.timesteps,
-        )
-        return calibrate(unet, surroundings, chosen, smoothing=inputs.smoothing, on_run=report)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,11 @@ class CalibrationTable:
     ranges: Mapping[str, Mapping[str, Range]] = field(default_factory=dict)
     results: Mapping[str, ChannelRanges] = field(default_factory=dict)
 
+    @property
+    def source_digest(self) -> str:
+        """Of the graph that was calibrated, before it was smoothed."""
+        return self.graph_digest if self.smoothing is None else self.smoothing.graph_digest
+
     def check_graph(self, model: ir.Model) -> None:
         """Pass only for the graph that was calibrated.
 
@@ -145,7 +150,9 @@ class CalibrationTable:
             )
         try:
             table = _table_from_json(value)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except KeyError as error:
+            raise InputError(f"malformed calibration table: {error} is missing", hint="calibrate again") from error
+        except (TypeError, ValueError, AttributeError) as error:
             raise InputError(f"malformed calibration table: {error!r}", hint="calibrate again") from error
         if any(
             len(row) != len(table.timesteps) for each in table.tensors.values() for row in (each.minima, each.maxima)

@@ -13,6 +13,7 @@ import pytest
 from minimal_pipeline import save_minimal_pipeline
 from small_denoiser import make_fused_denoiser
 
+from sdc.compiler.calibration.options import CalibrationOptions
 from sdc.compiler.cli.export import summary_json
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.export_plan import ExportRequest, component_precision, formats_on
@@ -223,4 +224,29 @@ def test_plan_of_another_model_stops_the_export(exported: tuple[Path, StageCache
     )
     with pytest.raises(InputError, match="belongs to the graph"):
         export_bundle(request, cache=cache)
+    assert not (folder / "other").exists()
+
+
+def test_calibration_of_another_graph_stops_the_export(exported: tuple[Path, StageCache, str]):
+    folder, cache, model = exported
+
+    def export(name: str, calibration: CalibrationOptions, *, fuse: bool = True) -> None:
+        request = ExportRequest(
+            Source(model),
+            PrecisionRequest("int8"),
+            parse_targets("ort-cpu"),
+            folder / name,
+            hoist=False,
+            fuse=fuse,
+            calibration=calibration,
+        )
+        export_bundle(request, cache=cache)
+
+    export("int8", CalibrationOptions(steps=2))
+    given = CalibrationOptions(table_file=folder / "int8" / "calibration" / "unet.json")
+    export("again", given)
+    for file in ("model.onnx", "model.onnx_data"):
+        assert (folder / "again" / "unet" / file).read_bytes() == (folder / "int8" / "unet" / file).read_bytes()
+    with pytest.raises(InputError, match=r"unet\.json belongs to the graph"):
+        export("other", given, fuse=False)
     assert not (folder / "other").exists()
