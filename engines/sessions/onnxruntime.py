@@ -14,8 +14,7 @@ from sdc.engines.sessions.source import EngineSource
 
 PROVIDERS = ["CPUExecutionProvider"]
 RUN_FEW_TIMES = "run_few_times"
-"""Option of an engine: load fast and small. Optimising a UNet takes longer than a few runs of it save, and the memory
-pattern keeps a second block for all activations."""
+"""Option of an engine: load fast. Optimising a UNet takes longer than a few runs of it save."""
 _ERRORS_ONLY = 3
 _FLOAT32_LEVEL = "1"
 """Source: ONNX Runtime's MatMulNBits, accuracy_level: 1 computes in float32."""
@@ -27,8 +26,9 @@ class OnnxRuntimeSession:
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
         self.spec = source.spec
         options = session_options(threads)
+        # From the second run on it would hold one more block for all activations, and be no faster.
+        options.enable_mem_pattern = False
         if source.options.get(RUN_FEW_TIMES):
-            options.enable_mem_pattern = False
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = open_inference_session(source, options)
         check_tensors(source, session)

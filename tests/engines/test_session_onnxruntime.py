@@ -1,9 +1,14 @@
+import sys
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 
 from sdc.compiler.build import build_engine
 from sdc.engines.errors import BundleError, InputError
 from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
 
 
@@ -44,6 +49,31 @@ def test_refuses_feeds_outside_the_interface(source, small_unet):
 def test_runs_on_the_cpu_provider_alone(source):
     with open_session(source) as session:
         assert session._session.get_providers() == ["CPUExecutionProvider"]
+
+
+def own_bytes() -> int:
+    """Resident memory of this process that is no file's; proc(5)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is resident")
+def test_the_second_run_takes_no_more_memory_than_the_first(tmp_path):
+    """ONNX Runtime's memory pattern would give all activations a second block."""
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N"]) for name in ("x", "y")]
+    links = (("Sin", "x", "a"), ("Cos", "a", "b"), ("Sin", "b", "y"))
+    nodes = [onnx.helper.make_node(kind, [before], [after]) for kind, before, after in links]
+    graph = onnx.helper.make_graph(nodes, "sines", ends[:1], ends[1:])
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "model.onnx")
+    x = np.ones(1 << 22, np.float32)
+    tensors = ((TensorSpec(name, "float32", ("N",)),) for name in ("x", "y"))
+    spec = ComponentSpec("unet", *tensors, {"N": DimensionRange(1, x.size, x.size)})
+    with open_session(EngineSource(spec, "onnxruntime", (tmp_path / "model.onnx",))) as session:
+        session.run({"x": x})
+        after_one = own_bytes()
+        session.run({"x": x})
+        assert own_bytes() - after_one < x.nbytes / 4
 
 
 def test_memory_and_close(source):
