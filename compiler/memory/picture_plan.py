@@ -200,9 +200,10 @@ def _sizes(spec: ComponentSpec, bundle: Bundle, request: Request) -> dict[str, i
     """Sizes of a component's free dimensions, as `Pipeline` calls it."""
     settings = bundle.manifest.pipeline
     rows = min(request.pictures, largest_batch(spec)) if "B" in spec.dimensions else 1
+    guided = takes_two_batches(request.guidance_scale, settings)
     if spec.name == "text_encoder":
-        rows = 1  # equal prompts run once, a negative one by itself
-    elif spec.name in ("unet", *HOISTED) and takes_two_batches(request.guidance_scale, settings):
+        rows = min(2 if guided else 1, largest_batch(spec))  # equal prompts run once
+    elif spec.name in ("unet", *HOISTED) and guided:
         rows = 2 * request.pictures
     sizes = {
         "B": rows,
