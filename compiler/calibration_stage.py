@@ -13,11 +13,10 @@ from sdc.compiler.calibration.table_file import read_table
 from sdc.compiler.component import Component
 from sdc.compiler.half_stage import open_tokenizer
 from sdc.compiler.stages import MODEL_NAME, TABLE_NAME, fused_component
-from sdc.engines.errors import InputError
+from sdc.engines.errors import InputError, PassError
 from sdc.engines.specs import ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME
-from sdc.passes.graph_digest import digest_from_model
-from sdc.passes.precision.calibration_table import CalibrationTable
+from sdc.passes.precision.calibration_table import CalibrationTable, check_digest
 from sdc.passes.precision.smoothing_rule import SmoothingRule
 
 
@@ -69,13 +68,10 @@ def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, in
 
 def _given(file: Path, unet: Component) -> CalibrationTable:
     table = read_table(file)
-    digest = digest_from_model(unet.model)
-    if digest != table.source_digest:
-        raise InputError(
-            f"the calibration {file} belongs to the graph {table.source_digest[:12]}, this graph is {digest[:12]}",
-            hint="leave out --calibration-table: ranges hold only for the weights and passes that they were measured "
-            "with",
-        )
+    try:
+        check_digest(unet.model, table.source_digest)
+    except PassError as error:
+        raise InputError(f"{file}: {error}", hint="leave out --calibration-table") from error
     return table
 
 

@@ -28,7 +28,7 @@ class DenoisingStep:
         timestep: in training steps.
         feeds: what the UNet's engine got, by input name.
         output: what it gave: its raw prediction, before guidance.
-        seconds: the time that the engine took.
+        seconds: the time that the engine took; the first time, that for getting ready for the size too.
     """
 
     index: int

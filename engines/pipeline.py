@@ -166,6 +166,11 @@ class Pipeline:
         states = self.networks.encode_text(self.tokenizer.encode(distinct))
         return states[[distinct.index(prompt) for prompt in prompts]]
 
+    def encode_prompts(self, generation: Generation) -> NDArray[np.float32]:
+        """`encode` of a generation's prompts, behind its negative prompts where guidance needs both."""
+        guided = takes_two_batches(generation.guidance_scale, self.settings)
+        return self.encode((*(generation.negative_prompts if guided else ()), *generation.prompts))
+
     def denoise(
         self, generation: Generation, *, on_step: OnStep | None = None, trajectory: Trajectory | None = None
     ) -> Latents:
@@ -206,15 +211,14 @@ class Pipeline:
 
     def _predictor(self, generation: Generation, timesteps: Iterable[float], on_step: OnStep | None) -> Predict:
         """The UNet with its conditions, and guidance around it."""
-        guided = takes_two_batches(generation.guidance_scale, self.settings)
-        negative_prompts = generation.negative_prompts if guided else ()
-        conditions = {"encoder_hidden_states": self.encode((*negative_prompts, *generation.prompts))}
+        conditions = {"encoder_hidden_states": self.encode_prompts(generation)}
         width = self.settings.time_cond_proj_dim
         if width is not None:
             conditions["timestep_cond"] = embed_guidance(generation.guidance_scale, rows=len(generation), width=width)
         self._leave_only("unet")
         predict = self.networks.predictor(conditions, steps=generation.steps, timesteps=timesteps, on_step=on_step)
         self._leave_only("unet")  # what runs once for a picture has run
+        guided = takes_two_batches(generation.guidance_scale, self.settings)
         return guide(predict, generation.guidance_scale) if guided else predict
 
     def _leave_only(self, component: str) -> None:

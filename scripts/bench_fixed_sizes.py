@@ -54,6 +54,8 @@ def measure(component: str, options: argparse.Namespace) -> list[str]:
         any_size, one_size = load(options.bundle), load(options.bundle)
         spec = one_size.spec
         feeds = draw_feeds(spec, seed=0)
+        if not any(size.minimum < size.optimum for size in spec.dimensions.values()):
+            raise SystemExit(f"{component} has no size but the one that it is tuned for")
         smallest = {name: replace(size, optimum=size.minimum) for name, size in spec.dimensions.items()}
         any_size.run(draw_feeds(replace(spec, dimensions=smallest), seed=0))  # so that `feeds` are its second size
         sessions = (any_size, one_size)

@@ -79,14 +79,14 @@ class DenoisingRecorder:
             InputError: a side cannot take what the other one can.
         """
         generation = self._first.plan(prompts, seeds)
-        states = self._encode(self._first, generation)
+        states = self._first.pipeline.encode_prompts(generation)
         if not self._warm:
             self._warm_up(generation, states)
         both = _Both(*(_predictor(side, generation, states) for side in (self._first, self._second)))
         path: list[Latents] = []
         first = _sample(self._first, generation, both, path.append)
         own_generation = self._second.plan(prompts, seeds)
-        own = _predictor(self._second, own_generation, self._encode(self._second, own_generation))
+        own = _predictor(self._second, own_generation, self._second.pipeline.encode_prompts(own_generation))
         own_path: list[Latents] = []
         second = _sample(self._second, own_generation, own, own_path.append)
         if first.shape != second.shape:
@@ -110,14 +110,6 @@ class DenoisingRecorder:
         ]
         calls = seconds.reshape(-1, 2)
         return Denoising(tuple(steps), float(drift[-1]), timing_from_seconds(calls[:, 0], calls[:, 1]))
-
-    @staticmethod
-    def _encode(side: OpenedBundle, generation: Generation) -> np.ndarray:
-        """The prompts' hidden states, behind those of the negative prompts where guidance needs both."""
-        states = side.pipeline.encode(generation.prompts)
-        if not _guided(side, generation):
-            return states
-        return np.concatenate([side.pipeline.encode(generation.negative_prompts), states])
 
     def _warm_up(self, generation: Generation, states: np.ndarray) -> None:
         """The first call of an engine is slower than the others; it is not timed."""

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,14 +89,21 @@ def _watch_onnxruntime(source: EngineSource, feeds: Mapping[str, np.ndarray], th
 
 def _watch_openvino(source: EngineSource, feeds: Mapping[str, np.ndarray], threads: int | None) -> Execution:
     from sdc.engines.sessions.feeds import shapes_of
-    from sdc.engines.sessions.openvino import compile_engine, read_engine
+    from sdc.engines.sessions.openvino import compile_engine, engine_settings, read_engine
 
-    engine = compile_engine(read_engine(source), source, threads, shapes_of(feeds))
-    engine.model.create_infer_request().infer(dict(feeds))
+    engine = compile_engine(read_engine(source), source, engine_settings(source, threads), shapes_of(feeds))
+    try:
+        engine.model.create_infer_request().infer(dict(feeds))
+        return _executed_openvino(engine.model)
+    finally:
+        engine.replacements.release()
+
+
+def _executed_openvino(model: Any) -> Execution:
     kernels: Counter[str] = Counter()
     sizes = []
     constant: set[str] = set()
-    for node in engine.model.get_runtime_model().get_ordered_ops():
+    for node in model.get_runtime_model().get_ordered_ops():
         kind = node.get_rt_info()["layerType"].astype(str)
         feeding = [port.get_source_output().get_node().get_friendly_name() for port in node.inputs()]
         # Not what was measured to take time: kernels below a microsecond count as not executed there, by chance.
@@ -104,7 +112,6 @@ def _watch_openvino(source: EngineSource, feeds: Mapping[str, np.ndarray], threa
         elif kind not in _NO_KERNELS:
             kernels[kind] += 1
             sizes += [math.prod(port.get_shape()) * port.get_element_type().size for port in node.outputs()]
-    engine.replacements.release()
     return _execution(kernels, sizes)
 
 

@@ -19,7 +19,7 @@ from sdc.engines.specs import ComponentSpec
 from sdc.engines.targets import BACKEND_MODULES
 
 _RUNS = 2
-"""The second run of a size may lay its memory out anew: ONNX Runtime keeps a pattern of the first."""
+"""The second run of a size may lay its memory out anew."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pages of mapped files, let go of once they have been read.
+"""Pages of a mapped file, let go of once they have been read.
 
 A backend that maps a file of weights, and copies them into a layout of its own, keeps both in memory: the pages of the
 file count as resident until the system wants them back, which tools that watch a process's memory do not know.
@@ -8,34 +8,37 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _MAPS = Path("/proc/self/maps")
 _SECONDS = 0.05
 """Between two rounds: a backend reads some 100 MB in that time."""
-_ADVICE = getattr(mmap, "MADV_DONTNEED", None)
+_SHARED_READ_ONLY = "r--s"
+"""Nothing but the file's own content can be in such a mapping; from a private one, what was written would be lost."""
 
 
 @contextmanager
-def read_once(files: Iterable[Path]) -> Iterator[None]:
-    """While the block runs, and at its end, let go of the pages of files that this process has mapped for reading.
+def read_once(address: int | None) -> Iterator[None]:
+    """While the block runs, and at its end, let go of the pages of the file that is mapped at an address.
 
-    They stay in the system's cache, from which they are mapped again if they are read again. Only on Linux; elsewhere
-    the block just runs.
+    They stay in the system's cache, from which they are mapped again if they are read again. Nothing happens where the
+    address is of no file that is mapped for reading alone, or the system is not Linux.
+
+    Args:
+        address: of any byte of the mapping, which the caller keeps until the block ends.
     """
-    paths = frozenset(os.path.realpath(file) for file in files)
-    if _ADVICE is None or not _MAPS.exists():
+    mapping = None if address is None else _mapping_at(address)
+    if mapping is None:
         yield
         return
     done = threading.Event()
 
     def work() -> None:
         while not done.wait(_SECONDS):
-            _let_go(paths)
+            _let_go(*mapping)
 
     helper = threading.Thread(target=work, name="sdc-read-once", daemon=True)
     helper.start()
@@ -44,19 +47,22 @@ def read_once(files: Iterable[Path]) -> Iterator[None]:
     finally:
         done.set()
         helper.join()
-        _let_go(paths)
+        _let_go(*mapping)
 
 
-def _let_go(paths: frozenset[str]) -> None:
-    libc = ctypes.CDLL(None)
-    for begin, end in _mapped_for_reading(paths):
-        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _ADVICE)
+def _let_go(begin: int, end: int) -> None:
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
-def _mapped_for_reading(paths: frozenset[str]) -> Iterator[tuple[int, int]]:
-    """Addresses of mappings of the files that cannot have been written to; from /proc/self/maps, see proc(5)."""
-    for line in _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        addresses, access, *_, path = line.split(maxsplit=5)
-        if path in paths and access.startswith("r--"):
-            begin, end = addresses.split("-")
-            yield int(begin, 16), int(end, 16)
+def _mapping_at(address: int) -> tuple[int, int] | None:
+    """Where the file's mapping around an address begins and ends; from /proc/self/maps, see proc(5)."""
+    try:
+        lines = _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:  # not Linux, or not allowed: nothing is lost but memory
+        return None
+    for line in lines:
+        addresses, access, *_ = line.split()
+        begin, end = (int(each, 16) for each in addresses.split("-"))
+        if begin <= address < end:
+            return (begin, end) if access == _SHARED_READ_ONLY else None
+    return None

@@ -44,8 +44,9 @@ class CompiledEngine:
 class OpenVinoSession:
     """An OpenVINO model, compiled when it is first run.
 
-    OpenVINO runs a model faster, and in less memory, if it knows all sizes. So it is compiled for those of the first
-    run; should others come, once more, then for every size: compiling takes too long to be done at each change.
+    OpenVINO runs a model faster if it knows all sizes. So it is compiled for those of the first run; should others
+    come, once more, then for every size: compiling takes too long to be done at each change. The two round differently
+    in int8, so there results depend on whether another size came before.
 
     The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
     "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere. In bf16
@@ -55,7 +56,7 @@ class OpenVinoSession:
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
         self.spec = source.spec
         self._source = source
-        self._threads = threads
+        self._settings = engine_settings(source, threads)
         self._model: openvino.Model | None = read_engine(source)
         self._engine: CompiledEngine | None = None
         self._request: openvino.InferRequest | None = None
@@ -103,13 +104,14 @@ class OpenVinoSession:
     def _request_for(self, shapes: Shapes) -> openvino.InferRequest:
         """The request of an engine that takes inputs of these shapes."""
         assert self._model is not None, "the session is closed"
-        if self._engine is None or not self._engine.takes(shapes):
+        if self._request is None or self._engine is None or not self._engine.takes(shapes):
             wanted = shapes if self._engine is None else None
             self._release()
-            with read_once(self._source.files[1:]):  # OpenVINO copies weights into the layout that it computes with
-                self._engine = compile_engine(self._model, self._source, self._threads, wanted)
-            weakref.finalize(self, self._engine.replacements.release)
-            self._request = self._engine.model.create_infer_request()
+            with read_once(_weights_address(self._model)):  # OpenVINO copies weights into a layout of its own
+                engine = compile_engine(self._model, self._source, self._settings, wanted)
+            weakref.finalize(self, engine.replacements.release)
+            self._request = engine.model.create_infer_request()
+            self._engine = engine
         return self._request
 
     def _release(self) -> None:
@@ -137,22 +139,19 @@ def read_engine(source: EngineSource) -> openvino.Model:
 
 
 def compile_engine(
-    model: openvino.Model, source: EngineSource, threads: int | None, shapes: Shapes | None
+    model: openvino.Model, source: EngineSource, settings: Mapping[str, Any], shapes: Shapes | None
 ) -> CompiledEngine:
     """An engine as a session runs it.
 
     Args:
         model: as it was read; left as it is.
         source: where it was read from.
-        threads: CPU threads; None leaves it to OpenVINO.
+        settings: from `engine_settings`.
         shapes: of the inputs by name, all that it will be run with; None if that is not known.
 
     Raises:
         BundleError: OpenVINO cannot compile it.
-        TargetError: the engine's option ``inference_precision`` is unknown.
     """
-    core = openvino.Core()
-    settings = compile_settings(core, source.options, threads)
     model = model.clone()
     try:
         if shapes is not None:
@@ -161,7 +160,7 @@ def compile_engine(
     except RuntimeError as error:
         raise source.unreadable(error) from error
     try:
-        compiled = core.compile_model(model, "CPU", settings)
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
     except RuntimeError as error:
         replacements.release()
         raise source.unreadable(error) from error
@@ -183,12 +182,18 @@ def _usual(spec: ComponentSpec) -> Shapes:
     }
 
 
-def compile_settings(core: openvino.Core, options: Mapping[str, Any], threads: int | None) -> dict[str, Any]:
-    """How every engine is compiled.
+def _weights_address(model: openvino.Model) -> int | None:
+    """Where a constant of the model lies, in its mapped file; one of 8 bits or more, as others have no array."""
+    constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    wide = (node for node in constants if node.get_output_element_type(0).bitwidth >= 8)
+    return next((int(node.data.ctypes.data) for node in wide), None)
+
+
+def engine_settings(source: EngineSource, threads: int | None) -> dict[str, Any]:
+    """How an engine is compiled.
 
     Args:
-        core: of the process.
-        options: the engine's own.
+        source: its files and options.
         threads: CPU threads; None leaves it to OpenVINO.
 
     Raises:
@@ -198,7 +203,9 @@ def compile_settings(core: openvino.Core, options: Mapping[str, Any], threads: i
         "PERFORMANCE_HINT": "LATENCY",
         # Where weights alone are quantised OpenVINO would round activations to 8 bits too, unasked: 0.5 % of error.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        "INFERENCE_PRECISION_HINT": inference_precision(core, options.get("inference_precision", "f32")),
+        "INFERENCE_PRECISION_HINT": inference_precision(
+            openvino.Core(), source.options.get("inference_precision", "f32")
+        ),
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads

@@ -56,14 +56,20 @@ def open_work(job: Job) -> Work:
         lambda component: bundle.load_session(component, target, threads=job.threads),
     )
     feeds = job.feeds(job.component)
-    if job.component == "unet":
+    work = component_work(job.component, networks, feeds)
+    work(1, 1)  # engines are compiled when they first run, which is a part of loading
+    return work
+
+
+def component_work(component: str, networks: Networks, feeds: dict[str, np.ndarray]) -> Work:
+    """Calls of one component."""
+    if component == "unet":
         return stepping(networks, feeds)
     runs: dict[str, Run] = {
         "text_encoder": lambda fed: networks.encode_text(fed["input_ids"]),
         "vae_decoder": lambda fed: networks.decode_latents(fed["latent_sample"]),
     }
-    networks.session(job.component)
-    return repeated(runs[job.component], feeds)
+    return repeated(runs[component], feeds)
 
 
 def stepping(networks: Networks, feeds: dict[str, np.ndarray]) -> Work:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mapped_pages import resident_bytes
 
@@ -24,9 +26,13 @@ def path(tmp_path):
     return file
 
 
-def opened(path: Path, access: int) -> mmap.mmap:
+def opened(path: Path, *, private: bool = False) -> mmap.mmap:
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=access)
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if private else mmap.ACCESS_READ)
+
+
+def address(pages: mmap.mmap) -> int:
+    return int(np.frombuffer(pages, np.uint8).ctypes.data)
 
 
 def read(pages: mmap.mmap) -> int:
@@ -34,17 +40,18 @@ def read(pages: mmap.mmap) -> int:
 
 
 def test_pages_are_let_go_of_and_can_be_read_again(path):
-    with opened(path, mmap.ACCESS_READ) as pages:
-        expected = read(pages)
-        assert resident_bytes(path) == SIZE
-        with read_once([path]):
-            assert read(pages) == expected
-        assert resident_bytes(path) == 0
+    pages = opened(path)
+    expected = read(pages)
+    assert resident_bytes(path) == SIZE
+    with read_once(address(pages) + SIZE // 2):
         assert read(pages) == expected
+    assert resident_bytes(path) == 0
+    assert read(pages) == expected
 
 
 def test_while_the_block_runs(path):
-    with opened(path, mmap.ACCESS_READ) as pages, read_once([path]):
+    pages = opened(path)
+    with read_once(address(pages)):
         read(pages)
         deadline = time.monotonic() + 60
         while resident_bytes(path) and time.monotonic() < deadline:
@@ -52,25 +59,35 @@ def test_while_the_block_runs(path):
         assert resident_bytes(path) == 0
 
 
-def test_what_was_written_stays(path):
-    with opened(path, mmap.ACCESS_COPY) as pages:
-        pages[4096] = 77
-        with read_once([path]):
-            pass
-        assert pages[4096] == 77
-        assert resident_bytes(path) > 0
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_was_written_stays(path, read_only):
+    pages = opened(path, private=True)
+    pages[4096] = 77
+    if read_only:
+        libc = ctypes.CDLL(None)
+        assert libc.mprotect(ctypes.c_void_p(address(pages)), ctypes.c_size_t(SIZE), mmap.PROT_READ) == 0
+    with read_once(address(pages)):
+        pass
+    assert pages[4096] == 77
 
 
-def test_other_files_stay(path, tmp_path):
-    other = tmp_path / "other.bin"
-    other.write_bytes(path.read_bytes())
-    with opened(other, mmap.ACCESS_READ) as pages:
-        read(pages)
-        with read_once([path]):
-            pass
-        assert resident_bytes(other) == SIZE
+def test_another_mapping_of_the_file_stays(path):
+    pages, other = opened(path), opened(path)
+    read(pages), read(other)
+    with read_once(address(pages)):
+        pass
+    assert resident_bytes(path) == SIZE
+
+
+@pytest.mark.parametrize("place", [None, 0])
+def test_nothing_is_mapped_there(path, place):
+    pages = opened(path)
+    read(pages)
+    with read_once(place):
+        pass
+    assert resident_bytes(path) == SIZE
 
 
 def test_an_error_in_the_block_comes_out(path):
-    with pytest.raises(ZeroDivisionError), read_once([path]):
+    with pytest.raises(ZeroDivisionError), read_once(address(opened(path))):
         raise ZeroDivisionError

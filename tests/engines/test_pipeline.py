@@ -182,6 +182,18 @@ def test_equal_prompts_are_encoded_once_and_long_lists_in_parts(plain: Pair) -> 
     assert rows == [6, 6, 1]
 
 
+def test_the_negative_prompt_is_encoded_with_the_others(plain: Pair) -> None:
+    plain.ours.encode([PROMPT])
+    rows = plain.loaded["text_encoder"].rows
+    for negative, guidance_scale, expected in (("blue", 5.0, [2]), (PROMPT, 5.0, [1]), ("blue", 1.0, [1])):
+        rows.clear()
+        generation = plain.ours.plan([PROMPT] * 2, negative, guidance_scale=guidance_scale)
+        states = plain.ours.encode_prompts(generation)
+        assert rows == expected
+        wanted = [negative, negative, PROMPT, PROMPT] if guidance_scale > 1 else [PROMPT, PROMPT]
+        np.testing.assert_allclose(states, [plain.ours.encode([each])[0] for each in wanted], rtol=0, atol=1e-5)
+
+
 def test_steps_are_reported_with_what_the_unet_got_and_gave(plain: Pair) -> None:
     steps: list[DenoisingStep] = []
     generation = plain.ours.plan(PROMPT, sampler="euler", steps=3, seed=1, batch=2)

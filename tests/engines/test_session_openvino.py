@@ -62,6 +62,32 @@ def test_the_engine_of_one_size_is_freed_when_others_come(source, small_unet):
         assert first() is None
 
 
+def test_held_feeds_go_to_the_engine_that_other_sizes_need(source, small_unet):
+    feeds = {height: small_unet.feeds(height=height, seed=height) for height in (4, 8)}
+    with open_session(source) as session:
+        runs = {}
+        for height, given in feeds.items():
+            runs[height] = session.hold({name: value for name, value in given.items() if name != "sample"})
+        for height in (4, 8, 8, 4):
+            result = runs[height]({"sample": feeds[height]["sample"]})["out_sample"]
+            np.testing.assert_allclose(result, small_unet.answer(feeds[height]), atol=5e-5, rtol=0)
+
+
+def test_runs_after_a_size_that_could_not_be_compiled(source, small_unet, monkeypatch):
+    feeds = small_unet.feeds()
+    with open_session(source) as session:
+        expected = session.run(feeds)["out_sample"]
+        with monkeypatch.context() as patched:
+            patched.setattr(openvino.Core, "compile_model", fail_to_compile)
+            with pytest.raises(BundleError, match="no such device"):
+                session.run(small_unet.feeds(height=8))
+        np.testing.assert_array_equal(session.run(feeds)["out_sample"], expected)
+
+
+def fail_to_compile(*_: object) -> None:
+    raise RuntimeError("no such device")
+
+
 def test_results_survive_the_next_run_and_feeds_stay(source, small_unet):
     feeds = small_unet.feeds(seed=1)
     kept = {name: array.copy() for name, array in feeds.items()}
