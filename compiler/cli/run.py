@@ -30,6 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance", type=float, default=5.0, metavar="W", help="guidance weight; up to 1 there is none (default: 5)"
     )
     parser.add_argument("--eta", type=float, default=0.0, metavar="E", help="ddim: new noise at each step, 0 to 1")
+    parser.add_argument(
+        "--deepcache", type=int, default=1, metavar="N",
+        help="run the whole UNet at every N-th step only, and a shallow one between; for a bundle exported with "
+        "--deepcache (default: 1, at each)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deepcache-center", type=int, metavar="STEP", help="run it more often around this step (default: evenly)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the noise, as diffusers' (default: random)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="number of pictures (default: 1)")
     parser.add_argument("--height", type=int, metavar="PX", help="of the pictures (default: the model's own)")
@@ -63,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
             height=args.height,
             width=args.width,
             eta=args.eta,
+            deepcache=args.deepcache,
+            deepcache_center=args.deepcache_center,
         )
         images = pipe.draw(generation, on_step=_show_progress(step_seconds))
         provenance = dict(pipe.provenance)

@@ -76,7 +76,7 @@ CPU = ("targets", "cpu", "engines", "unet")
         (put(*UNET, "inputs", 0, 0, "prompt.0"), "nothing provides the input 'prompt.0' of unet"),
         (
             put("components", "unet_prompt", {"name": "unet_prompt", "inputs": [], "outputs": [], "dimensions": {}}),
-            "has no engine for unet_prompt, which its unet needs",
+            "has no engine for unet_prompt, which belongs to its unet",
         ),
         (put(*CPU, "files", []), "files: expected at least one file"),
         (put(*CPU, "files", ["unet/other.xml"]), "'unet/other.xml' has no digest"),

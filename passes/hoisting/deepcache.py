@@ -1,0 +1,197 @@
+"""deepcache: a UNet in two, so that most steps run only what is near its input and its output.
+
+The deep features of a UNet change little from one step to the next. With g the layers behind one of its skip
+connections and u what the layers inside of it give,
+
+    unet(x, s, c) = g(x, s, c, u(x, s, c))        most steps use  g(x', s', c, u)  with u from a step before
+
+Source: Ma, Fang and Wang, "DeepCache: Accelerating Diffusion Models for Free", arXiv:2312.00858, section 3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from sdc.engines.errors import InputError, PassError
+from sdc.passes.base import PassReport, run_passes
+from sdc.passes.domain import CONCAT_GROUP_NORM_SILU, is_fused
+from sdc.passes.hoisting.hoist_split import TIDYING, describe, free_names, give_out, take_in
+from sdc.passes.matching import dimensions, is_operator, site
+
+DEEP = "deep"
+"""What the tensor that crosses is called, with a number behind it."""
+
+_TYPE_CHANGES = ("Cast", "QuantizeLinear", "DequantizeLinear")
+"""Operators that give what they are given in another type."""
+
+_IMAGE_RANK = 4
+
+
+@dataclass(frozen=True)
+class SkipConnection:
+    """Where a tensor meets one that it was computed from.
+
+    Attributes:
+        join: the node that joins the two along the channels.
+        deep: the operand that the layers inside of the skip connection gave: [B, C, H, W].
+        skip: the operand that went around them: [B, another C, H, W].
+    """
+
+    join: ir.Node
+    deep: ir.Value
+    skip: ir.Value
+
+
+@dataclass(frozen=True)
+class Cached:
+    """The two graphs of a UNet with DeepCache.
+
+    Attributes:
+        shallow: takes the deep features and gives what the whole gives.
+        full: the value that the whole gives beside it; likewise `taken`, the input of the shallow graph.
+        report: as of a pass; the number matched is that of the nodes that the shallow graph leaves out.
+    """
+
+    shallow: ir.Model
+    full: ir.Value
+    taken: ir.Value
+    report: PassReport
+
+
+def split_deep(model: ir.Model, depth: int = 0) -> Cached:
+    """Let a UNet give its deep features, in place, and make the graph that takes them in place of computing them.
+
+    Before → after::
+
+        unet(sample, …) = out_sample   →  unet(sample, …) = out_sample, deep.0
+                                          shallow(sample, …, deep.0) = out_sample
+
+    1. A skip connection is a Concat, or a fused operator that begins with one, of two tensors [B, C, H, W] along the
+       channels, one of which was computed from the other; that it was cast or quantised on the way does not matter.
+       The former are the deep features, the latter the skip.
+    2. They are counted from the output: depth 0 is the last one, whose shallow graph is the smallest.
+    3. The deep features are float32 between the graphs. An inner float16 is cast on both sides, which changes no value.
+    4. Inputs that the shallow graph does not read are none of its inputs. Weights that it reads are in both graphs.
+
+    Args:
+        model: a UNet whose values have types and shapes, of any precision, fused or not, hoisted or not.
+        depth: which skip connection, from 0.
+
+    Raises:
+        InputError: there are fewer skip connections.
+        PassError: there is none; the size of the deep features is unknown; or the shallow graph would compute them all
+            the same, because it reads what they are computed from by another way than the skip.
+    """
+    graph = model.graph
+    connections = find_skip_connections(graph)
+    if not connections:
+        raise PassError(
+            "DeepCache needs a skip connection: a Concat along the channels of two tensors [B, C, H, W], one of which "
+            "was computed from the other. This graph has none",
+            hint="export without --deepcache",
+        )
+    if not 0 <= depth < len(connections):
+        raise InputError(
+            f"DeepCache at depth {depth}: this UNet has {len(connections)} skip connections",
+            hint=f"choose a depth from 0 to {len(connections) - 1}; the smallest is the fastest",
+        )
+    nodes_before = len(graph)
+    chosen = connections[-1 - depth]
+    name = next(free_names(graph, DEEP))
+    shape = _shape_of_deep(chosen)
+    shallow, taken = _shallow_graph(model, chosen, name, shape)
+    full = give_out(graph, chosen.deep, name)
+    full.shape = shape
+    graph.outputs.append(full)
+    report = PassReport("deepcache", nodes_before - len(shallow.graph), (), nodes_before, len(shallow.graph))
+    return Cached(shallow, full, taken, report)
+
+
+def find_skip_connections(graph: ir.Graph) -> list[SkipConnection]:
+    """All skip connections, in the order of the graph: from the deepest to the one next to the output."""
+    found = []
+    for node in graph:
+        if not _joins_channels(node):
+            continue
+        for deep, skip in (node.inputs[:2], node.inputs[1::-1]):
+            assert deep is not None
+            assert skip is not None
+            if _is_computed_from(deep, skip):
+                found.append(SkipConnection(node, deep, skip))
+    return found
+
+
+def _joins_channels(node: ir.Node) -> bool:
+    """Whether a node joins two tensors [B, C, H, W] along the channels."""
+    if is_fused(node, CONCAT_GROUP_NORM_SILU):
+        return True
+    if not is_operator(node, "Concat") or len(node.inputs) != 2:
+        return False
+    ranks = {len(dimensions(value) or ()) for value in node.inputs}
+    return ranks == {_IMAGE_RANK} and node.attributes["axis"].as_int() in (1, 1 - _IMAGE_RANK)
+
+
+def _is_computed_from(deep: ir.Value, skip: ir.Value) -> bool:
+    source = _before_type_changes(skip)
+    if source is _before_type_changes(deep):
+        return False
+    nodes = nodes_behind([deep])
+    producer = source.producer()
+    return any(source in node.inputs for node in nodes) if producer is None else producer in nodes
+
+
+def _before_type_changes(value: ir.Value) -> ir.Value:
+    while (node := value.producer()) is not None and not node.domain and node.op_type in _TYPE_CHANGES:
+        assert node.inputs[0] is not None
+        value = node.inputs[0]
+    return value
+
+
+def nodes_behind(values: list[ir.Value]) -> set[ir.Node]:
+    """All nodes that values are computed by."""
+    found: set[ir.Node] = set()
+    pending = [value.producer() for value in values]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            pending.extend(value.producer() for value in node.inputs if value is not None)
+    return found
+
+
+def _shape_of_deep(chosen: SkipConnection) -> ir.Shape:
+    """What is joined differs in the channels only; the sizes of the skip are the simpler expressions."""
+    deep, skip = dimensions(chosen.deep), dimensions(chosen.skip)
+    if deep is None or skip is None or not isinstance(deep[1], int) or None in (skip[0], *skip[2:]):
+        raise PassError(
+            f"the size of the deep features at {site(chosen.join)} is unknown: {deep}, joined with {skip}",
+            hint="run infer-shapes first",
+        )
+    return ir.Shape([skip[0], deep[1], *skip[2:]])
+
+
+def _shallow_graph(model: ir.Model, chosen: SkipConnection, name: str, shape: ir.Shape) -> tuple[ir.Model, ir.Value]:
+    """A copy that reads the deep features from an input called `name`, without what is not needed then."""
+    copy = model.clone()
+    place = next(index for index, node in enumerate(model.graph) if node is chosen.join)
+    deep = copy.graph[place].inputs[chosen.join.inputs.index(chosen.deep)]
+    assert deep is not None
+    assert deep.dtype is not None
+    before = deep.producer()
+    taken = describe(ir.Value(), name, shape, ir.DataType.FLOAT)
+    copy.graph.inputs.append(taken)
+    inside = take_in(copy.graph, taken, deep.dtype, before=copy.graph[0])
+    ir.convenience.replace_all_uses_with(deep, inside)
+    if before in nodes_behind(list(copy.graph.outputs)):
+        raise PassError(
+            f"the deep features at {site(chosen.join)} would be computed in the shallow graph too: it reads what they "
+            "are computed from by another way than the skip connection",
+            hint="choose another depth",
+        )
+    copy.graph.name = "shallow"
+    run_passes(TIDYING, copy)
+    for value in [each for each in copy.graph.inputs if not each.uses() and not each.is_graph_output()]:
+        copy.graph.inputs.remove(value)
+    return copy, taken
