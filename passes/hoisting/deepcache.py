@@ -18,7 +18,7 @@ from sdc.engines.errors import InputError, PassError
 from sdc.passes.base import PassReport, run_passes
 from sdc.passes.domain import CONCAT_GROUP_NORM_SILU, is_fused
 from sdc.passes.hoisting.hoist_split import TIDYING, describe, free_names, give_out, take_in
-from sdc.passes.matching import dimensions, is_operator, site
+from sdc.passes.matching import dimensions, is_operator, same_size, site
 
 DEEP = "deep"
 """What the tensor that crosses is called, with a number behind it."""
@@ -74,6 +74,7 @@ def split_deep(model: ir.Model, depth: int = 0) -> Cached:
     2. They are counted from the output: depth 0 is the last one, whose shallow graph is the smallest.
     3. The deep features are float32 between the graphs. An inner float16 is cast on both sides, which changes no value.
     4. Inputs that the shallow graph does not read are none of its inputs. Weights that it reads are in both graphs.
+    5. Sizes that it reads of tensors inside are read of an input or of the deep features, which have the same.
 
     Args:
         model: a UNet whose values have types and shapes, of any precision, fused or not, hoisted or not.
@@ -81,8 +82,8 @@ def split_deep(model: ir.Model, depth: int = 0) -> Cached:
 
     Raises:
         InputError: there are fewer skip connections.
-        PassError: there is none; the size of the deep features is unknown; or the shallow graph would compute them all
-            the same, because it reads what they are computed from by another way than the skip.
+        PassError: there is none; the size of the deep features is unknown; or the shallow graph would compute them, or
+            what they are computed from, all the same: it reads it by another way than the skip, or reads its size.
     """
     graph = model.graph
     connections = find_skip_connections(graph)
@@ -149,14 +150,16 @@ def _before_type_changes(value: ir.Value) -> ir.Value:
     return value
 
 
-def nodes_behind(values: list[ir.Value]) -> set[ir.Node]:
-    """All nodes that values are computed by."""
+def nodes_behind(values: list[ir.Value], *, through_sizes: bool = True) -> set[ir.Node]:
+    """All nodes that values are computed by; without those whose results' sizes alone are read, if so wanted."""
     found: set[ir.Node] = set()
     pending = [value.producer() for value in values]
     while pending:
         node = pending.pop()
-        if node is not None and node not in found:
-            found.add(node)
+        if node is None or node in found:
+            continue
+        found.add(node)
+        if through_sizes or not is_operator(node, "Shape"):
             pending.extend(value.producer() for value in node.inputs if value is not None)
     return found
 
@@ -175,23 +178,55 @@ def _shape_of_deep(chosen: SkipConnection) -> ir.Shape:
 def _shallow_graph(model: ir.Model, chosen: SkipConnection, name: str, shape: ir.Shape) -> tuple[ir.Model, ir.Value]:
     """A copy that reads the deep features from an input called `name`, without what is not needed then."""
     copy = model.clone()
+    graph = copy.graph
     place = next(index for index, node in enumerate(model.graph) if node is chosen.join)
-    deep = copy.graph[place].inputs[chosen.join.inputs.index(chosen.deep)]
+    deep = graph[place].inputs[chosen.join.inputs.index(chosen.deep)]
     assert deep is not None
     assert deep.dtype is not None
     before = deep.producer()
     taken = describe(ir.Value(), name, shape, ir.DataType.FLOAT)
-    copy.graph.inputs.append(taken)
-    inside = take_in(copy.graph, taken, deep.dtype, before=copy.graph[0])
+    inside = take_in(graph, taken, deep.dtype, before=graph[0])
+    _read_sizes_elsewhere(graph, deep)
     ir.convenience.replace_all_uses_with(deep, inside)
-    if before in nodes_behind(list(copy.graph.outputs)):
+    graph.inputs.append(taken)
+    outputs = list(graph.outputs)
+    if before in nodes_behind(outputs):
         raise PassError(
             f"the deep features at {site(chosen.join)} would be computed in the shallow graph too: it reads what they "
             "are computed from by another way than the skip connection",
             hint="choose another depth",
         )
-    copy.graph.name = "shallow"
+    for_sizes = nodes_behind(outputs) - nodes_behind(outputs, through_sizes=False)
+    if for_sizes:
+        raise PassError(
+            f"the shallow graph reads sizes of tensors that only the deep layers compute, with {len(for_sizes)} nodes",
+            hint="choose another depth, or export with fused operators",
+        )
+    graph.name = "shallow"
     run_passes(TIDYING, copy)
-    for value in [each for each in copy.graph.inputs if not each.uses() and not each.is_graph_output()]:
-        copy.graph.inputs.remove(value)
+    for value in [each for each in graph.inputs if not each.uses() and not each.is_graph_output()]:
+        graph.inputs.remove(value)
     return copy, taken
+
+
+def _read_sizes_elsewhere(graph: ir.Graph, deep: ir.Value) -> None:
+    """Let every Shape of a tensor that deep layers compute read the same sizes of an input or of the deep features.
+
+    Equal sizes are read at one place of a graph, wherever that is.
+    """
+    layers = nodes_behind([deep])
+    for node in graph:
+        if not is_operator(node, "Shape") or node.inputs[0] is None or node.inputs[0].producer() not in layers:
+            continue
+        wanted = _sizes_read(node, node.inputs[0])
+        for value in (*graph.inputs, deep):
+            found = _sizes_read(node, value)
+            if wanted and len(found) == len(wanted) and all(map(same_size, found, wanted)):
+                node.replace_input_with(0, value)
+                break
+
+
+def _sizes_read(node: ir.Node, value: ir.Value) -> tuple[int | str | None, ...]:
+    """What a Shape would give of another value."""
+    end = node.attributes.get_int("end") if "end" in node.attributes else None
+    return (dimensions(value) or ())[node.attributes.get_int("start", 0) : end]
