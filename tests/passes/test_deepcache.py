@@ -170,7 +170,8 @@ def test_connections_are_found_in_the_order_of_the_graph() -> None:
     [
         (
             "last_join = Concat <axis = -3> (first, up)",
-            "half = Cast <to = 10> (first)\n    skip = Cast <to = 1> (half)\n    last_join = Concat <axis = 1> (up, skip)",
+            "half = Cast <to = 10> (first)\n    skip = Cast <to = 1> (half)\n"
+            "    last_join = Concat <axis = 1> (up, skip)",
         ),
         (
             "last_join = Concat <axis = -3> (first, up)",
@@ -231,13 +232,13 @@ def test_other_joins_are_no_skip_connections(replacements: list[tuple[str, str]]
     weights |= {"w_wide": normal(8, 3, 8, 1, 1), "w_mix": normal(9, 4, 3, 1, 1)}
     model = make_model(text, {name: each for name, each in weights.items() if re.search(rf"\b{name}\b", text)})
     assert find_skip_connections(model.graph) == []
-    with pytest.raises(PassError, match="DeepCache needs a skip connection: .* This graph has none; export without"):
+    with pytest.raises(PassError, match=r"DeepCache needs a skip connection: .* This graph has none; export without"):
         split_deep(model)
 
 
 SIZE_READ = (
     "out_sample = Conv (last_join, w_out)",
-    "plain = Conv (last_join, w_out)\n    rows = Shape <start = 2, end = 3> (large)\n    tall = Cast <to = 1> (rows)\n"
+    "plain = Conv (last_join, w_out)\n    rows = Shape <start = 2, end = 3> (second)\n    tall = Cast <to = 1> (rows)\n"
     "    out_sample = Add (plain, tall)",
 )
 
@@ -248,8 +249,8 @@ def test_a_size_of_a_deep_tensor_is_read_of_another_one() -> None:
 
 
 def test_a_size_that_only_deep_tensors_have_is_refused() -> None:
-    model = make_unet((SIZE_READ[0], SIZE_READ[1].replace("(large)", "(middle)")))
-    with pytest.raises(PassError, match="reads sizes of tensors that only the deep layers compute, .* another depth"):
+    model = make_unet((SIZE_READ[0], SIZE_READ[1].replace("(second)", "(middle)")))
+    with pytest.raises(PassError, match=r"reads sizes of tensors that only the deep layers compute, .* another depth"):
         split_deep(model)
 
 
@@ -267,14 +268,14 @@ def test_a_second_way_around_the_cut_is_refused() -> None:
         ("    up, ", "    half = Conv <pads = [1, 1, 1, 1]> (shifted, w_up)\n"
          "    both = Concat <axis = 1> (half, half)\n    up, "),
     )  # fmt: skip
-    with pytest.raises(PassError, match="would be computed in the shallow graph too: .*; choose another depth"):
+    with pytest.raises(PassError, match=r"would be computed in the shallow graph too: .*; choose another depth"):
         split_deep(model)
 
 
 def test_unknown_sizes_are_refused() -> None:
     model = make_unet()
     find_skip_connections(model.graph)[-1].skip.shape = ir.Shape(["B", 4, None, "W"])
-    with pytest.raises(PassError, match="the size of the deep features at .* is unknown: .*; run infer-shapes first"):
+    with pytest.raises(PassError, match=r"the size of the deep features at .* is unknown: .*; run infer-shapes first"):
         split_deep(model)
 
 
