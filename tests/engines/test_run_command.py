@@ -89,6 +89,9 @@ def test_the_report_goes_to_a_file(sdc_run: Any, tmp_path: Path, capsys: pytest.
         (["--sampler", "plms"], "unknown sampler 'plms'"),
         (["--batch", "9"], "need 18 rows"),
         (["--height", "41"], "choose 16 to 64 in steps of 8 px"),
+        (["--deepcache", "2"], "the bundle has no shallow UNet; export it with --deepcache"),
+        (["--deepcache", "0"], "deepcache 0 was asked for; choose 2 or more"),
+        (["--deepcache-center", "1"], "a centre of DeepCache was given without DeepCache"),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(
