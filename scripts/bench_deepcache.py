@@ -3,7 +3,7 @@
     sdc export --model tiny --precision fp32 --target cpu --deepcache --out build/tiny-deepcache
     python scripts/bench_deepcache.py build/tiny-deepcache --reference build/tiny-deepcache --guidance 1.9
     sdc export --model sd15 --weights random --precision bf16 --target cpu --deepcache --out build/sd15-deepcache
-    python scripts/bench_deepcache.py build/sd15-deepcache --rounds 5 --intervals 1
+    python scripts/bench_deepcache.py build/sd15-deepcache --rounds 5 --intervals
 
 Whole and shallow steps take turns in one picture. Pictures of all intervals are drawn in turn, one at a time, prompt
 and decoder included; speed-ups are to the first interval. Distances are to the reference without DeepCache at equal
@@ -43,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="what DeepCache saves and costs")
     parser.add_argument("bundle", type=Path, help="exported with --deepcache")
     parser.add_argument("--reference", type=Path, help="bundle to compare the pictures with, in fp32; none is compared")
-    parser.add_argument("--intervals", type=int, nargs="+", default=[1, 2, 3, 5], metavar="N")
+    parser.add_argument(
+        "--intervals", type=int, nargs="*", default=[1, 2, 3, 5], metavar="N", help="none draws no pictures"
+    )
     parser.add_argument("--center", type=int, metavar="STEP", help="space whole steps around this one")
     parser.add_argument("--rounds", type=int, default=15, help="of timed steps, and of timed pictures")
     parser.add_argument("--samples", type=int, default=200, help="pictures that are compared")
@@ -61,6 +63,8 @@ def main() -> None:
     )
     with opened(options.bundle, settings) as bundle:
         print_steps(time_steps(bundle, options.rounds))
+        if not options.intervals:
+            return
         seconds = time_pictures(bundle, options)
         figures = [compare(bundle, options.reference, options, each) for each in options.intervals]
     print_pictures(options.intervals, seconds, figures)
