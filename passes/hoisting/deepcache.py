@@ -135,12 +135,14 @@ def _joins_channels(node: ir.Node) -> bool:
 
 
 def _is_computed_from(deep: ir.Value, skip: ir.Value) -> bool:
+    """Whether numbers of the one, not only its size, depend on the other."""
     source = _before_type_changes(skip)
     if source is _before_type_changes(deep):
         return False
-    nodes = nodes_behind([deep])
     producer = source.producer()
-    return any(source in node.inputs for node in nodes) if producer is None else producer in nodes
+    siblings = {source} if producer is None else set(producer.outputs)
+    readers = (node for node in nodes_behind([deep], through_sizes=False) if not is_operator(node, "Shape"))
+    return any(not siblings.isdisjoint(node.inputs) for node in readers)
 
 
 def _before_type_changes(value: ir.Value) -> ir.Value:

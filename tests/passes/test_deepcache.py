@@ -18,6 +18,7 @@ from sdc.passes.base import run_passes
 from sdc.passes.hoisting.deepcache import Cached, find_skip_connections, split_deep
 from sdc.passes.hoisting.hoist import hoist
 from sdc.passes.pipeline import BACKENDS, canonical_passes, fusion_passes, lowering_passes
+from sdc.passes.shapes.resolve_shapes import ResolveShapes
 
 UNET = """
 <ir_version: 10, opset_import: ["": 23]>
@@ -220,6 +221,8 @@ def test_an_extra_reader_of_the_deep_features_reads_the_cached_ones() -> None:
         [("Concat <axis = -3> (first, up)", "Concat <axis = 2> (sample, changed)"), ("w_out", "w_short")],
         [("Concat <axis = -3> (first, up)", "Concat <axis = 1> (second, other)"), ("w_out", "w_wide")],
         [("Concat <axis = -3> (first, up)", "Concat <axis = 1> (sample, sample)")],
+        # What only takes the size of the other.
+        [("Concat <axis = -3> (first, up)", "Concat <axis = 1> (sample, grid)")],
     ],
 )
 def test_other_joins_are_no_skip_connections(replacements: list[tuple[str, str]]) -> None:
@@ -227,7 +230,12 @@ def test_other_joins_are_no_skip_connections(replacements: list[tuple[str, str]]
     for old, new in replacements:
         assert old in text
         text = text.replace(old, new)
-    text = text.replace("    last_join", "    changed = Sin (sample)\n    other = Conv (sample, w_mix)\n    last_join")
+    text = text.replace(
+        "    last_join",
+        "    changed = Sin (sample)\n    size = Shape (sample)\n"
+        "    grid = Expand (half, size)\n    other = Conv (sample, w_mix)\n    last_join",
+    )
+    text = text.replace("int64[1] last", "float half = {0.5}, int64[1] last")
     weights = WEIGHTS | {"w_other": normal(6, 3, 9, 1, 1), "w_short": normal(7, 3, 3, 1, 1)}
     weights |= {"w_wide": normal(8, 3, 8, 1, 1), "w_mix": normal(9, 4, 3, 1, 1)}
     model = make_model(text, {name: each for name, each in weights.items() if re.search(rf"\b{name}\b", text)})
@@ -244,7 +252,9 @@ SIZE_READ = (
 
 
 def test_a_size_of_a_deep_tensor_is_read_of_another_one() -> None:
-    cached = split_proven(make_unet(SIZE_READ), [feed_unet(**size) for size in SIZES], 0)
+    model = make_unet(SIZE_READ)
+    ResolveShapes().run(model)
+    cached = split_proven(model, [feed_unet(**size) for size in SIZES], 0)
     assert operators(cached.shallow) == ["Conv", "Concat", "Conv", "Shape", "Cast", "Add"]
 
 
