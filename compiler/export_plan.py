@@ -29,7 +29,7 @@ QUANTISED = ("unet",)
 """Components whose layers have precisions of their own; the others are exported in the default of the plan."""
 
 HOISTED_FROM = ("unet",)
-"""Components that run in a loop: what does not change in it is taken out."""
+"""Components that run in a loop: what does not change in it is taken out, and what changes little may be cached."""
 
 EXPORT_SOURCES = ("sdc.compiler.trace", "sdc.compiler.load")
 EXPORT_TOOLS = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir", "onnx", "peft")
@@ -51,6 +51,7 @@ BUILD_SOURCES = (
     "sdc.compiler.build",
     "sdc.compiler.precision",
     "sdc.compiler.component",
+    "sdc.compiler.deepcache",
     "sdc.compiler.hoisting",
     "sdc.compiler.memory.graph_json",
     "sdc.compiler.stages",
@@ -77,6 +78,7 @@ class ExportRequest:
         fuse: whether operators are fused.
         hoist: whether work that is the same at each step leaves the UNet; else it has the interface that others know.
         calibration: how "int8" is calibrated.
+        deepcache: depth of the skip connection at which DeepCache's shallow UNet is cut; None for no such engine.
     """
 
     source: Source
@@ -86,6 +88,7 @@ class ExportRequest:
     fuse: bool = True
     hoist: bool = True
     calibration: CalibrationOptions = DEFAULT_CALIBRATION
+    deepcache: int | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 automatic_key if name in QUANTISED else None,
                 half_key,
                 request.hoist and name in HOISTED_FROM,
+                *(("deepcache", depth) if (depth := component_depth(name, request)) is not None else ()),
                 [target.name, target.backend, *target.compute_capabilities],
                 versions_of(BACKEND_TOOLS[target.backend]),
             ]
@@ -183,6 +187,11 @@ def component_precision(component: str, precision: PrecisionRequest) -> str:
     if component not in QUANTISED:
         return precision.default.value
     return MIXED if precision.name == AUTO else precision.name
+
+
+def component_depth(component: str, request: ExportRequest) -> int | None:
+    """Where DeepCache cuts one component, if it does."""
+    return request.deepcache if component in HOISTED_FROM else None
 
 
 def component_plan(component: str, precision: PrecisionRequest) -> PrecisionPlan | None:

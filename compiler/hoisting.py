@@ -30,19 +30,24 @@ def hoist_component(unet: Component) -> tuple[tuple[Component, ...], PassReport]
     classic = unet.spec
     hoisted = hoist(unet.model)
     parts = tuple(
-        Component(_spec(COMPONENT_OF_PART[name], model.graph, classic), model) for name, model in hoisted.parts.items()
+        Component(interface_of(COMPONENT_OF_PART[name], model.graph, classic), model)
+        for name, model in hoisted.parts.items()
     )
     sizes = {symbol: size.optimum for symbol, size in classic.dimensions.items()}
     details = {
         name: {**(hoisted.report.details or {})[name], "macs": count_macs(model, sizes).total}
         for name, model in hoisted.parts.items()
     }
-    rest = Component(_spec(classic.name, unet.model.graph, classic), unet.model)
+    rest = Component(interface_of(classic.name, unet.model.graph, classic), unet.model)
     return (rest, *parts), replace(hoisted.report, details=details or None)
 
 
-def _spec(name: str, graph: ir.Graph, classic: ComponentSpec) -> ComponentSpec:
-    """The interface of a graph: tensors of the classic interface as they are there, others as the graph says."""
+def interface_of(name: str, graph: ir.Graph, classic: ComponentSpec) -> ComponentSpec:
+    """The interface of a graph: tensors of the classic interface as they are there, others as the graph says.
+
+    Raises:
+        ExportError: a tensor has a free dimension that is none of the classic interface.
+    """
     known = {tensor.name: tensor for tensor in (*classic.inputs, *classic.outputs)}
     inputs, outputs = (
         tuple(known.get(value.name or "") or _tensor(value, classic.dimensions) for value in values)

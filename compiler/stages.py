@@ -16,7 +16,7 @@ from sdc.compiler.bundle.small_files import small_files
 from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.calibration.table_file import read_table
 from sdc.compiler.component import Component
-from sdc.compiler.hoisting import hoist_component
+from sdc.compiler.deepcache import divide_unet
 from sdc.compiler.memory.graph_json import describe_memory
 from sdc.compiler.precision.planning import passes_from_plan, plan_for
 from sdc.compiler.workshop.cache import Entry
@@ -133,6 +133,7 @@ class Recipe:
         table: file of the calibration; None unless activations are quantised.
         overflows: result of the stage `check-fp16`; None where nothing is in float16.
         hoist: whether loop-invariant work leaves it.
+        deepcache: depth of its shallow graph beside it; None for none.
         rule: how ranges follow from the calibration.
         correct_bias: whether biases make up for rounded weights.
         automatic: result of the stage `plan`, for the report; None where no precision was chosen.
@@ -147,6 +148,7 @@ class Recipe:
     in_float32: bool = False
     overflows: Path | None = None
     hoist: bool = False
+    deepcache: int | None = None
     rule: RangeRule = DEFAULT_RULE
     correct_bias: bool = False
     automatic: Mapping[str, Any] | None = None
@@ -155,15 +157,13 @@ class Recipe:
 def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
     """Stage `build`: passes, then the engine of one component for one target, in a folder of its name.
 
-    What is hoisted out of a component becomes engines of their own beside it.
+    What is hoisted out of a component, and the shallow UNet of DeepCache, become engines of their own beside it.
     """
     from sdc.compiler.build import build_engine
 
     typed, reports, plan = _planned_component(recipe)
-    components: tuple[Component, ...] = (typed,)
-    if recipe.hoist:
-        components, hoisting = hoist_component(typed)
-        reports["hoisting"] = [_report_json(hoisting)]
+    components, divided = divide_unet(typed, hoist=recipe.hoist, deepcache=recipe.deepcache)
+    reports |= {phase: [_report_json(report)] for phase, report in divided.items()}
     engines = {}
     for component in components:
         lowering = _run(lowering_passes(target.backend), component)

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sdc.engines.deepcache import full_steps
 from sdc.engines.errors import InputError
 from sdc.engines.manifest import PipelineSettings
 from sdc.engines.noise import MAXIMUM_SEED
 from sdc.engines.samplers import find_sampler
 from sdc.engines.schedule import Schedule
-from sdc.engines.specs import ComponentSpec, DimensionRange
+from sdc.engines.specs import SHALLOW, ComponentSpec, DimensionRange
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Generation:
         seeds: one for the whole batch, or one for each picture.
         height_px: size of the pictures; likewise ``width_px``.
         eta: new noise at each step of DDIM, from 0 to 1.
+        deepcache: steps for each run of the whole UNet; 1 runs it at each. ``deepcache_center``: see `full_steps`.
     """
 
     prompts: tuple[str, ...]
@@ -39,9 +41,17 @@ class Generation:
     height_px: int
     width_px: int
     eta: float = 0.0
+    deepcache: int = 1
+    deepcache_center: int | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def full_steps(self) -> frozenset[int] | None:
+        """The steps at which the whole UNet runs; None without DeepCache."""
+        without = self.deepcache == 1 and self.deepcache_center is None
+        return None if without else full_steps(self.steps, self.deepcache, self.deepcache_center)
 
     def parameters(self, index: int) -> dict[str, Any]:
         """What made picture `index`, as JSON values; together with the bundle they make it again."""
@@ -55,6 +65,8 @@ class Generation:
             "width": self.width_px,
             "height": self.height_px,
             "eta": self.eta,
+            "deepcache": self.deepcache,
+            "deepcache_center": self.deepcache_center,
             "index": index if len(self.seeds) == 1 else 0,
             "batch": len(self) if len(self.seeds) == 1 else 1,
         }
@@ -108,6 +120,11 @@ def check_generation(
         InputError: the sampler is unknown, or a number is outside what the bundle takes; the message names the range.
     """
     find_sampler(generation.sampler, eta=generation.eta).plan(schedule, generation.steps)
+    if generation.full_steps is not None and SHALLOW not in specs:
+        raise InputError(
+            f"deepcache {generation.deepcache} was asked for, and the bundle has no shallow UNet",
+            hint="export it with --deepcache",
+        )
     check_pictures(
         len(generation),
         guidance_scale=generation.guidance_scale,

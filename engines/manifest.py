@@ -9,7 +9,7 @@ from typing import Any
 
 from sdc.engines.checked_json import JsonValue, read_json
 from sdc.engines.errors import BundleError, InputError
-from sdc.engines.specs import COMPONENTS, HOISTED, ComponentSpec, DimensionRange, TensorSpec
+from sdc.engines.specs import COMPONENTS, HOISTED, SHALLOW, ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.wiring import check_wiring
 
 SCHEMA = 1
@@ -191,7 +191,7 @@ def _read_pipeline(value: JsonValue) -> PipelineSettings:
 
 
 def _read_component(name: str, value: JsonValue) -> ComponentSpec:
-    known = (*COMPONENTS, *HOISTED)
+    known = (*COMPONENTS, *HOISTED, SHALLOW)
     if name not in known or value.member("name").value != name:
         raise BundleError(f"{value.place}: expected a component named as one of {', '.join(known)}")
     spec = ComponentSpec(
@@ -261,9 +261,9 @@ def _check_references(manifest: Manifest, place: str) -> None:
             for file in engine.files:
                 if file not in manifest.files:
                     raise BundleError(f"{where}: the file {file!r} has no digest in the manifest")
-        for name in HOISTED if "unet" in entry.engines else ():
+        for name in (*HOISTED, SHALLOW) if "unet" in entry.engines else ():
             if name in manifest.components and name not in entry.engines:
                 raise BundleError(
-                    f"{place}: targets.{target} has no engine for {name}, which its unet needs",
+                    f"{place}: targets.{target} has no engine for {name}, which belongs to its unet",
                     hint="export the bundle again",
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from sdc.engines.denoise import Latents, Predict
 from sdc.engines.errors import NumericalError
 from sdc.engines.generation import largest_batch
 from sdc.engines.session import Session
-from sdc.engines.specs import ComponentSpec
+from sdc.engines.specs import SHALLOW, ComponentSpec
 from sdc.engines.unet import Feeds, PreparedUnet
 from sdc.engines.wiring import changes_with_timestep
 
@@ -29,6 +29,7 @@ class DenoisingStep:
         feeds: what the UNet's engine got, by input name.
         output: what it gave: its raw prediction, before guidance.
         seconds: the time that the engine took; the first time, that for getting ready for the size too.
+        component: the engine: the UNet's, or with DeepCache the shallow one's.
     """
 
     index: int
@@ -37,6 +38,7 @@ class DenoisingStep:
     feeds: Feeds
     output: Latents
     seconds: float
+    component: str
 
 
 _MOST_TIMESTEPS = 200
@@ -79,6 +81,7 @@ class Networks:
         *,
         steps: int,
         timesteps: Iterable[float] = (),
+        full_steps: Container[int] | None = None,
         on_step: OnStep | None = None,
     ) -> Predict:
         """The UNet for one run of a sampler.
@@ -90,6 +93,8 @@ class Networks:
             conditions: its inputs other than the sample and the timestep, as a UNet takes them that is whole.
             steps: how often it will be called.
             timesteps: those that are known to come; they are prepared now, others when they come.
+            full_steps: indices of the calls that run the whole UNet, the first among them; the shallow one runs at the
+                others (DeepCache). None for all.
             on_step: called after every call.
 
         Returns:
@@ -98,15 +103,18 @@ class Networks:
         if len(self._rows) >= _MOST_TIMESTEPS:
             self._rows.clear()
         session = self.session("unet")
-        unet = PreparedUnet(session, self.specs, self._run_part, conditions, timesteps=timesteps, rows=self._rows)
+        shallow = None if full_steps is None else self.session(SHALLOW)
+        unet = PreparedUnet(
+            session, self.specs, self._run_part, conditions, timesteps=timesteps, rows=self._rows, shallow=shallow
+        )
         index = 0
 
         def predict(sample: Latents, timestep: float) -> Latents:
             nonlocal index
-            made = unet.predict(sample, timestep)
-            _check_finite(made.output, f"unet at step {index + 1} of {steps} (timestep {timestep:g})")
+            made = unet.predict(sample, timestep, shallow=full_steps is not None and index not in full_steps)
+            _check_finite(made.output, f"{made.component} at step {index + 1} of {steps} (timestep {timestep:g})")
             if on_step is not None:
-                on_step(DenoisingStep(index, steps, timestep, made.feeds, made.output, made.seconds))
+                on_step(DenoisingStep(index, steps, timestep, made.feeds, made.output, made.seconds, made.component))
             index += 1
             return made.output
 
@@ -133,9 +141,9 @@ class Networks:
             parts.append(self.predictor(of_rows, steps=1)(sample[rows], timestep))
         return np.concatenate(parts)
 
-    def release(self, *, but: str | None = None) -> None:
-        """Release all engines, or all but one; they are loaded again if they are needed again."""
-        for component in [name for name in self._sessions if name != but]:
+    def release(self, *, but: Container[str] = ()) -> None:
+        """Release all engines, or all but some; they are loaded again if they are needed again."""
+        for component in [name for name in self._sessions if name not in but]:
             self._sessions.pop(component).close()
 
     def _run_part(self, part: ComponentSpec, feeds: Feeds) -> Feeds:

@@ -30,7 +30,7 @@ from sdc.engines.samplers import find_sampler
 from sdc.engines.schedule import Schedule, Trajectory
 from sdc.engines.schedule_config import read_schedule
 from sdc.engines.session import Session
-from sdc.engines.specs import ComponentSpec
+from sdc.engines.specs import SHALLOW, ComponentSpec
 from sdc.engines.tokenizer import ClipTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,8 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         eta: float = 0.0,
+        deepcache: int = 1,
+        deepcache_center: int | None = None,
         on_step: OnStep | None = None,
     ) -> list[Image.Image]:
         """Draw pictures; the arguments are those of `plan`, and `on_step` is called after every step.
@@ -104,6 +106,8 @@ class Pipeline:
             height=height,
             width=width,
             eta=eta,
+            deepcache=deepcache,
+            deepcache_center=deepcache_center,
         )
         return self.draw(generation, on_step=on_step)
 
@@ -120,6 +124,8 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         eta: float = 0.0,
+        deepcache: int = 1,
+        deepcache_center: int | None = None,
     ) -> Generation:
         """Check the choices of a call and complete them, without loading an engine.
 
@@ -133,6 +139,8 @@ class Pipeline:
             batch: pictures for each prompt.
             height: in pixels; the model's own when missing; likewise `width`.
             eta: new noise at each step, from 0 to 1; DDIM only.
+            deepcache: run the whole UNet at every so many steps only; between, a shallow one with its deep features.
+            deepcache_center: the step around which the whole UNet runs more often; evenly when missing.
 
         Raises:
             InputError: an argument is outside what the bundle takes.
@@ -148,6 +156,8 @@ class Pipeline:
             height_px=self.settings.default_height_px if height is None else height,
             width_px=self.settings.default_width_px if width is None else width,
             eta=eta,
+            deepcache=deepcache,
+            deepcache_center=deepcache_center,
         )
         check_generation(generation, self.schedule, self.settings, self.networks.specs)
         if any(generation.negative_prompts) and not takes_two_batches(guidance_scale, self.settings):
@@ -215,16 +225,22 @@ class Pipeline:
         width = self.settings.time_cond_proj_dim
         if width is not None:
             conditions["timestep_cond"] = embed_guidance(generation.guidance_scale, rows=len(generation), width=width)
-        self._leave_only("unet")
-        predict = self.networks.predictor(conditions, steps=generation.steps, timesteps=timesteps, on_step=on_step)
-        self._leave_only("unet")  # what runs once for a picture has run
+        self._leave_only("unet", SHALLOW)
+        predict = self.networks.predictor(
+            conditions,
+            steps=generation.steps,
+            timesteps=timesteps,
+            full_steps=generation.full_steps,
+            on_step=on_step,
+        )
+        self._leave_only("unet", SHALLOW)  # what runs once for a picture has run
         guided = takes_two_batches(generation.guidance_scale, self.settings)
         return guide(predict, generation.guidance_scale) if guided else predict
 
-    def _leave_only(self, component: str) -> None:
+    def _leave_only(self, *components: str) -> None:
         """Before a stage of a picture, release the engines of those before it."""
         if not self._keep_loaded:
-            self.networks.release(but=component)
+            self.networks.release(but=components)
 
 
 def open_pipeline(

@@ -14,6 +14,9 @@ COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 HOISTED = ("unet_prompt", "unet_timestep")
 """Engines beside a UNet that work was hoisted out of: one runs once for a picture, one once for each timestep."""
 
+SHALLOW = "unet_shallow"
+"""The engine that runs in the UNet's place at most steps of DeepCache: it takes the deep features of a step before."""
+
 
 @dataclass(frozen=True)
 class DimensionRange:
@@ -56,7 +59,7 @@ class ComponentSpec:
     """The interface of one network.
 
     Attributes:
-        name: one of ``COMPONENTS`` or ``HOISTED``.
+        name: one of ``COMPONENTS`` or ``HOISTED``, or ``SHALLOW``.
         inputs: in the order of the graph; likewise ``outputs``.
         dimensions: the range of every free dimension that occurs in a shape.
     """

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from sdc.engines.denoise import Latents
 from sdc.engines.errors import InputError
-from sdc.engines.session import Session
-from sdc.engines.specs import ComponentSpec
-from sdc.engines.wiring import SAMPLE, TIMESTEP, changes_with_timestep, hoisted_parts
+from sdc.engines.session import Run, Session
+from sdc.engines.specs import SHALLOW, ComponentSpec
+from sdc.engines.wiring import PREDICTION, SAMPLE, TIMESTEP, cached_tensors, changes_with_timestep, hoisted_parts
 
 Feeds = Mapping[str, NDArray[np.generic]]
 
@@ -26,11 +26,13 @@ class Prediction:
     """One call of the UNet.
 
     Attributes:
+        component: the engine that ran: the whole UNet's or the shallow one's.
         feeds: all that it got, by input name.
         output: what it gave: its raw prediction.
         seconds: the time that the engine took.
     """
 
+    component: str
     feeds: Feeds
     output: Latents
     seconds: float
@@ -47,6 +49,7 @@ class PreparedUnet:
         timesteps: those that are known to come; another one is prepared when it comes.
         rows: what earlier runs with the same engines prepared, by timestep; added to. Left alone where that depends on
             more than the timestep.
+        shallow: engine of the shallow UNet, for DeepCache.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class PreparedUnet:
         *,
         timesteps: Iterable[float],
         rows: dict[float, Feeds],
+        shallow: Session | None = None,
     ) -> None:
         self._inputs = {tensor.name for tensor in specs["unet"].inputs}
         self._conditions = conditions
@@ -71,18 +75,30 @@ class PreparedUnet:
                 held |= self._run(part, conditions)
         self._held = held
         self._step = session.hold(held)
+        self._shallow = None if shallow is None else _ShallowUnet(shallow, specs["unet"], held)
         needed = {tensor.name for part in self._timestep_parts for tensor in part.inputs}
         self._rows = rows if needed <= {TIMESTEP} else {}
         for timestep in timesteps:
             self._rows_of(timestep)
 
-    def predict(self, sample: Latents, timestep: float) -> Prediction:
-        """Call the UNet."""
+    def predict(self, sample: Latents, timestep: float, *, shallow: bool = False) -> Prediction:
+        """Call the UNet.
+
+        Args:
+            sample: [N, C, H, W], float32, of unit variance.
+            timestep: in training steps.
+            shallow: whether to call the shallow UNet, with the deep features of the last call of the whole one.
+        """
         changing = {SAMPLE: sample, **self._rows_of(timestep)}
+        if shallow:
+            assert self._shallow is not None, "the shallow UNet was not asked for"
+            return self._shallow.predict(changing)
         begin = time.perf_counter()
-        output = self._step(changing)["out_sample"]
+        outputs = self._step(changing)
         seconds = time.perf_counter() - begin
-        return Prediction({**changing, **self._held}, output, seconds)
+        if self._shallow is not None:
+            self._shallow.keep(outputs)
+        return Prediction("unet", {**changing, **self._held}, outputs[PREDICTION], seconds)
 
     def _rows_of(self, timestep: float) -> Feeds:
         """All that the UNet takes and that changes with the timestep only."""
@@ -100,3 +116,40 @@ class PreparedUnet:
             raise InputError(f"{part.name} takes the input {missing[0]}: {missing[0]} is missing")
         wanted = {tensor.name: feeds[tensor.name] for tensor in part.inputs}
         return {name: value for name, value in self._run_part(part, wanted).items() if name in self._inputs}
+
+
+class _ShallowUnet:
+    """The shallow UNet of DeepCache, between two calls of the whole one.
+
+    Args:
+        session: its engine.
+        unet: interface of the whole one.
+        held: what the whole one takes that stays the same.
+    """
+
+    def __init__(self, session: Session, unet: ComponentSpec, held: Feeds) -> None:
+        self._session = session
+        self._inputs = {tensor.name for tensor in session.spec.inputs}
+        self._cached = cached_tensors(unet, session.spec)
+        self._conditions = self._taken(held)
+        self._held: Feeds = {}
+        self._step: Run | None = None
+
+    def keep(self, outputs: Feeds) -> None:
+        """Keep the deep features among what the whole UNet gave."""
+        self._held = {**self._conditions, **{name: outputs[name] for name in self._cached}}
+        self._step = None
+
+    def predict(self, changing: Feeds) -> Prediction:
+        """Call it with what the whole UNet would be called with."""
+        assert self._held, "the first step has to be one of the whole UNet"
+        feeds = self._taken(changing)
+        begin = time.perf_counter()
+        if self._step is None:
+            self._step = self._session.hold(self._held)
+        output = self._step(feeds)[PREDICTION]
+        seconds = time.perf_counter() - begin
+        return Prediction(SHALLOW, {**feeds, **self._held}, output, seconds)
+
+    def _taken(self, feeds: Feeds) -> Feeds:
+        return {name: value for name, value in feeds.items() if name in self._inputs}

@@ -113,9 +113,12 @@ def static_shapes(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, tuple[
     for node in bound.graph:
         for output in node.outputs:
             output.shape = None
-        # ONNX infers no shapes through these; they keep their input's.
-        if node.op_type in ("GroupNormalization", "QuantizeLinear", "DequantizeLinear"):
-            _make_cast(node)
+        # ONNX infers no shapes through these; they keep their input's, and a norm its type, which need not be known.
+        if node.op_type == "GroupNormalization":
+            _replace(node, "Identity")
+        elif node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            _replace(node, "Cast")
+            node.attributes["to"] = ir.AttrInt64("to", node.outputs[0].dtype or ir.DataType.FLOAT)
     fold_constants(bound, onnx_shape_inference=True, input_size_limit=_FOLDED_BYTES, output_size_limit=_FOLDED_BYTES)
     values = [*bound.graph.inputs, *bound.graph.initializers.values(), *(o for n in bound.graph for o in n.outputs)]
     return {
@@ -134,11 +137,10 @@ def _bound_shape(value: ir.Value, sizes: Mapping[str, int]) -> ir.Shape:
     return value.shape.evaluate(sizes)
 
 
-def _make_cast(node: ir.Node) -> None:
-    node.op_type = "Cast"
+def _replace(node: ir.Node, op_type: str) -> None:
+    node.op_type = op_type
     node.resize_inputs(1)
     node.attributes.clear()
-    node.attributes["to"] = ir.AttrInt64("to", node.outputs[0].dtype or ir.DataType.FLOAT)
 
 
 def _macs_of(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:

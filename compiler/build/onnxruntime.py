@@ -13,6 +13,7 @@ from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 from sdc.engines.sessions.onnxruntime_cuda import ALLOW_TF32, CUDA_GRAPH
+from sdc.engines.specs import SHALLOW
 from sdc.engines.targets import ONNXRUNTIME_CUDA, Target
 
 _KERNEL_MISSING = re.compile(r"NOT_IMPLEMENTED.*(Could not find an implementation for|Failed to find kernel for)")
@@ -44,7 +45,7 @@ def build_onnxruntime(component: Component, target: Target, folder: Path) -> Bui
 
 def _options(component: Component) -> dict[str, bool]:
     """What the session on a GPU is told; what is not True is left out."""
-    options = {ALLOW_TF32: _computes_in_float16(component), CUDA_GRAPH: component.spec.name == "unet"}
+    options = {ALLOW_TF32: _computes_in_float16(component), CUDA_GRAPH: component.spec.name in ("unet", SHALLOW)}
     return {name: True for name, wanted in options.items() if wanted}
 
 

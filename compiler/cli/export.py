@@ -67,6 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-hoist", action="store_true", help="leave all work in the UNet: its inputs are those that optimum knows"
     )
+    parser.add_argument(
+        "--deepcache",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="DEPTH",
+        help="also build the shallow UNet that `sdc run --deepcache N` draws most steps with; DEPTH counts skip "
+        "connections from the output, and the smallest is the fastest (0)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle (build/MODEL-PRECISION)")
     add_calibration_arguments(parser)
     parser.add_argument(
@@ -120,6 +129,7 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
         fuse=not args.no_fuse,
         hoist=not args.no_hoist,
         calibration=calibration_options(args),
+        deepcache=args.deepcache,
     )
 
 

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=float, default=5.0, metavar="W", help="guidance weight; up to 1 there is none (default: 5)"
     )
+    parser.add_argument("--deepcache", action="store_true", help="with the shallow UNet of `sdc run --deepcache N` too")
     parser.add_argument("--target", metavar="NAME", help="target of the bundle (default: all that it has)")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write it as JSON too; - for only that, on standard output"
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         width_px=settings.default_width_px if args.width is None else args.width,
         pictures=args.batch,
         guidance_scale=args.guidance,
+        deepcache=args.deepcache,
     )
     targets = list(bundle.manifest.targets) if args.target is None else [args.target]
     plans = [plan_pictures(bundle, target, request) for target in targets]

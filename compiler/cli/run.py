@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdc.engines import load
 from sdc.engines.errors import InputError
+from sdc.engines.specs import SHALLOW
 
 if TYPE_CHECKING:
     from sdc.engines.networks import DenoisingStep
@@ -30,6 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance", type=float, default=5.0, metavar="W", help="guidance weight; up to 1 there is none (default: 5)"
     )
     parser.add_argument("--eta", type=float, default=0.0, metavar="E", help="ddim: new noise at each step, 0 to 1")
+    parser.add_argument(
+        "--deepcache", type=int, default=1, metavar="N",
+        help="run the whole UNet at every N-th step only, and a shallow one between; for a bundle exported with "
+        "--deepcache (default: 1, at each)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deepcache-center", type=int, metavar="STEP", help="run it more often around this step (default: evenly)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the noise, as diffusers' (default: random)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="number of pictures (default: 1)")
     parser.add_argument("--height", type=int, metavar="PX", help="of the pictures (default: the model's own)")
@@ -51,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     _check_output(args.out)
     begin = time.perf_counter()
     step_seconds: list[float] = []
+    engines: list[str] = []
     with load(args.bundle, args.target, threads=args.threads, keep_loaded=False) as pipe:
         generation = pipe.plan(
             args.prompt,
@@ -63,14 +73,19 @@ def run(args: argparse.Namespace) -> int:
             height=args.height,
             width=args.width,
             eta=args.eta,
+            deepcache=args.deepcache,
+            deepcache_center=args.deepcache_center,
         )
-        images = pipe.draw(generation, on_step=_show_progress(step_seconds))
+        images = pipe.draw(generation, on_step=_show_progress(step_seconds, engines))
         provenance = dict(pipe.provenance)
     seconds = time.perf_counter() - begin
     paths = [_numbered(args.out, index, len(images)) for index in range(len(images))]
     _save(images, paths)
     target = provenance["target"]
-    print(f"{_summary(step_seconds)}, {seconds:.2f} s in all on {target}, seed {generation.seeds[0]}", file=sys.stderr)
+    print(
+        f"{_summary(step_seconds, engines)}, {seconds:.2f} s in all on {target}, seed {generation.seeds[0]}",
+        file=sys.stderr,
+    )
     report = {
         "pictures": [
             {"file": str(path), **generation.parameters(index), **provenance} for index, path in enumerate(paths)
@@ -98,12 +113,13 @@ def _check_output(path: Path) -> None:
         raise InputError(f"--out {path} is a folder", hint="name a file")
 
 
-def _show_progress(step_seconds: list[float]) -> Callable[[DenoisingStep], None]:
-    """A callback that notes each step's time, and shows it on a line of the terminal that it overwrites."""
+def _show_progress(step_seconds: list[float], engines: list[str]) -> Callable[[DenoisingStep], None]:
+    """A callback that notes each step's time and engine, and shows the time on a line that it overwrites."""
     overwrites = sys.stderr.isatty()
 
     def show(step: DenoisingStep) -> None:
         step_seconds.append(step.seconds)
+        engines.append(step.component)
         line = f"step {step.index + 1}/{step.count}  {step.seconds * 1000:.1f} ms"
         last = step.index + 1 == step.count
         if overwrites:
@@ -114,9 +130,15 @@ def _show_progress(step_seconds: list[float]) -> Callable[[DenoisingStep], None]
     return show
 
 
-def _summary(step_seconds: list[float]) -> str:
-    median = sorted(step_seconds)[len(step_seconds) // 2]
-    return f"{len(step_seconds)} steps of {median * 1000:.1f} ms (median)"
+def _summary(step_seconds: list[float], engines: list[str]) -> str:
+    """The median time of the steps after the first, in which an engine gets ready; with DeepCache of each engine's."""
+    parts = []
+    for engine in dict.fromkeys(engines):
+        of_engine = [each for each, its in zip(step_seconds, engines, strict=True) if its == engine]
+        timed = sorted(of_engine[1:] or of_engine)
+        kind = "shallow steps" if engine == SHALLOW else "steps"
+        parts.append(f"{len(of_engine)} {kind} of {timed[len(timed) // 2] * 1000:.1f} ms")
+    return f"{' and '.join(parts)} (median)"
 
 
 def _numbered(path: Path, index: int, count: int) -> Path:

@@ -111,4 +111,5 @@ def _draw(bundle: str, target: str, request: Request, steps: int, threads: int |
             height=request.height_px,
             width=request.width_px,
             guidance_scale=request.guidance_scale,
+            deepcache=steps if request.deepcache else 1,
         )

@@ -6,20 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
+
 from sdc.compiler.memory.engine_graphs import engine_graphs, floating_bits
 from sdc.engines.bundle import Bundle
-from sdc.engines.errors import BundleError
+from sdc.engines.errors import BundleError, InputError
 from sdc.engines.generation import check_pictures, largest_batch, takes_two_batches
 from sdc.engines.pipeline import NEEDED
-from sdc.engines.specs import HOISTED, ComponentSpec
+from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
 from sdc.engines.targets import TENSORRT_RTX
 from sdc.passes.memory.plan import MemoryPlan, plan_memory
 
-_STAGES = ("text_encoder", *HOISTED, "unet", "vae_decoder")
-"""Engines in the order in which `Pipeline` runs them."""
+_UNETS = ("unet", SHALLOW)
+"""Engines that run in turn; `Networks` opens their sessions before those of `HOISTED`, though they run later."""
 
-_LOADED_BEFORE = dict.fromkeys(HOISTED, "unet")
-"""Engines whose session `Networks` opens before that of another, though it runs later."""
+_STAGES = ("text_encoder", *HOISTED, *_UNETS, "vae_decoder")
+"""Engines in the order in which `Pipeline` runs them."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Request:
         height_px: of each; likewise ``width_px``.
         pictures: of one prompt, drawn at once.
         guidance_scale: above 1 the UNet gets two rows a picture, unless it takes the guidance as an input.
+        deepcache: whether a shallow UNet runs in turn with the whole one.
     """
 
     height_px: int
     width_px: int
     pictures: int
     guidance_scale: float
+    deepcache: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,7 @@ class PicturePlan:
             "width_px": self.request.width_px,
             "pictures": self.request.pictures,
             "guidance_scale": self.request.guidance_scale,
+            "deepcache": self.request.deepcache,
             "engines": {name: _engine_json(engine) for name, engine in self.engines.items()},
             "stages": [
                 {
@@ -177,6 +182,8 @@ def plan_pictures(bundle: Bundle, target: str, request: Request) -> PicturePlan:
     missing = [component for component in NEEDED if component not in manifest.components]
     if missing:
         raise BundleError(f"the bundle {bundle.path} has no {', '.join(missing)}", hint="export the whole model")
+    if request.deepcache and SHALLOW not in manifest.components:
+        raise InputError(f"the bundle {bundle.path} has no shallow UNet", hint="export it with --deepcache")
     check_pictures(
         request.pictures,
         guidance_scale=request.guidance_scale,
@@ -193,7 +200,8 @@ def plan_pictures(bundle: Bundle, target: str, request: Request) -> PicturePlan:
         bits = floating_bits(entry.backend, entry.engines[component].options.get("inference_precision"))
         memory = plan_memory(graph.at(sizes, floating_bits=bits))
         engines[component] = EnginePlan(component, sizes, graph.weight_bytes, memory)
-    return PicturePlan(target, request, engines, _stages(engines, entry.backend))
+    running = {name: engine for name, engine in engines.items() if request.deepcache or name != SHALLOW}
+    return PicturePlan(target, request, engines, _stages(running, entry.backend))
 
 
 def _sizes(spec: ComponentSpec, bundle: Bundle, request: Request) -> dict[str, int]:
@@ -203,7 +211,7 @@ def _sizes(spec: ComponentSpec, bundle: Bundle, request: Request) -> dict[str, i
     guided = takes_two_batches(request.guidance_scale, settings)
     if spec.name == "text_encoder":
         rows = min(2 if guided else 1, largest_batch(spec))  # equal prompts run once
-    elif spec.name in ("unet", *HOISTED) and guided:
+    elif spec.name in (*_UNETS, *HOISTED) and guided:
         rows = 2 * request.pictures
     sizes = {
         "B": rows,
@@ -212,7 +220,15 @@ def _sizes(spec: ComponentSpec, bundle: Bundle, request: Request) -> dict[str, i
         "H_px": request.height_px,
         "W_px": request.width_px,
     }
-    return {name: sizes[name] for name in spec.dimensions if name in sizes}
+    return {name: sizes[name] if name in sizes else _part_of(name, sizes) for name in spec.dimensions}
+
+
+def _part_of(name: str, sizes: Mapping[str, int]) -> int:
+    """A size that is named by what it is of others, as the deep features' ``H/2``."""
+    size = ir.SymbolicDim(name).evaluate(sizes)
+    if not isinstance(size, int):
+        raise BundleError(f"nothing says how large {name} is", hint="export the bundle again")
+    return size
 
 
 def _stages(engines: Mapping[str, EnginePlan], backend: str) -> tuple[Stage, ...]:
@@ -220,13 +236,15 @@ def _stages(engines: Mapping[str, EnginePlan], backend: str) -> tuple[Stage, ...
     stages: list[Stage] = []
     loaded: dict[str, None] = {}
     activations: list[int] = []
+    unets = [name for name in _UNETS if name in engines]
     for component in (name for name in _STAGES if name in engines):
-        loaded |= dict.fromkeys([_LOADED_BEFORE.get(component, component), component])
+        opened = unets if component in (*HOISTED, *_UNETS) else []
+        loaded |= dict.fromkeys([*opened, component])
         memory = engines[component].memory
         own = memory.written.arena.bytes
         activations.append(own)
         # What runs once for a picture does so while the UNet is loaded, and is released then.
-        needed = loaded.keys() & {"unet", *HOISTED} if component in HOISTED else {component}
+        needed = loaded.keys() & {*unets, *HOISTED} if component in HOISTED else {*opened, component}
         stages.append(
             Stage(
                 component=component,

@@ -17,7 +17,7 @@ def format_plan(plan: PicturePlan) -> str:
     return "\n".join(
         [
             f"target {plan.target}: {pictures} of {request.width_px}x{request.height_px} px, "
-            f"guidance {request.guidance_scale:g}",
+            f"guidance {request.guidance_scale:g}{', DeepCache' if request.deepcache else ''}",
             format_table(ENGINE_HEADS, [engine_row(each) for each in plan.engines.values()], words=["sizes"]),
             "",
             format_table(STAGE_HEADS, [stage_row(each) for each in plan.stages], words=["loaded"]),

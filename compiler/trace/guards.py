@@ -29,8 +29,8 @@ def check_request(request: ExportRequest) -> None:
     """Check what can be known before any work.
 
     Raises:
-        InputError: options of calibration without one or that a target cannot run, or an output folder that holds
-            something else.
+        InputError: options of calibration without one or that a target cannot run, a depth of DeepCache below 0, or an
+            output folder that holds something else.
         TargetError: the library that builds for a target is not installed, or the target does not run the precision.
     """
     if request.calibration != DEFAULT_CALIBRATION and not request.precision.calibrates:
@@ -38,6 +38,8 @@ def check_request(request: ExportRequest) -> None:
             f"calibration options have no effect on {request.precision.name}",
             hint="add --precision int8, or leave them out",
         )
+    if request.deepcache is not None and request.deepcache < 0:
+        raise InputError(f"--deepcache {request.deepcache} is no depth", hint="choose 0 or more; 0 is the fastest")
     check_output(request.out)
     for target in request.targets:
         check_formats(target, formats_on(target, request.precision))

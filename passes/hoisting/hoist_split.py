@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 
 import numpy as np
@@ -15,7 +15,8 @@ from sdc.passes.hoisting.row_wise import BROADCASTING
 from sdc.passes.simplify.fix_names import FixNames
 from sdc.passes.simplify.remove_unused import RemoveUnused
 
-_TIDYING = (RemoveUnused(), FixNames())
+TIDYING = (RemoveUnused(), FixNames())
+"""What a graph needs once it was cut."""
 
 
 def split_graph(model: ir.Model, cut: Cut) -> dict[str, ir.Model]:
@@ -29,7 +30,7 @@ def split_graph(model: ir.Model, cut: Cut) -> dict[str, ir.Model]:
     rest = _Rest(model.graph, cut)
     for value, name in names.items():
         rest.read_from_outside(value, name)
-    run_passes(_TIDYING, model)
+    run_passes(TIDYING, model)
     for value in inputs:
         if not value.uses() and not value.is_graph_output() and _left(value, parts.values()):
             model.graph.inputs.remove(value)
@@ -41,14 +42,17 @@ def _left(value: ir.Value, parts: Iterable[ir.Model]) -> bool:
 
 
 def _interface_names(graph: ir.Graph, crossing: Mapping[str, tuple[ir.Value, ...]]) -> dict[ir.Value, str]:
+    names: dict[ir.Value, str] = {}
+    for part, values in crossing.items():
+        names.update(zip(values, free_names(graph, part), strict=False))
+    return names
+
+
+def free_names(graph: ir.Graph, part: str) -> Iterator[str]:
     """``prompt.0`` and so on; a number whose name something in the graph has already is left out."""
     taken = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
     taken |= set(graph.initializers)
-    names: dict[ir.Value, str] = {}
-    for part, values in crossing.items():
-        free = (name for name in (f"{part}.{index}" for index in count()) if name not in taken)
-        names.update(zip(values, free, strict=False))
-    return names
+    return (name for name in (f"{part}.{index}" for index in count()) if name not in taken)
 
 
 def _extract(model: ir.Model, cut: Cut, part: str, names: Mapping[ir.Value, str]) -> ir.Model:
@@ -62,9 +66,9 @@ def _extract(model: ir.Model, cut: Cut, part: str, names: Mapping[ir.Value, str]
                 twins[value] = _keep_one_row(twins[value])
     copy.graph.outputs.clear()
     for value in cut.crossing[part]:
-        copy.graph.outputs.append(_give_out(copy.graph, twins[value], names[value]))
+        copy.graph.outputs.append(give_out(copy.graph, twins[value], names[value]))
     copy.graph.name = part
-    run_passes(_TIDYING, copy)
+    run_passes(TIDYING, copy)
     for value in [each for each in copy.graph.inputs if not each.uses()]:
         copy.graph.inputs.remove(value)
     return copy
@@ -84,20 +88,30 @@ def _keep_one_row(twin: ir.Value) -> ir.Value:
     return twin
 
 
-def _give_out(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
+def give_out(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
     """`value` as an output called `name`, in float32."""
     if value.dtype == ir.DataType.FLOAT and not value.is_graph_input():
         value.name = name
         return value
     node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
     graph.append(node)
-    return _describe(node.outputs[0], name, value.shape, ir.DataType.FLOAT)
+    return describe(node.outputs[0], name, value.shape, ir.DataType.FLOAT)
 
 
-def _describe(value: ir.Value, name: str | None, shape: ir.Shape | None, dtype: ir.DataType | None) -> ir.Value:
+def describe(value: ir.Value, name: str | None, shape: ir.Shape | None, dtype: ir.DataType | None) -> ir.Value:
+    """`value` with a name, a shape and a type."""
     value.name, value.shape = name, shape
     value.type = None if dtype is None else ir.TensorType(dtype)
     return value
+
+
+def take_in(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, before: ir.Node) -> ir.Value:
+    """A float32 input of the graph in the type that its readers want."""
+    if dtype == ir.DataType.FLOAT:
+        return value
+    node = ir.node("Cast", [value], {"to": dtype.value})
+    graph.insert_before(before, node)
+    return describe(node.outputs[0], f"{value.name}.{dtype.name.lower()}", value.shape, dtype)
 
 
 class _Rest:
@@ -114,14 +128,10 @@ class _Rest:
         assert value.shape is not None
         batch = self.cut.batches.get(value)
         shape = value.shape if batch is None else ir.Shape([1, *value.shape[1:]])
-        inside = outside = _describe(ir.Value(), name, shape, ir.DataType.FLOAT)
+        outside = describe(ir.Value(), name, shape, ir.DataType.FLOAT)
         self.graph.inputs.append(outside)
-        if value.dtype != ir.DataType.FLOAT:
-            assert value.dtype is not None
-            cast = ir.node("Cast", [outside], {"to": value.dtype.value})
-            self.graph.insert_before(self.first, cast)
-            inside = _describe(cast.outputs[0], f"{name}.{value.dtype.name.lower()}", shape, value.dtype)
-        repeated = inside
+        assert value.dtype is not None
+        repeated = inside = take_in(self.graph, outside, value.dtype, before=self.first)
         if batch is not None:
             self.one_row.add(inside)
             if value.is_graph_output() or any(not self._broadcasts(node, index) for node, index in self._uses(value)):
@@ -158,20 +168,20 @@ class _Rest:
             ones.const_value = ir.tensor(np.ones(rank - 1, np.int64), name=ones.name)
             self.graph.register_initializer(ones)
             nodes.append(ir.node("Concat", [batch, ones], {"axis": 0}))
-            size = _describe(nodes[0].outputs[0], f"{value.name}.size", ir.Shape([rank]), ir.DataType.INT64)
+            size = describe(nodes[0].outputs[0], f"{value.name}.size", ir.Shape([rank]), ir.DataType.INT64)
         nodes.append(ir.node("Expand", [inside, size]))
         producer = batch.producer()
         if producer is None:
             self.graph.insert_before(self.first, nodes)
         else:
             self.graph.insert_after(producer, nodes)
-        return _describe(nodes[-1].outputs[0], f"{value.name}.repeated", value.shape, value.dtype)
+        return describe(nodes[-1].outputs[0], f"{value.name}.repeated", value.shape, value.dtype)
 
     def _pass_through(self, value: ir.Value, inside: ir.Value) -> None:
         """Let `inside` take the place of `value` among the graph's outputs, under its name."""
         node = ir.node("Identity", [inside])
         self.graph.append(node)
-        passed = _describe(node.outputs[0], value.name, value.shape, value.dtype)
+        passed = describe(node.outputs[0], value.name, value.shape, value.dtype)
         value.name = f"{value.name}.outside"
         for index, output in enumerate(self.graph.outputs):
             if output is value:

@@ -193,6 +193,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
             ["--model", "tiny", "--calibration-table", "a.json", "--calibration-size", "64"],
             "--calibration-size has no effect on a calibration that is at hand",
         ),
+        (["--model", "tiny", "--deepcache", "-1"], "--deepcache -1 is no depth; choose 0 or more"),
         (["--model", "tiny", "--calibration-steps", "0"], "--calibration-steps is 0; give a positive number"),
         (
             ["--model", "tiny", "--calibration-table", "a.json", "--smooth-quant", "0.8"],
@@ -230,6 +231,9 @@ def test_a_request_is_what_the_arguments_say(tmp_path: Path, monkeypatch: pytest
     assert request.out == Path("build/some-model.v2-fp16")
     assert [target.name for target in request.targets] == ["cpu", "rtx"]
     assert request.fuse
+    assert request.deepcache is None
+    for arguments, depth in ((["--deepcache"], 0), (["--deepcache", "4"], 4)):
+        assert request_from_arguments(parser.parse_args(["--model", "tiny", *arguments])).deepcache == depth
     request = request_from_arguments(
         parser.parse_args(
             [

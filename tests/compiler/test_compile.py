@@ -22,6 +22,7 @@ from sdc.compiler.memory.picture_plan import Request, plan_pictures
 from sdc.engines import load
 from sdc.engines.bundle import open_bundle
 from sdc.engines.checked_json import read_json
+from sdc.engines.errors import InputError
 from sdc.passes.memory.from_graph import buffers_from_graph
 
 COMMAND = [sys.executable, "-c", "import sys; from sdc.compiler.cli import main; sys.exit(main())", "export"]
@@ -235,3 +236,61 @@ def test_a_hoisted_part_runs_while_the_unet_is_loaded(warm: Exporter) -> None:
     assert prompt.released_bytes == weights["unet"] + weights["unet_prompt"] + own["unet_prompt"] + prompt.input_bytes
     assert unet.released_bytes == weights["unet"] + own["unet"] + unet.input_bytes
     assert plan.released_bytes == max(stage.released_bytes for stage in plan.stages) < plan.peak.total_bytes
+
+
+def test_deepcache_builds_the_unet_alone_anew(warm: Exporter, tmp_path: Path, cache: Path) -> None:
+    out, summary = tmp_path / "bundle", tmp_path / "summary.json"
+    plain = contents(warm.cache.parent / "fp32")
+    warm(out, "--deepcache", "--json", str(summary))
+    built = [stage["name"] for stage in json.loads(summary.read_text())["stages"] if not stage["cached"]]
+    assert built == ["load", "build unet for ort-cpu", "write bundle"]
+    assert_sound(out, "fp32")
+    found = contents(out)
+    shallow = {name for name in found if name.startswith("unet_shallow/")}
+    assert shallow == {"unet_shallow/model.onnx", "unet_shallow/model.onnx_data"}
+    changed = {name for name in plain if found[name] != plain[name]}
+    reports = {f"reports/{name}.json" for name in ("export", "memory", "passes")}
+    assert changed == {"sdc.json", "unet/model.onnx", *reports}
+    assert found.keys() - plain.keys() == shallow
+    with load(out, "ort-cpu") as pipe:
+        whole, cached = (pipe("a bag", steps=4, seed=1, deepcache=interval)[0] for interval in (1, 2))
+    with load(warm.cache.parent / "fp32", "ort-cpu") as pipe:
+        assert pipe("a bag", steps=4, seed=1)[0].tobytes() == whole.tobytes()
+    assert cached.tobytes() != whole.tobytes()
+
+    warm(out)
+    assert contents(out) == plain, "without it, the bundle is what it was"
+
+
+def test_deepcache_cuts_what_the_whole_unet_was_calibrated_for(warm: Exporter, tmp_path: Path, cache: Path) -> None:
+    out = tmp_path / "bundle"
+    warm(out, "--deepcache", precision="int8")
+    plain, found = contents(warm.cache.parent / "int8"), contents(out)
+    for name in ("calibration/unet.json", "unet_prompt/model.onnx_data", "unet_timestep/model.onnx_data"):
+        assert found[name] == plain[name]
+    assert any(node.op_type == "QLinearConv" for node in ir.load(out / "unet_shallow" / "model.onnx").graph)
+    with load(out, "ort-cpu") as pipe:
+        assert pipe("a bag", steps=4, seed=1, deepcache=2)[0].size == (40, 40)
+
+
+def test_both_unets_are_planned_to_be_in_memory(warm: Exporter, tmp_path: Path) -> None:
+    warm(tmp_path / "bundle", "--deepcache", "1")
+    bundle = open_bundle(tmp_path / "bundle")
+    without = plan_pictures(bundle, "ort-cpu", Request(40, 40, 1, 5.0))
+    plan = plan_pictures(bundle, "ort-cpu", Request(40, 40, 1, 5.0, deepcache=True))
+    stages = {stage.component: stage for stage in plan.stages}
+    assert [name for name in stages if name.startswith("unet")] == [
+        "unet_prompt",
+        "unet_timestep",
+        "unet",
+        "unet_shallow",
+    ]
+    assert "unet_shallow" not in {stage.component for stage in without.stages}
+    weights = {name: engine.weight_bytes for name, engine in plan.engines.items()}
+    own = plan.engines["unet_shallow"].memory.written.arena.bytes
+    both = weights["unet"] + weights["unet_shallow"]
+    assert stages["unet_shallow"].released_bytes == both + own + stages["unet_shallow"].input_bytes
+    assert "unet_shallow" in stages["unet_prompt"].loaded
+    assert plan.peak.weight_bytes == without.peak.weight_bytes + weights["unet_shallow"]
+    with pytest.raises(InputError, match="has no shallow UNet; export it with --deepcache"):
+        plan_pictures(open_bundle(warm.cache.parent / "fp32"), "ort-cpu", Request(40, 40, 1, 5.0, deepcache=True))

@@ -50,6 +50,15 @@ UNET = ("components", "unet")
 CPU = ("targets", "cpu", "engines", "unet")
 
 
+def add_shallow(manifest):
+    """DeepCache's shallow UNet, which no target has an engine for."""
+    unet = manifest["components"]["unet"]
+    deep = ["deep.0", "float32", ["B", 7, "H", "W"]]
+    shallow = {"name": "unet_shallow", "inputs": [unet["inputs"][0], deep], "outputs": [*unet["outputs"]]}
+    unet["outputs"].append(deep)
+    manifest["components"]["unet_shallow"] = {**shallow, "dimensions": unet["dimensions"]}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -76,8 +85,9 @@ CPU = ("targets", "cpu", "engines", "unet")
         (put(*UNET, "inputs", 0, 0, "prompt.0"), "nothing provides the input 'prompt.0' of unet"),
         (
             put("components", "unet_prompt", {"name": "unet_prompt", "inputs": [], "outputs": [], "dimensions": {}}),
-            "has no engine for unet_prompt, which its unet needs",
+            "has no engine for unet_prompt, which belongs to its unet",
         ),
+        (add_shallow, "has no engine for unet_shallow, which belongs to its unet"),
         (put(*CPU, "files", []), "files: expected at least one file"),
         (put(*CPU, "files", ["unet/other.xml"]), "'unet/other.xml' has no digest"),
         (put("targets", "cpu", "engines", "vae_decoder", {"files": ["sdc"], "options": {}}), "does not describe"),

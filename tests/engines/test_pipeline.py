@@ -223,6 +223,8 @@ def test_pictures_carry_their_parameters(plain: Pair) -> None:
         "width": 32,
         "height": 32,
         "eta": 0.0,
+        "deepcache": 1,
+        "deepcache_center": None,
         "index": 1,
         "batch": 2,
         "model": "untrained",

@@ -81,6 +81,13 @@ def test_the_report_goes_to_a_file(sdc_run: Any, tmp_path: Path, capsys: pytest.
     assert json.loads((tmp_path / "report.json").read_text())["pictures"][0]["eta"] == 0.5
 
 
+def test_the_summary_tells_engines_apart() -> None:
+    assert run._summary([0.4, 0.3, 0.5], ["unet"] * 3) == "3 steps of 400.0 ms (median)"
+    engines = ["unet", "unet_shallow", "unet_shallow", "unet", "unet_shallow"]
+    told = run._summary([0.4, 0.1, 0.3, 0.5, 0.2], engines)
+    assert told == "2 steps of 500.0 ms and 3 shallow steps of 200.0 ms (median)"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -89,6 +96,9 @@ def test_the_report_goes_to_a_file(sdc_run: Any, tmp_path: Path, capsys: pytest.
         (["--sampler", "plms"], "unknown sampler 'plms'"),
         (["--batch", "9"], "need 18 rows"),
         (["--height", "41"], "choose 16 to 64 in steps of 8 px"),
+        (["--deepcache", "2"], "the bundle has no shallow UNet; export it with --deepcache"),
+        (["--deepcache", "0"], "deepcache 0 was asked for; choose 2 or more"),
+        (["--deepcache-center", "1"], "a centre of DeepCache was given without DeepCache"),
     ],
 )
 def test_bad_input_gives_one_line_and_writes_nothing(

@@ -7,8 +7,10 @@ import pytest
 from small_denoiser import make_denoiser, make_feeds, make_fused_denoiser, make_model, measure_table
 
 from sdc.engines.errors import InputError
+from sdc.passes.base import run_passes
 from sdc.passes.graph_digest import digest_from_model
 from sdc.passes.macs import count_macs
+from sdc.passes.pipeline import precision_passes
 from sdc.passes.precision.insert_qdq import InsertQdq
 
 SIZES = {"B": 2, "H": 5, "W": 7}
@@ -47,6 +49,14 @@ def test_counts_by_hand_and_leaves_the_model_alone():
 def test_fused_graph_counts_the_same():
     count = count_macs(make_fused_denoiser(), SIZES)
     assert (count.total, count.weighted) == (count_macs(make_denoiser(), SIZES).total, count.weighted)
+
+
+def test_float16_counts_the_same():
+    """Bodies of fused operators state no types."""
+    model = make_fused_denoiser()
+    expected = count_macs(model, SIZES)
+    run_passes(precision_passes("fp16"), model)
+    assert count_macs(model, SIZES).total == expected.total
 
 
 def test_quantised_share():
