@@ -82,10 +82,10 @@ def test_the_report_goes_to_a_file(sdc_run: Any, tmp_path: Path, capsys: pytest.
 
 
 def test_the_summary_tells_engines_apart() -> None:
-    assert run._summary([0.4, 0.3, 0.5], ["unet"] * 3) == "3 steps of 400.0 ms (median)"
+    assert run._summary([4.0, 0.4, 0.3, 0.5], ["unet"] * 4) == "4 steps of 400.0 ms (median)"
     engines = ["unet", "unet_shallow", "unet_shallow", "unet", "unet_shallow"]
     told = run._summary([0.4, 0.1, 0.3, 0.5, 0.2], engines)
-    assert told == "2 steps of 500.0 ms and 3 shallow steps of 200.0 ms (median)"
+    assert told == "2 steps of 500.0 ms and 3 shallow steps of 300.0 ms (median)"
 
 
 @pytest.mark.parametrize(
