@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 from broken import Broken, patched
-from test_deepcache import make_unet, split_and_reuse
+from test_deepcache_cut import make_unet, split_and_reuse
 
 from sdc.passes.hoisting.deepcache import SkipConnection
 
