@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from unet_steps import time_in_turn
+from unet_steps import ratio_text, time_in_turn
 
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.evaluate import evaluate
@@ -115,12 +115,6 @@ def print_comparison(points: list[Point], seconds: np.ndarray) -> None:
         ratio = ratio_text(seconds[:, place], seconds[:, best])
         best_db = f"{points[best].psnr_db:.2f}"
         print(markdown_row(point.name, f"{point.psnr_db:.2f}", points[best].name, best_db, ratio))
-
-
-def ratio_text(taken: np.ndarray, others: np.ndarray) -> str:
-    """The median of ratios, and quartiles."""
-    low, median, high = np.quantile(taken / others, (0.25, 0.5, 0.75))
-    return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ prompts and seeds; Fréchet distances need a model that there is a judge for.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from auto_curve import ratio_text
+from unet_steps import ratio_text
 
+from sdc.compiler.compare.outputs import seconds_in_turn
 from sdc.compiler.evaluate.figures import run_figures
 from sdc.compiler.evaluate.gather import gather
 from sdc.compiler.evaluate.opened import OpenedBundle, opened
@@ -104,15 +104,8 @@ def time_steps(bundle: OpenedBundle, rounds: int) -> np.ndarray:
 def time_pictures(bundle: OpenedBundle, options: argparse.Namespace) -> np.ndarray:
     """Seconds of one picture from its prompt, intervals in turn: [rounds, intervals]."""
     prompts = prompts_of_model(bundle.manifest.model.name, 1)
-    count = len(options.intervals)
-    seconds = np.empty((options.rounds + NOT_COUNTED, count))
-    for index in range(len(seconds)):
-        for place in range(count):
-            which = (index + place) % count  # none is always the first of a round
-            begin = time.perf_counter()
-            make_pictures(bundle, options.intervals[which], options.center, prompts, [0])
-            seconds[index, which] = time.perf_counter() - begin
-    return seconds[NOT_COUNTED:]
+    calls = [partial(make_pictures, bundle, each, options.center, prompts, [0]) for each in options.intervals]
+    return seconds_in_turn(calls, rounds=options.rounds, warm_ups=NOT_COUNTED)
 
 
 def compare(

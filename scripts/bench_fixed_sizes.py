@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from unet_steps import ratio_text
 
-from sdc.compiler.compare.outputs import compare_outputs, draw_feeds, seconds_in_turn, timing_from_seconds
+from sdc.compiler.compare.outputs import compare_outputs, draw_feeds, seconds_in_turn
 from sdc.compiler.text_table import markdown_row
 from sdc.engines.bundle import open_bundle
 from sdc.engines.session import Session
@@ -54,10 +55,10 @@ def measure(component: str, options: argparse.Namespace) -> list[str]:
         any_size, one_size = load(options.bundle), load(options.bundle)
         spec = one_size.spec
         feeds = draw_feeds(spec, seed=0)
-        if not any(size.minimum < size.optimum for size in spec.dimensions.values()):
-            raise SystemExit(f"{component} has no size but the one that it is tuned for")
-        smallest = {name: replace(size, optimum=size.minimum) for name, size in spec.dimensions.items()}
-        any_size.run(draw_feeds(replace(spec, dimensions=smallest), seed=0))  # so that `feeds` are its second size
+        sizes = spec.dimensions.values()
+        bound = "minimum" if any(size.minimum < size.optimum for size in sizes) else "maximum"
+        other = {name: replace(size, optimum=getattr(size, bound)) for name, size in spec.dimensions.items()}
+        any_size.run(draw_feeds(replace(spec, dimensions=other), seed=0))  # so that `feeds` are its second size
         sessions = (any_size, one_size)
         results = [session.run(feeds) for session in sessions]
         pairs = [results]
@@ -66,10 +67,13 @@ def measure(component: str, options: argparse.Namespace) -> list[str]:
             pairs += [[exact, each] for each in results]
         errors = [max(each.relative_rms for each in compare_outputs(*pair)) for pair in pairs]
         seconds = seconds_in_turn([partial(session.run, feeds) for session in sessions], rounds=options.rounds)
-    timing = timing_from_seconds(*np.asarray(seconds).T)
-    times = [f"{1000 * each:.2f}" for each in (timing.first_seconds, timing.second_seconds)]
-    ratio = f"{timing.ratio:.2f} ({timing.lowest_ratio:.2f} to {timing.highest_ratio:.2f})"
-    return [*times, ratio, *(f"{error:.2g}" for error in errors), *["—"] * (3 - len(errors))]
+    times = [f"{1000 * each:.2f}" for each in np.median(seconds, axis=0)]
+    return [
+        *times,
+        ratio_text(seconds[:, 1], seconds[:, 0]),
+        *(f"{error:.2g}" for error in errors),
+        *["—"] * (3 - len(errors)),
+    ]
 
 
 if __name__ == "__main__":

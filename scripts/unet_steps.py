@@ -1,4 +1,4 @@
-"""The UNet's engine in bundles of `tiny`: seconds of a step, bundles in turn, and bytes."""
+"""The UNet's engine in bundles of `tiny`: seconds of a step, bundles in turn, and bytes; and the text of a ratio."""
 
 from __future__ import annotations
 
@@ -40,3 +40,9 @@ def unet_bytes(bundle: Path, target: str) -> int:
     engines = manifest.targets[target].engines
     files = {name for part in UNET_PARTS if part in engines for name in engines[part].files}
     return sum(manifest.files[name].bytes for name in files)
+
+
+def ratio_text(taken: np.ndarray, others: np.ndarray) -> str:
+    """The median of ratios, and quartiles."""
+    low, median, high = np.quantile(taken / others, (0.25, 0.5, 0.75))
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"

@@ -116,10 +116,15 @@ class Tiny:
         pixels = (decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy()
         return (pixels * 255).round().astype(np.float64)
 
-    def pipeline(self, target: str, *, keep_loaded: bool = True, without: str = "") -> Pipeline:
+    def pipeline(
+        self, target: str, *, keep_loaded: bool = True, without: str = "", loaded: list[str] | None = None
+    ) -> Pipeline:
+        """Around the engines of a target; `loaded` gets the name of each that is loaded."""
         specs = {name: source.spec for name, source in self.engines[target].items() if name != without}
 
         def load(name: str) -> Session:
+            if loaded is not None:
+                loaded.append(name)
             if name in specs:
                 return open_session(self.engines[target][name], threads=1)
             return TorchSession(self.around.networks.specs[name], self.modules[name])
@@ -228,11 +233,9 @@ def test_every_sampler_draws_with_it(tiny: Tiny, sampler: str) -> None:
     assert [step.component == "unet" for step in steps] == [True, False, True, False, True]
 
 
-def test_both_unets_stay_loaded_while_they_run_in_turn(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_unets_stay_loaded_while_they_run_in_turn(tiny: Tiny) -> None:
     loaded: list[str] = []
-    pipe = tiny.pipeline("ort-cpu", keep_loaded=False)
-    load = pipe.networks._load_session
-    monkeypatch.setattr(pipe.networks, "_load_session", lambda name: (loaded.append(name), load(name))[1])
+    pipe = tiny.pipeline("ort-cpu", keep_loaded=False, loaded=loaded)
     plan = pipe.plan(PROMPT, steps=5, seed=1, deepcache=2)
     held: list[set[str]] = []
     pipe.denoise(plan, on_step=lambda _: held.append(set(pipe.networks._sessions)))
