@@ -37,8 +37,8 @@ class CompiledEngine:
     replacements: Replacements
 
     def takes(self, shapes: Shapes) -> bool:
-        """Whether it runs on inputs of these shapes."""
-        return self.shapes is None or self.shapes == shapes
+        """Whether it runs on inputs of these shapes; those of some of its inputs."""
+        return self.shapes is None or shapes.items() <= self.shapes.items()
 
 
 class OpenVinoSession:
@@ -73,9 +73,10 @@ class OpenVinoSession:
 
         def run(others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             arrays = held.complete(others)
-            request = self._request_for(shapes_of(held.arrays | arrays))
-            if self._set is not held:  # an infer request keeps the tensors that were set last
+            # An infer request keeps the tensors that were set last; a new one has to be given all.
+            if self._set is not held or self._engine is None or not self._engine.takes(shapes_of(arrays)):
                 arrays |= held.arrays
+            request = self._request_for(shapes_of(arrays))
             self._set = None
             # The memory of feeds is read in place, only during a call; the results are copied out of the request's own.
             results = request.infer(arrays, share_inputs=True, share_outputs=False)
@@ -102,7 +103,7 @@ class OpenVinoSession:
         self.close()
 
     def _request_for(self, shapes: Shapes) -> openvino.InferRequest:
-        """The request of an engine that takes inputs of these shapes."""
+        """The request of an engine that takes inputs of these shapes; of all inputs, where one has to be compiled."""
         assert self._model is not None, "the session is closed"
         if self._request is None or self._engine is None or not self._engine.takes(shapes):
             wanted = shapes if self._engine is None else None

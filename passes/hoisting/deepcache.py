@@ -17,7 +17,8 @@ import onnx_ir as ir
 from sdc.engines.errors import InputError, PassError
 from sdc.passes.base import PassReport, run_passes
 from sdc.passes.domain import CONCAT_GROUP_NORM_SILU, is_fused
-from sdc.passes.hoisting.hoist_split import TIDYING, describe, free_names, give_out, take_in
+from sdc.passes.hoisting.crossing import describe, free_names, give_out, take_in
+from sdc.passes.hoisting.hoist_split import TIDYING
 from sdc.passes.matching import dimensions, is_operator, same_size, site
 
 DEEP = "deep"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import count
+from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
 
 from sdc.passes.base import run_passes
 from sdc.passes.domain import ADD_GROUP_NORM_SILU, is_fused
+from sdc.passes.hoisting.crossing import Packet, describe, give_out, packets_of, take_in
 from sdc.passes.hoisting.hoist_cut import Cut
 from sdc.passes.hoisting.row_wise import BROADCASTING
 from sdc.passes.simplify.fix_names import FixNames
@@ -24,12 +24,12 @@ def split_graph(model: ir.Model, cut: Cut) -> dict[str, ir.Model]:
 
     Weights are not copied: each goes where its readers go.
     """
-    names = _interface_names(model.graph, cut.crossing)
-    parts = {part: _extract(model, cut, part, names) for part, values in cut.crossing.items() if values}
+    packets = packets_of(model.graph, cut)
+    parts = {part: _extract(model, cut, part, its) for part, its in packets.items() if its}
     inputs = list(model.graph.inputs)
     rest = _Rest(model.graph, cut)
-    for value, name in names.items():
-        rest.read_from_outside(value, name)
+    for packet in (each for its in packets.values() for each in its):
+        rest.read_from_outside(packet)
     run_passes(TIDYING, model)
     for value in inputs:
         if not value.uses() and not value.is_graph_output() and _left(value, parts.values()):
@@ -41,21 +41,7 @@ def _left(value: ir.Value, parts: Iterable[ir.Model]) -> bool:
     return any(value.name == each.name for part in parts for each in part.graph.inputs)
 
 
-def _interface_names(graph: ir.Graph, crossing: Mapping[str, tuple[ir.Value, ...]]) -> dict[ir.Value, str]:
-    names: dict[ir.Value, str] = {}
-    for part, values in crossing.items():
-        names.update(zip(values, free_names(graph, part), strict=False))
-    return names
-
-
-def free_names(graph: ir.Graph, part: str) -> Iterator[str]:
-    """``prompt.0`` and so on; a number whose name something in the graph has already is left out."""
-    taken = {value.name for node in graph for value in node.outputs} | {value.name for value in graph.inputs}
-    taken |= set(graph.initializers)
-    return (name for name in (f"{part}.{index}" for index in count()) if name not in taken)
-
-
-def _extract(model: ir.Model, cut: Cut, part: str, names: Mapping[ir.Value, str]) -> ir.Model:
+def _extract(model: ir.Model, cut: Cut, part: str, packets: Iterable[Packet]) -> ir.Model:
     """The graph of one part."""
     copy = model.clone()
     twins: dict[ir.Value, ir.Value] = {}
@@ -65,8 +51,9 @@ def _extract(model: ir.Model, cut: Cut, part: str, names: Mapping[ir.Value, str]
             if value in cut.batches and cut.lifted.get(node) == part:
                 twins[value] = _keep_one_row(twins[value])
     copy.graph.outputs.clear()
-    for value in cut.crossing[part]:
-        copy.graph.outputs.append(give_out(copy.graph, twins[value], names[value]))
+    for packet in packets:
+        joined = packet.join(copy.graph, [twins[value] for value in packet.values])
+        copy.graph.outputs.append(give_out(copy.graph, joined, packet.name))
     copy.graph.name = part
     run_passes(TIDYING, copy)
     for value in [each for each in copy.graph.inputs if not each.uses()]:
@@ -88,32 +75,6 @@ def _keep_one_row(twin: ir.Value) -> ir.Value:
     return twin
 
 
-def give_out(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
-    """`value` as an output called `name`, in float32."""
-    if value.dtype == ir.DataType.FLOAT and not value.is_graph_input():
-        value.name = name
-        return value
-    node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
-    graph.append(node)
-    return describe(node.outputs[0], name, value.shape, ir.DataType.FLOAT)
-
-
-def describe(value: ir.Value, name: str | None, shape: ir.Shape | None, dtype: ir.DataType | None) -> ir.Value:
-    """`value` with a name, a shape and a type."""
-    value.name, value.shape = name, shape
-    value.type = None if dtype is None else ir.TensorType(dtype)
-    return value
-
-
-def take_in(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, before: ir.Node) -> ir.Value:
-    """A float32 input of the graph in the type that its readers want."""
-    if dtype == ir.DataType.FLOAT:
-        return value
-    node = ir.node("Cast", [value], {"to": dtype.value})
-    graph.insert_before(before, node)
-    return describe(node.outputs[0], f"{value.name}.{dtype.name.lower()}", value.shape, dtype)
-
-
 class _Rest:
     """What stays of a graph, while the values that cross become its inputs."""
 
@@ -123,16 +84,18 @@ class _Rest:
         self.one_row: set[ir.Value] = set(cut.batches)
         self.first = graph[0]
 
-    def read_from_outside(self, value: ir.Value, name: str) -> None:
-        """Make `value` an input called `name` to all that stays."""
-        assert value.shape is not None
-        batch = self.cut.batches.get(value)
-        shape = value.shape if batch is None else ir.Shape([1, *value.shape[1:]])
-        outside = describe(ir.Value(), name, shape, ir.DataType.FLOAT)
+    def read_from_outside(self, packet: Packet) -> None:
+        """Make what is in a packet an input to all that stays."""
+        outside = describe(ir.Value(), packet.name, packet.shape, ir.DataType.FLOAT)
         self.graph.inputs.append(outside)
-        assert value.dtype is not None
-        repeated = inside = take_in(self.graph, outside, value.dtype, before=self.first)
-        if batch is not None:
+        whole = take_in(self.graph, outside, packet.dtype, before=self.first)
+        for value, inside in zip(packet.values, packet.split(self.graph, whole, before=self.first), strict=True):
+            self._read(value, inside)
+
+    def _read(self, value: ir.Value, inside: ir.Value) -> None:
+        """Let all that stays read `inside`, which may have one row, in place of `value`."""
+        repeated = inside
+        if (batch := self.cut.batches.get(value)) is not None:
             self.one_row.add(inside)
             if value.is_graph_output() or any(not self._broadcasts(node, index) for node, index in self._uses(value)):
                 repeated = self._repeat(inside, batch, value)

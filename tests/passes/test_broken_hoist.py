@@ -10,6 +10,7 @@ import pytest
 from broken import Broken, patched
 from test_hoist import feed_unet, hoist_proven, vary
 
+from sdc.passes.hoisting.crossing import Packet
 from sdc.passes.hoisting.hoist_cut import PROMPT, TIMESTEP
 
 FEEDS = [feed_unet(), feed_unet(batch=1, height=4), feed_unet(batch=5)]
@@ -18,13 +19,26 @@ PartOfInput = Callable[[ir.Value], str | None]
 
 
 def make_unet() -> ir.Model:
-    """Two tensors of one shape cross from the timestep's part."""
+    """Two values of one shape cross from the timestep's part, as one tensor."""
     return vary(
         (
             "second = Add (first, shift)",
             "waves = Sin (time)\n    gain = Unsqueeze (waves, planes)\n    shifted = Add (first, shift)\n"
             "    second = Mul (shifted, gain)",
         )
+    )
+
+
+def make_prompted() -> ir.Model:
+    """Two tensors of one shape cross from the prompt's part."""
+    return vary(
+        (
+            "out_sample = Add (second, bias)",
+            "gist = Tanh (projected)\n    gain = Unsqueeze (gist, planes)\n    third = Add (second, bias)\n"
+            "    out_sample = Mul (third, gain)",
+        ),
+        ("    extra = Tanh (key)\n    projected = MatMul (extra, w_extra)", "    projected = MatMul (key, w_extra)"),
+        (", float[B, 5] extra)", ")"),
     )
 
 
@@ -46,13 +60,24 @@ def outputs_swapped(extract: Callable[..., ir.Model]) -> Callable[..., ir.Model]
     return exchanged
 
 
+def joined_backwards(packet: type[Packet]) -> type[Packet]:
+    """Values of one packet are joined in another order than they are split in."""
+
+    class Backwards(packet):
+        def join(self, graph: ir.Graph, values: list[ir.Value]) -> ir.Value:
+            return super().join(graph, values[::-1])
+
+    return Backwards
+
+
 def joined(part: str) -> Callable[[PartOfInput], PartOfInput]:
     """What depends on the prompt and what depends on the timestep leave together."""
     return lambda part_of_input: lambda value: None if part_of_input(value) is None else part
 
 
 KINDS: dict[str, tuple[Callable[[], ir.Model], Broken]] = {
-    "crossing tensors swapped": (make_unet, patched("hoisting.hoist_split:_extract", outputs_swapped)),
+    "values in one tensor swapped": (make_unet, patched("hoisting.crossing:Packet", joined_backwards)),
+    "crossing tensors swapped": (make_prompted, patched("hoisting.hoist_split:_extract", outputs_swapped)),
     "timestep in the prompt's part": (make_unet, patched("hoisting.hoist_cut:_part_of_input", joined(PROMPT))),
     "prompt in the timestep's part": (make_unet, patched("hoisting.hoist_cut:_part_of_input", joined(TIMESTEP))),
     "sample in the timestep's part": (

@@ -179,8 +179,8 @@ def test_small_unet_equals_its_three_graphs(precision: str, fuse: bool, remainde
     assert shapes(list(timestep.graph.inputs)) == {"timestep": "[1]"}
     keys = "[B,77,64]" if fuse else "[B,4,77,16]"
     assert shapes(list(prompt.graph.outputs))["prompt.0"] == keys
-    assert shapes(list(timestep.graph.outputs))["timestep.0"] == "[1,64,1,1]"
-    crossing = [f"prompt.{index}" for index in range(22)] + [f"timestep.{index}" for index in range(17)]
+    assert shapes(list(timestep.graph.outputs)) == {"timestep.0": "[1,1696,1,1]"}
+    crossing = [f"prompt.{index}" for index in range(22)] + ["timestep.0"]
     assert [value.name for value in model.graph.inputs] == ["sample", *crossing]
     work = [Counter(operators(each)) for each in (prompt, timestep, model)]
     assert [(each["MatMul"], each["Gemm"]) for each in work] == [(22, 0), (0, 19), (88, 0)]
@@ -236,6 +236,25 @@ def test_conditions_of_each_row_stay_rows_and_an_output_is_passed_through() -> N
     assert list(shapes(list(timestep.graph.inputs))) == ["timestep", "condition"]
     assert operators(timestep) == ["Unsqueeze", "Mul", "Sin", "MatMul", "Add", "Gemm", "Unsqueeze"]
     assert operators(model) == ["Conv", "Add", "Add", "Identity"]
+
+
+def test_values_of_a_timestep_that_differ_in_their_channels_cross_as_one() -> None:
+    model = vary(
+        ("planes = {2, 3}>", "planes = {2, 3}, int64[3] bare = {6, 1, 1}>"),
+        (
+            "second = Add (first, shift)",
+            "top = ReduceMax <keepdims = 1> (time, last)\n    level = Unsqueeze (top, planes)\n"
+            "    alone = Mul (timestep, frequencies)\n    weighed = Gemm (alone, w_time)\n"
+            "    other = Reshape (weighed, bare)\n    waves = Sin (time)\n    gain = Unsqueeze (waves, planes)\n"
+            "    moved = Add (first, shift)\n    raised = Add (moved, level)\n    added = Add (raised, other)\n"
+            "    second = Mul (added, gain)",
+        ),
+    )
+    hoisted = hoist_proven(model, [feed_unet(), feed_unet(batch=1, height=4), feed_unet(batch=5)])
+    crossing = {"timestep.0": "[B,13,1,1]", "timestep.1": "[6,1,1]"}
+    assert shapes(list(hoisted.parts[TIMESTEP].graph.outputs)) == crossing
+    (split,) = (node for node in model.graph if node.op_type == "Split")
+    assert [str(value.shape) for value in split.outputs] == ["[B,6,1,1]", "[B,1,1,1]", "[B,6,1,1]"]
 
 
 def test_one_row_is_repeated_for_a_reader_that_does_not_broadcast() -> None:
