@@ -8,7 +8,8 @@ sample out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -20,20 +21,31 @@ Latents = NDArray[np.floating[Any]]
 """[N, C, H, W], float32."""
 
 Predict = Callable[[Latents, float], Latents]
-"""The network: (sample, timestep) -> its raw prediction, of the sample's shape."""
+"""The network: (sample, timestep) -> its raw prediction, of the sample's shape. A sample that has fewer rows than the
+network's conditions goes with the last ones."""
 
 Denoise = Callable[[Latents, NoiseLevel], Latents]
 """(x at a noise level, that level) -> estimate of x0, of the same shape."""
 
 
-def guide(predict: Predict, guidance_scale: float) -> Predict:
+def guide(predict: Predict, guidance_scale: float, steps: Container[int] | None = None) -> Predict:
     """Classifier-free guidance around a network whose conditions are [unconditional, conditional], 2N rows.
 
     Source: Ho and Salimans, arXiv:2207.12598, equation 6, with Imagen's weight (arXiv:2205.11487, equation 2), at which
-    1 means no guidance.
+    1 means no guidance; in a limited interval: Kynkäänniemi et al., arXiv:2404.07724.
+
+    Args:
+        predict: the network.
+        guidance_scale: the weight.
+        steps: indices of the calls that are guided; the others give the conditional prediction, of N rows. None for
+            all.
     """
+    indices = count()
 
     def guided(sample: Latents, timestep: float) -> Latents:
+        index = next(indices)
+        if steps is not None and index not in steps:
+            return predict(sample, timestep)
         unconditional, conditional = np.split(predict(np.concatenate([sample, sample]), timestep), 2)
         return unconditional + guidance_scale * (conditional - unconditional)
 

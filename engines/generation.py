@@ -29,6 +29,7 @@ class Generation:
         seeds: one for the whole batch, or one for each picture.
         height_px: size of the pictures; likewise ``width_px``.
         eta: new noise at each step of DDIM, from 0 to 1.
+        guidance_steps: the first step that is guided, and the first one after it that is not; None guides all.
         deepcache: steps for each run of the whole UNet; 1 runs it at each. ``deepcache_center``: see `full_steps`.
     """
 
@@ -41,6 +42,7 @@ class Generation:
     height_px: int
     width_px: int
     eta: float = 0.0
+    guidance_steps: tuple[int, int] | None = None
     deepcache: int = 1
     deepcache_center: int | None = None
 
@@ -49,9 +51,14 @@ class Generation:
 
     @property
     def full_steps(self) -> frozenset[int] | None:
-        """The steps at which the whole UNet runs; None without DeepCache."""
-        without = self.deepcache == 1 and self.deepcache_center is None
-        return None if without else full_steps(self.steps, self.deepcache, self.deepcache_center)
+        """The steps at which the whole UNet runs; None without DeepCache.
+
+        The first one with guidance is among them: the unconditional half has no deep features before.
+        """
+        if self.deepcache == 1 and self.deepcache_center is None:
+            return None
+        found = full_steps(self.steps, self.deepcache, self.deepcache_center)
+        return found if self.guidance_steps is None else found | {self.guidance_steps[0]}
 
     def parameters(self, index: int) -> dict[str, Any]:
         """What made picture `index`, as JSON values; together with the bundle they make it again."""
@@ -65,6 +72,7 @@ class Generation:
             "width": self.width_px,
             "height": self.height_px,
             "eta": self.eta,
+            "guidance_steps": self.guidance_steps,
             "deepcache": self.deepcache,
             "deepcache_center": self.deepcache_center,
             "index": index if len(self.seeds) == 1 else 0,
@@ -125,6 +133,8 @@ def check_generation(
             f"deepcache {generation.deepcache} was asked for, and the bundle has no shallow UNet",
             hint="export it with --deepcache",
         )
+    if generation.guidance_steps is not None:
+        _check_guidance_steps(generation, generation.guidance_steps, settings)
     check_pictures(
         len(generation),
         guidance_scale=generation.guidance_scale,
@@ -163,6 +173,20 @@ def check_pictures(
             f"{pictures} pictures at guidance {guidance_scale} need {doubled * pictures} rows "
             f"of the UNet, which takes {allowed.minimum} to {allowed.maximum}",
             hint=f"ask for at most {most} at a time" if most else "use guidance 1",
+        )
+
+
+def _check_guidance_steps(generation: Generation, asked: tuple[int, int], settings: PipelineSettings) -> None:
+    begin, end = asked
+    if not 0 <= begin < end <= generation.steps:
+        raise InputError(
+            f"guidance at the steps {begin}:{end} was asked for; there are {generation.steps}",
+            hint=f"choose FIRST:END with 0 <= FIRST < END <= {generation.steps}",
+        )
+    if not takes_two_batches(generation.guidance_scale, settings):
+        raise InputError(
+            f"guidance at the steps {begin}:{end} was asked for, and there is none to limit",
+            hint="choose a guidance above 1; a UNet that takes guidance as an input has it at every step",
         )
 
 

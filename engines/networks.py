@@ -81,6 +81,7 @@ class Networks:
         *,
         steps: int,
         timesteps: Iterable[float] = (),
+        fewer_rows: int | None = None,
         full_steps: Container[int] | None = None,
         on_step: OnStep | None = None,
     ) -> Predict:
@@ -93,6 +94,7 @@ class Networks:
             conditions: its inputs other than the sample and the timestep, as a UNet takes them that is whole.
             steps: how often it will be called.
             timesteps: those that are known to come; they are prepared now, others when they come.
+            fewer_rows: that samples of some calls have, which go with the last conditions; None if all have as many.
             full_steps: indices of the calls that run the whole UNet, the first among them; the shallow one runs at the
                 others (DeepCache). None for all.
             on_step: called after every call.
@@ -105,7 +107,14 @@ class Networks:
         session = self.session("unet")
         shallow = None if full_steps is None else self.session(SHALLOW)
         unet = PreparedUnet(
-            session, self.specs, self._run_part, conditions, timesteps=timesteps, rows=self._rows, shallow=shallow
+            session,
+            self.specs,
+            self._run_part,
+            conditions,
+            timesteps=timesteps,
+            rows=self._rows,
+            fewer_rows=fewer_rows,
+            shallow=shallow,
         )
         index = 0
 

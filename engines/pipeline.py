@@ -85,6 +85,7 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         eta: float = 0.0,
+        guidance_steps: tuple[int, int] | None = None,
         deepcache: int = 1,
         deepcache_center: int | None = None,
         on_step: OnStep | None = None,
@@ -106,6 +107,7 @@ class Pipeline:
             height=height,
             width=width,
             eta=eta,
+            guidance_steps=guidance_steps,
             deepcache=deepcache,
             deepcache_center=deepcache_center,
         )
@@ -124,6 +126,7 @@ class Pipeline:
         height: int | None = None,
         width: int | None = None,
         eta: float = 0.0,
+        guidance_steps: tuple[int, int] | None = None,
         deepcache: int = 1,
         deepcache_center: int | None = None,
     ) -> Generation:
@@ -139,6 +142,8 @@ class Pipeline:
             batch: pictures for each prompt.
             height: in pixels; the model's own when missing; likewise `width`.
             eta: new noise at each step, from 0 to 1; DDIM only.
+            guidance_steps: guide from this step up to, not including, that one, from 0; the others need half of the
+                UNet's work. Every step when missing.
             deepcache: run the whole UNet at every so many steps only; between, a shallow one with its deep features.
             deepcache_center: the step around which the whole UNet runs more often; evenly when missing.
 
@@ -156,6 +161,7 @@ class Pipeline:
             height_px=self.settings.default_height_px if height is None else height,
             width_px=self.settings.default_width_px if width is None else width,
             eta=eta,
+            guidance_steps=guidance_steps,
             deepcache=deepcache,
             deepcache_center=deepcache_center,
         )
@@ -226,16 +232,19 @@ class Pipeline:
         if width is not None:
             conditions["timestep_cond"] = embed_guidance(generation.guidance_scale, rows=len(generation), width=width)
         self._leave_only("unet", SHALLOW)
+        interval = generation.guidance_steps
         predict = self.networks.predictor(
             conditions,
             steps=generation.steps,
             timesteps=timesteps,
+            fewer_rows=None if interval in (None, (0, generation.steps)) else len(generation),
             full_steps=generation.full_steps,
             on_step=on_step,
         )
         self._leave_only("unet", SHALLOW)  # what runs once for a picture has run
-        guided = takes_two_batches(generation.guidance_scale, self.settings)
-        return guide(predict, generation.guidance_scale) if guided else predict
+        if not takes_two_batches(generation.guidance_scale, self.settings):
+            return predict
+        return guide(predict, generation.guidance_scale, None if interval is None else range(*interval))
 
     def _leave_only(self, *components: str) -> None:
         """Before a stage of a picture, release the engines of those before it."""

@@ -38,6 +38,14 @@ class Prediction:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _HeldStep:
+    """A UNet's engine with what it is held with: feeds of so many rows."""
+
+    held: Feeds
+    run: Run
+
+
 class PreparedUnet:
     """A UNet with its conditions, whether or not work was hoisted out of it.
 
@@ -49,6 +57,8 @@ class PreparedUnet:
         timesteps: those that are known to come; another one is prepared when it comes.
         rows: what earlier runs with the same engines prepared, by timestep; added to. Left alone where that depends on
             more than the timestep.
+        fewer_rows: that samples of some calls have; they go with the last rows of the conditions. None if all have as
+            many.
         shallow: engine of the shallow UNet, for DeepCache.
     """
 
@@ -61,6 +71,7 @@ class PreparedUnet:
         *,
         timesteps: Iterable[float],
         rows: dict[float, Feeds],
+        fewer_rows: int | None = None,
         shallow: Session | None = None,
     ) -> None:
         self._inputs = {tensor.name for tensor in specs["unet"].inputs}
@@ -73,8 +84,11 @@ class PreparedUnet:
         for part in parts:
             if not changes_with_timestep(part):
                 held |= self._run(part, conditions)
-        self._held = held
-        self._step = session.hold(held)
+        self._whole = _HeldStep(held, session.hold(held))
+        self._fewer: dict[int, _HeldStep] = {}
+        if fewer_rows is not None:
+            of_fewer = _last_rows(held, fewer_rows)
+            self._fewer[fewer_rows] = _HeldStep(of_fewer, session.hold(of_fewer))
         self._shallow = None if shallow is None else _ShallowUnet(shallow, specs["unet"], held)
         needed = {tensor.name for part in self._timestep_parts for tensor in part.inputs}
         self._rows = rows if needed <= {TIMESTEP} else {}
@@ -85,20 +99,22 @@ class PreparedUnet:
         """Call the UNet.
 
         Args:
-            sample: [N, C, H, W], float32, of unit variance.
+            sample: [N, C, H, W], float32, of unit variance; N rows, or the fewer.
             timestep: in training steps.
-            shallow: whether to call the shallow UNet, with the deep features of the last call of the whole one.
+            shallow: whether to call the shallow UNet, with the deep features of the last call of the whole one, which
+                had at least as many rows.
         """
         changing = {SAMPLE: sample, **self._rows_of(timestep)}
         if shallow:
             assert self._shallow is not None, "the shallow UNet was not asked for"
             return self._shallow.predict(changing)
+        step = self._fewer.get(len(sample), self._whole)
         begin = time.perf_counter()
-        outputs = self._step(changing)
+        outputs = step.run(changing)
         seconds = time.perf_counter() - begin
         if self._shallow is not None:
             self._shallow.keep(outputs)
-        return Prediction("unet", {**changing, **self._held}, outputs[PREDICTION], seconds)
+        return Prediction("unet", {**changing, **step.held}, outputs[PREDICTION], seconds)
 
     def _rows_of(self, timestep: float) -> Feeds:
         """All that the UNet takes and that changes with the timestep only."""
@@ -116,6 +132,10 @@ class PreparedUnet:
             raise InputError(f"{part.name} takes the input {missing[0]}: {missing[0]} is missing")
         wanted = {tensor.name: feeds[tensor.name] for tensor in part.inputs}
         return {name: value for name, value in self._run_part(part, wanted).items() if name in self._inputs}
+
+
+def _last_rows(feeds: Feeds, count: int) -> Feeds:
+    return {name: value[-count:] for name, value in feeds.items()}
 
 
 class _ShallowUnet:
@@ -137,13 +157,18 @@ class _ShallowUnet:
 
     def keep(self, outputs: Feeds) -> None:
         """Keep the deep features among what the whole UNet gave."""
-        self._held = {**self._conditions, **{name: outputs[name] for name in self._cached}}
+        cached = {name: outputs[name] for name in self._cached}
+        rows = len(outputs[PREDICTION])
+        self._held = {**_last_rows(self._conditions, rows), **cached}
         self._step = None
 
     def predict(self, changing: Feeds) -> Prediction:
         """Call it with what the whole UNet would be called with."""
         assert self._held, "the first step has to be one of the whole UNet"
         feeds = self._taken(changing)
+        rows = len(changing[SAMPLE])
+        if rows < len(next(self._held[name] for name in self._cached)):
+            self._held, self._step = _last_rows(self._held, rows), None
         begin = time.perf_counter()
         if self._step is None:
             self._step = self._session.hold(self._held)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -70,20 +71,10 @@ def main() -> None:
     print_pictures(options.intervals, seconds, figures)
 
 
-def make_pictures(
-    bundle: OpenedBundle, interval: int, center: int | None, prompts: Sequence[str], seeds: Sequence[int]
-) -> np.ndarray:
-    """Pictures [N, 3, H, W], float32 in [0, 1], with DeepCache."""
-    pipeline, settings = bundle.pipeline, bundle.settings
-    generation = pipeline.plan(
-        list(prompts),
-        steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
-        seed=list(seeds),
-        deepcache=interval,
-        deepcache_center=None if interval == 1 else center,
-    )
-    return np.clip(pipeline.decode(pipeline.denoise(generation)) / 2 + np.float32(0.5), 0, 1)
+def with_deepcache(bundle: OpenedBundle, interval: int, center: int | None) -> OpenedBundle:
+    """The same pipeline, whose pictures are drawn with DeepCache."""
+    settings = replace(bundle.settings, deepcache=interval, deepcache_center=None if interval == 1 else center)
+    return replace(bundle, settings=settings)
 
 
 def time_steps(bundle: OpenedBundle, rounds: int) -> np.ndarray:
@@ -104,7 +95,9 @@ def time_steps(bundle: OpenedBundle, rounds: int) -> np.ndarray:
 def time_pictures(bundle: OpenedBundle, options: argparse.Namespace) -> np.ndarray:
     """Seconds of one picture from its prompt, intervals in turn: [rounds, intervals]."""
     prompts = prompts_of_model(bundle.manifest.model.name, 1)
-    calls = [partial(make_pictures, bundle, each, options.center, prompts, [0]) for each in options.intervals]
+    calls = [
+        partial(with_deepcache(bundle, each, options.center).make_pictures, prompts, [0]) for each in options.intervals
+    ]
     return seconds_in_turn(calls, rounds=options.rounds, warm_ups=NOT_COUNTED)
 
 
@@ -122,7 +115,7 @@ def compare(
         record = gather(
             prompts_of_model(model, settings.samples),
             settings.picture_seeds(),
-            bundle=partial(make_pictures, bundle, interval, options.center),
+            bundle=with_deepcache(bundle, interval, options.center).make_pictures,
             reference=wanted.make_pictures,
             judge=load_judge(judge_path) if judged else None,
             period=settings.samples,

@@ -6,10 +6,11 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
-from sdc.compiler.cli.pictures import add_picture_arguments, settings_from_arguments
+from sdc.compiler.cli.pictures import add_picture_arguments, add_shortcut_arguments, settings_from_arguments
 
 SUMMARY = "measure a bundle's pictures against prompts, real pictures and a reference"
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, help=f"pictures (5000 for tiny, {SAMPLES_OF_OTHER_MODELS} for others)")
     parser.add_argument("--seed", type=int, default=0, help="of the run (0)")
     add_picture_arguments(parser)
+    add_shortcut_arguments(parser)
     parser.add_argument("--target", help="which engines to run (the fastest that run here)")
     parser.add_argument("--batch", type=int, help="pictures at once (as many as the engines take)")
     parser.add_argument(
@@ -46,10 +48,15 @@ def run(args: argparse.Namespace) -> int:
     if args.noise_seeds < 0:
         raise InputError(f"--noise-seeds must be 0 or more, found {args.noise_seeds}")
     judged = open_bundle(args.bundle).manifest.model.name == JUDGED_MODEL
-    settings = settings_from_arguments(
-        args,
-        samples=args.samples if args.samples is not None else 5000 if judged else SAMPLES_OF_OTHER_MODELS,
-        batch=args.batch,
+    settings = replace(
+        settings_from_arguments(
+            args,
+            samples=args.samples if args.samples is not None else 5000 if judged else SAMPLES_OF_OTHER_MODELS,
+            batch=args.batch,
+        ),
+        guidance_steps=args.guidance_steps,
+        deepcache=args.deepcache,
+        deepcache_center=args.deepcache_center,
     )
     evaluation = evaluate(
         args.bundle, args.reference, settings, noise_seeds=args.noise_seeds, progress=progress_on(sys.stderr)

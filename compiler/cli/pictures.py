@@ -17,6 +17,31 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads of the engines (all)")
 
 
+def add_shortcut_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what makes steps cheaper."""
+    parser.add_argument(
+        "--guidance-steps", type=step_range, metavar="FIRST:END",
+        help="guide only from step FIRST up to, not including, END, from 0; others need half of the UNet's work "
+        "(default: guide all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deepcache", type=int, default=1, metavar="N",
+        help="run the whole UNet at every N-th step only, and a shallow one between; for a bundle exported with "
+        "--deepcache (default: 1, at each)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deepcache-center", type=int, metavar="STEP", help="run it more often around this step (default: evenly)"
+    )
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """Steps written as "FIRST:END"."""
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdecimal() and end.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected FIRST:END, as in 2:12, found {text!r}")
+    return int(first), int(end)
+
+
 def settings_from_arguments(args: argparse.Namespace, *, samples: int, batch: int | None = None) -> Settings:
     """The settings of an evaluation; `args` has the seed and the target as well."""
     from sdc.compiler.evaluate.settings import Settings

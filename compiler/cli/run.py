@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdc.compiler.cli.pictures import add_shortcut_arguments
 from sdc.engines import load
 from sdc.engines.errors import InputError
 from sdc.engines.specs import SHALLOW
@@ -31,14 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance", type=float, default=5.0, metavar="W", help="guidance weight; up to 1 there is none (default: 5)"
     )
     parser.add_argument("--eta", type=float, default=0.0, metavar="E", help="ddim: new noise at each step, 0 to 1")
-    parser.add_argument(
-        "--deepcache", type=int, default=1, metavar="N",
-        help="run the whole UNet at every N-th step only, and a shallow one between; for a bundle exported with "
-        "--deepcache (default: 1, at each)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--deepcache-center", type=int, metavar="STEP", help="run it more often around this step (default: evenly)"
-    )
+    add_shortcut_arguments(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the noise, as diffusers' (default: random)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="number of pictures (default: 1)")
     parser.add_argument("--height", type=int, metavar="PX", help="of the pictures (default: the model's own)")
@@ -73,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
             height=args.height,
             width=args.width,
             eta=args.eta,
+            guidance_steps=args.guidance_steps,
             deepcache=args.deepcache,
             deepcache_center=args.deepcache_center,
         )

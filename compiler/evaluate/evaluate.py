@@ -50,7 +50,7 @@ def evaluate(
     Args:
         bundle: the bundle to evaluate.
         reference: the bundle to compare it with, of the same model and usually of higher precision.
-        settings: how the pictures are made.
+        settings: how the pictures are made; the reference's without shortcuts.
         models_folder: holds ``judge.safetensors`` and ``statistics.safetensors``.
         noise_seeds: whole runs with other seeds to measure the seed noise with; 0 estimates it from the one run.
         progress: told after every batch how many pictures of how many are done.
@@ -60,7 +60,7 @@ def evaluate(
     """
     with ExitStack() as stack:
         made = stack.enter_context(opened(bundle, settings))
-        wanted = None if reference is None else stack.enter_context(opened(reference, settings))
+        wanted = None if reference is None else stack.enter_context(opened(reference, settings.without_shortcuts()))
         judge, statistics = _load_judgement(made, models_folder)
         _check_comparable(made, wanted, judge)
         settings = replace(settings, batch=_choose_batch(made, wanted))

@@ -28,10 +28,10 @@ def save_grid(path: Path, bundle: Path, reference: Path | None, settings: Settin
     """
     blocks = []
     prompts: list[str] = []
-    for source in (bundle, reference):
+    for source, its in ((bundle, settings), (reference, settings.without_shortcuts())):
         if source is None:
             continue
-        with opened(source, settings) as made:
+        with opened(source, its) as made:
             prompts = prompts or prompts_of_model(made.manifest.model.name, ROWS)
             seeds = replace(settings, samples=ROWS * COLUMNS).picture_seeds()
             repeated = [prompt for prompt in prompts for _ in range(COLUMNS)]

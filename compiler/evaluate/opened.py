@@ -58,6 +58,9 @@ class OpenedBundle:
             steps=self.settings.steps,
             guidance_scale=self.settings.guidance_scale,
             seed=list(seeds),
+            guidance_steps=self.settings.guidance_steps,
+            deepcache=self.settings.deepcache,
+            deepcache_center=self.settings.deepcache_center,
         )
 
     def make_pictures(self, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sdc.compiler.evaluate.epsilon import EpsilonRow
 from sdc.compiler.evaluate.evaluation import AbsoluteRow, Evaluation, Figure, PairedRow
+from sdc.compiler.evaluate.settings import Settings
 from sdc.compiler.text_table import format_table
 
 TITLES = {
@@ -41,10 +42,23 @@ def format_evaluation(evaluation: Evaluation) -> str:
 def _heading(evaluation: Evaluation) -> str:
     settings = evaluation.settings
     how = f"{settings.sampler}, {settings.steps} steps, guidance {settings.guidance_scale:g}, seed {settings.seed}"
+    if settings != settings.without_shortcuts():
+        how += f"; the bundle's {_shortcuts(settings)}"
     lines = [f"bundle     {_name(evaluation.bundle)}"]
     if evaluation.reference is not None:
         lines.append(f"reference  {_name(evaluation.reference)}")
     return "\n".join([*lines, f"{settings.samples} pictures: {how}", f"±: {evaluation.noise_method}"])
+
+
+def _shortcuts(settings: Settings) -> str:
+    parts = []
+    if settings.guidance_steps is not None:
+        parts.append("guided from step {} to before {}".format(*settings.guidance_steps))
+    if settings.deepcache_center is not None:
+        parts.append(f"with DeepCache {settings.deepcache} around step {settings.deepcache_center}")
+    elif settings.deepcache != 1:
+        parts.append(f"with DeepCache {settings.deepcache}")
+    return ", ".join(parts)
 
 
 def _name(description: dict[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,6 +50,7 @@ class Settings:
         samples: number of pictures.
         seed: of the run; picture i has the seed ``seed * SEEDS_A_RUN + i``, modulo 2³².
         sampler: name of the sampler; with it ``steps`` and ``guidance_scale``.
+        guidance_steps: see `sdc.engines.generation.Generation`; likewise ``deepcache`` and ``deepcache_center``.
         batch: pictures made at once; None takes as many as the bundles' engines do.
         target: target of the bundles; None takes the fastest that runs here.
         threads: of the CPU; None leaves it to the backend.
@@ -60,6 +61,9 @@ class Settings:
     sampler: str = "ddim"
     steps: int = 20
     guidance_scale: float = 3.0
+    guidance_steps: tuple[int, int] | None = None
+    deepcache: int = 1
+    deepcache_center: int | None = None
     batch: int | None = None
     target: str | None = None
     threads: int | None = None
@@ -71,6 +75,10 @@ class Settings:
             raise InputError(f"batch must be 1 or more, found {self.batch}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads must be 1 or more, found {self.threads}")
+
+    def without_shortcuts(self) -> Settings:
+        """The same pictures, with every step in full."""
+        return replace(self, guidance_steps=None, deepcache=1, deepcache_center=None)
 
     def picture_seeds(self) -> list[int]:
         """The seed of every picture."""

@@ -27,6 +27,7 @@ class HeldFeeds:
 
     Attributes:
         arrays: the feeds in the order of the interface, C-contiguous (copied only if they are not).
+        sizes: of the free dimensions that they have, by symbol.
 
     Raises:
         InputError: a feed is unknown, its element type or rank is wrong, a size is outside its range or no multiple of
@@ -36,9 +37,9 @@ class HeldFeeds:
     def __init__(self, spec: ComponentSpec, feeds: Mapping[str, np.ndarray]) -> None:
         self._spec = spec
         self._others = tuple(tensor for tensor in spec.inputs if tensor.name not in feeds)
-        self._sizes: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
         held = tuple(tensor for tensor in spec.inputs if tensor.name in feeds)
-        self.arrays = _check(spec, held, feeds, self._sizes)
+        self.arrays = _check(spec, held, feeds, self.sizes)
 
     def complete(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The feeds that are not held, as in `arrays`, checked against those that are.
@@ -46,7 +47,7 @@ class HeldFeeds:
         Raises:
             InputError: as for those that are held, or a feed is missing.
         """
-        return _check(self._spec, self._others, feeds, dict(self._sizes))
+        return _check(self._spec, self._others, feeds, dict(self.sizes))
 
 
 def _check(

@@ -45,8 +45,9 @@ class OpenVinoSession:
     """An OpenVINO model, compiled when it is first run.
 
     OpenVINO runs a model faster if it knows all sizes. So it is compiled for those of the first run; should others
-    come, once more, then for every size: compiling takes too long to be done at each change. The two round differently
-    in int8, so there results depend on whether another size came before.
+    come, once more, then for every size: compiling takes too long to be done at each change. If feeds of several sizes
+    are held before the first run, for every size at once. The two round differently in int8, so there results depend on
+    whether another size came before.
 
     The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
     "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere. In bf16
@@ -62,6 +63,8 @@ class OpenVinoSession:
         self._request: openvino.InferRequest | None = None
         self._weight_bytes = sum(file.stat().st_size for file in source.files[1:])
         self._set: HeldFeeds | None = None
+        self._sizes: dict[str, int] = {}
+        self._has_sizes_to_come = False
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`."""
@@ -70,6 +73,9 @@ class OpenVinoSession:
     def hold(self, feeds: Mapping[str, np.ndarray]) -> Run:
         """Run several times with the same feeds; see `Session.hold`."""
         held = HeldFeeds(self.spec, feeds)
+        if self._engine is None:
+            known = [self._sizes.setdefault(symbol, size) == size for symbol, size in held.sizes.items()]
+            self._has_sizes_to_come |= not all(known)
 
         def run(others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             arrays = held.complete(others)
@@ -106,7 +112,7 @@ class OpenVinoSession:
         """The request of an engine that takes inputs of these shapes; of all inputs, where one has to be compiled."""
         assert self._model is not None, "the session is closed"
         if self._request is None or self._engine is None or not self._engine.takes(shapes):
-            wanted = shapes if self._engine is None else None
+            wanted = shapes if self._engine is None and not self._has_sizes_to_come else None
             self._release()
             with read_once(_weights_address(self._model)):  # OpenVINO copies weights into a layout of its own
                 engine = compile_engine(self._model, self._source, self._settings, wanted)

@@ -313,6 +313,17 @@ def test_a_bundle_against_itself_is_perfect(bundles: dict[str, Path], models_fol
     assert all(row.change is not None and row.change.value == 0 for row in found.absolute)
 
 
+def test_a_reference_is_drawn_without_shortcuts(bundles: dict[str, Path], models_folder: Path) -> None:
+    some = replace(SHORT, guidance_steps=(1, 2))
+    found = evaluate(bundles["tiny"], bundles["tiny"], some, models_folder=models_folder)
+    assert found.paired[0].value.value < PSNR_CEILING_DB - 20
+    assert "guidance 2, seed 0; the bundle's guided from step 1 to before 2" in format_evaluation(found)
+    every = evaluate(bundles["tiny"], None, SHORT, models_folder=models_folder)
+    assert [row.reference and row.reference.value for row in found.absolute] == [
+        row.bundle.value for row in every.absolute
+    ]
+
+
 def test_without_a_judge_there_must_be_a_reference(bundles: dict[str, Path], models_folder: Path) -> None:
     with pytest.raises(InputError, match="can only be compared"):
         evaluate(bundles["other"], None, SHORT, models_folder=models_folder)
@@ -349,6 +360,9 @@ def test_command(
     value = json.loads(out.read_text())
     assert value["paired"][0]["value"]["value"] == PSNR_CEILING_DB
     assert value["settings"]["steps"] == 2
+    guided = [*arguments, "--reference", str(bundles["other"]), "--guidance-steps", "1:2"]
+    assert command.run(parser.parse_args(guided)) == 0
+    assert "guided from step 1 to before 2" in capsys.readouterr().out
     with Image.open(grid) as picture:
         assert picture.size == (LABEL_WIDTH_PX + 2 * (6 * 68 + 12), 10 * 68)
         left = np.asarray(picture)[:, LABEL_WIDTH_PX : LABEL_WIDTH_PX + 6 * 68]

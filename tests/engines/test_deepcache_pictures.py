@@ -1,4 +1,4 @@
-"""Whole pictures of `tiny` with DeepCache against the same schedule in torch, with features cached by hand."""
+"""Whole pictures of `tiny` with DeepCache and guidance at some steps, against the same schedule in torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,8 @@ class CachingUnet:
         return self._finish(first, embedded, states)
 
     def shallow(self, sample: torch.Tensor, timestep: int, states: torch.Tensor) -> torch.Tensor:
+        assert self.deep is not None
+        self.deep = self.deep[-len(sample) :]
         return self._finish(self.unet.conv_in(sample), self._embed(timestep, sample), states)
 
     def _embed(self, timestep: int, sample: torch.Tensor) -> torch.Tensor:
@@ -98,8 +101,8 @@ class Tiny:
     engines: dict[str, dict[str, EngineSource]]
     modules: dict[str, torch.nn.Module]
 
-    def draw_theirs(self, prompt: str, full: Iterable[int]) -> np.ndarray:
-        """[H, W, 3], 0 to 255, with the whole UNet at the steps `full`."""
+    def draw_theirs(self, prompt: str, full: Iterable[int], guided: range = range(STEPS)) -> np.ndarray:
+        """[H, W, 3], 0 to 255, with the whole UNet at the steps `full`, and guidance at those of `guided`."""
         scheduler = DDIMScheduler.from_config(self.scheduler_config)
         scheduler.set_timesteps(STEPS)
         states = torch.from_numpy(self.around.encode(["", prompt]))
@@ -109,8 +112,11 @@ class Tiny:
         with torch.no_grad():
             for index, timestep in enumerate(scheduler.timesteps.tolist()):
                 call = network.whole if index in set(full) else network.shallow
-                unconditional, conditional = call(torch.cat([latents, latents]), timestep, states).chunk(2)
-                epsilon = unconditional + GUIDANCE * (conditional - unconditional)
+                if index in guided:
+                    unconditional, conditional = call(torch.cat([latents, latents]), timestep, states).chunk(2)
+                    epsilon = unconditional + GUIDANCE * (conditional - unconditional)
+                else:
+                    epsilon = call(latents, timestep, states[1:])
                 latents = scheduler.step(epsilon, timestep, latents).prev_sample
             decoded = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         pixels = (decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0).numpy()
@@ -190,16 +196,23 @@ def psnr_db(found: np.ndarray, wanted: np.ndarray) -> float:
         ({"deepcache": 5}, range(0, STEPS, 5)),
         ({"deepcache": 3, "deepcache_center": 4}, (0, 3, 5, 8)),
         ({}, range(STEPS)),
+        ({"guidance_steps": (2, 8)}, range(STEPS)),
+        ({"guidance_steps": (0, 5)}, range(STEPS)),
+        ({"guidance_steps": (5, STEPS)}, range(STEPS)),
+        # The step at which guidance begins needs deep features of the unconditional half.
+        ({"guidance_steps": (2, 8), "deepcache": 3}, (0, 2, 3, 6, 9)),
     ],
 )
-def test_pictures_equal_those_of_torch(tiny: Tiny, target: str, options: dict[str, int], full: Iterable[int]) -> None:
-    wanted = tiny.draw_theirs(PROMPT, full)
+def test_pictures_equal_those_of_torch(tiny: Tiny, target: str, options: dict[str, Any], full: Iterable[int]) -> None:
+    guided = range(*options.get("guidance_steps", (0, STEPS)))
+    wanted = tiny.draw_theirs(PROMPT, full, guided)
     steps: list[DenoisingStep] = []
     with tiny.pipeline(target) as pipe:
         (image,) = pipe(PROMPT, steps=STEPS, guidance_scale=GUIDANCE, seed=SEED, on_step=steps.append, **options)
     assert wanted.std() > 20, "the picture shows nothing"
     assert psnr_db(pixels(image), wanted) >= 50
     assert [step.index for step in steps if step.component == "unet"] == list(full)
+    assert [step.index for step in steps if len(step.output) == 2] == list(guided)
 
 
 def test_schedules_make_other_pictures(tiny: Tiny) -> None:
@@ -207,6 +220,8 @@ def test_schedules_make_other_pictures(tiny: Tiny) -> None:
     pictures = [tiny.draw_theirs(PROMPT, range(0, STEPS, interval)) for interval in (1, 3, 5)]
     assert psnr_db(pictures[0], pictures[1]) < 45
     assert psnr_db(pictures[1], pictures[2]) < 45
+    for guided in (range(2, 8), range(5), range(5, STEPS)):
+        assert psnr_db(pictures[0], tiny.draw_theirs(PROMPT, range(STEPS), guided)) < 45
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "cpu"])
@@ -229,8 +244,18 @@ def test_pictures_say_how_they_were_made(tiny: Tiny) -> None:
 def test_every_sampler_draws_with_it(tiny: Tiny, sampler: str) -> None:
     steps: list[DenoisingStep] = []
     with tiny.pipeline("ort-cpu") as pipe:
-        pipe(PROMPT, sampler=sampler, steps=5, seed=1, guidance_scale=1.5, deepcache=2, on_step=steps.append)
+        pipe(
+            PROMPT,
+            sampler=sampler,
+            steps=5,
+            seed=1,
+            guidance_scale=1.5,
+            guidance_steps=(2, 4),
+            deepcache=2,
+            on_step=steps.append,
+        )
     assert [step.component == "unet" for step in steps] == [True, False, True, False, True]
+    assert [len(step.output) for step in steps] == [1, 1, 2, 2, 1]
 
 
 def test_both_unets_stay_loaded_while_they_run_in_turn(tiny: Tiny) -> None:
@@ -243,6 +268,33 @@ def test_both_unets_stay_loaded_while_they_run_in_turn(tiny: Tiny) -> None:
     assert loaded == ["text_encoder", "unet", SHALLOW, "unet_prompt", "unet_timestep"]
     pipe.decode(np.zeros((1, 4, 8, 8), np.float32))
     assert set(pipe.networks._sessions) == {"vae_decoder"}
+
+
+def test_guidance_at_every_step_changes_no_byte(tiny: Tiny) -> None:
+    options: dict[str, Any] = {"steps": 4, "guidance_scale": GUIDANCE, "seed": SEED}
+    with tiny.pipeline("cpu") as pipe, tiny.pipeline("cpu") as other:
+        assert pipe(PROMPT, **options)[0].tobytes() == other(PROMPT, guidance_steps=(0, 4), **options)[0].tobytes()
+
+
+def test_the_engine_for_some_guided_steps_takes_every_size(tiny: Tiny) -> None:
+    """A size that is known to come is no reason to compile twice in a picture."""
+    engines: set[int] = set()
+    with tiny.pipeline("cpu") as pipe:
+        session = pipe.networks.session("unet")
+        pipe(PROMPT, steps=6, seed=1, guidance_steps=(2, 4), on_step=lambda _: engines.add(id(session._engine)))
+        assert session._engine.shapes is None
+    assert len(engines) == 1
+
+
+@pytest.mark.parametrize("asked", [(-1, 3), (3, 3), (4, 2), (0, 21)])
+def test_steps_that_are_none_are_refused(tiny: Tiny, asked: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=rf"steps {asked[0]}:{asked[1]} was asked for; there are 20; choose FIRST:END"):
+        tiny.pipeline("cpu").plan(PROMPT, steps=20, guidance_steps=asked)
+
+
+def test_steps_of_no_guidance_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(InputError, match="there is none to limit; choose a guidance above 1"):
+        tiny.pipeline("cpu").plan(PROMPT, guidance_scale=1, guidance_steps=(2, 4))
 
 
 def test_without_deepcache_the_shallow_unet_is_not_loaded(tiny: Tiny) -> None:

@@ -50,6 +50,20 @@ def test_guidance_extrapolates_from_the_unconditional_half() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_a_step_without_guidance_is_the_conditional_half() -> None:
+    asked: list[int] = []
+
+    def predict(sample: np.ndarray, timestep: float) -> np.ndarray:
+        asked.append(len(sample))
+        return np.arange(len(sample), dtype=np.float32).reshape(-1, 1, 1, 1) + np.zeros_like(sample)
+
+    guided = guide(predict, 3.0, range(1, 2))
+    sample = np.zeros(SHAPE, np.float32)
+    found = [guided(sample, 4.0)[:, 0, 0, 0].tolist() for _ in range(3)]
+    assert asked == [3, 6, 3]
+    assert found == [[0, 1, 2], [9, 10, 11], [0, 1, 2]]
+
+
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 1.7, 8.5])
 @pytest.mark.parametrize("width", [32, 37, 256])
 def test_guidance_embedding_equals_diffusers(guidance_scale: float, width: int) -> None:

@@ -223,6 +223,7 @@ def test_pictures_carry_their_parameters(plain: Pair) -> None:
         "width": 32,
         "height": 32,
         "eta": 0.0,
+        "guidance_steps": None,
         "deepcache": 1,
         "deepcache_center": None,
         "index": 1,

@@ -75,6 +75,19 @@ def test_several_pictures_are_numbered(sdc_run: Any, tmp_path: Path, capsys: pyt
         assert image.size == (16, 48)
 
 
+def test_guidance_at_some_steps(sdc_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sdc_run("--guidance-steps", "1:2", "--seed", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["pictures"][0]["guidance_steps"] == [1, 2]
+
+
+@pytest.mark.parametrize("text", ["3", "1-2", "1:", ":2", "-1:2", "1:2:3"])
+def test_a_range_of_steps_that_is_none_is_a_usage_error(
+    sdc_run: Any, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    assert sdc_run(f"--guidance-steps={text}") == 2
+    assert f"expected FIRST:END, as in 2:12, found '{text}'" in capsys.readouterr().err
+
+
 def test_the_report_goes_to_a_file(sdc_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sdc_run("--json", "report.json", "--eta", "0.5") == 0
     assert capsys.readouterr().out == "out.png\n"
@@ -98,6 +111,7 @@ def test_the_summary_tells_engines_apart() -> None:
         (["--height", "41"], "choose 16 to 64 in steps of 8 px"),
         (["--deepcache", "2"], "the bundle has no shallow UNet; export it with --deepcache"),
         (["--deepcache", "0"], "deepcache 0 was asked for; choose 2 or more"),
+        (["--guidance-steps", "1:3"], "guidance at the steps 1:3 was asked for; there are 2; choose FIRST:END"),
         (["--deepcache-center", "1"], "a centre of DeepCache was given without DeepCache"),
     ],
 )
