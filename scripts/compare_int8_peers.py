@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=500, help="pictures")
     parser.add_argument("--seed", type=int, default=1, help="of the pictures")
     parser.add_argument("--guidance", type=float, default=1.9, help="of the pictures")
+    parser.add_argument("--again", action="store_true", help="take the peers' bundles that --out has from a run before")
     options = parser.parse_args()
     out: Path = options.out
     bundles: dict[tuple[str, str], Path] = {}
@@ -92,7 +93,9 @@ def main() -> None:
     for peer in PEERS:
         place = out / f"{peer.name} {peer.target}".replace(",", "").replace(" ", "-")
         try:
-            bundle = with_unet(plain[peer.target], place, peer, network, feeds)
+            bundle = place
+            if not options.again or not (place / MANIFEST_NAME).is_file():
+                bundle = with_unet(plain[peer.target], place, peer, network, feeds)
             with opened(bundle, Settings(samples=1, target=peer.target)) as made:
                 step_seconds(made)  # what does not load or gives no numbers
             bundles[peer.name, peer.target] = bundle
