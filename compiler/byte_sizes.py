@@ -25,5 +25,5 @@ def parse_bytes(text: str) -> int:
 
 
 def gibibytes(count: int) -> str:
-    """A size in units of 2³⁰ bytes, and small ones in units of 2²⁰."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.1f} MiB"
+    """A size in units of 2³⁰ bytes, and smaller ones in units of 2²⁰."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -77,9 +77,9 @@ class EnginePlan:
 
     @property
     def total_bytes(self) -> int:
-        """All that it takes by itself."""
-        held = self.held.weight_bytes + self.held.graph_bytes
-        return held + self.activation_bytes + self.workspace_bytes + self.memory.input_bytes
+        """All that it takes by itself, the caller's inputs and copy of the results with it."""
+        running = self.activation_bytes + self.workspace_bytes + self.memory.input_bytes + self.result_bytes
+        return self.held.weight_bytes + self.held.graph_bytes + max(running, self.held.page_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

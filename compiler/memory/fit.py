@@ -19,6 +19,9 @@ from sdc.engines.targets import OPENVINO
 RESERVE = 0.02
 """Part of a limit that is left free. Source: docs/results.md, what whole processes take beside the prediction."""
 
+_EXPANDED = frozenset({"w8", "w4"})
+"""Precisions whose weights some kernels expand, which plans do not know of."""
+
 
 def fit_pictures(bundle: Bundle, target: str, request: Request, limit_bytes: int) -> tuple[Fit, PicturePlan]:
     """The least that has to be done for `sdc run` to stay below a limit, and the plan with it.
@@ -43,8 +46,9 @@ def fit_pictures(bundle: Bundle, target: str, request: Request, limit_bytes: int
     check_request(bundle, request)
     if not keeps_limits(bundle, target):
         raise InputError(
-            f"what the target {target!r} takes is not predicted closely enough to keep a limit",
-            hint="use the target cpu",
+            f"what the target {target!r} takes in {bundle.manifest.precision} is not predicted closely enough to keep "
+            "a limit",
+            hint="use the target cpu, in int8 or a floating-point precision",
         )
     usable_bytes = int(limit_bytes * (1 - RESERVE))
     planner = EnginePlanner(bundle, target)
@@ -76,7 +80,7 @@ def keeps_limits(bundle: Bundle, target: str) -> bool:
     Raises:
         TargetError: the bundle has no such target.
     """
-    return bundle.target(target).backend == OPENVINO
+    return bundle.target(target).backend == OPENVINO and bundle.manifest.precision not in _EXPANDED
 
 
 def stage_bytes(plan: PicturePlan, component: str) -> int:

@@ -24,6 +24,12 @@ PROCESS_BYTES = 130_000_000
 Source: as above; 54 MB of its own and 76 of files.
 """
 
+READ_PAGES_BYTES = 25_000_000
+"""Pages of a file of weights that are in memory while it is compiled, at most; of a small file half of it.
+
+They are let go of every 0.05 s (`sdc.engines.sessions.mapped_files`). Source: as above, where activations are small.
+"""
+
 _PRODUCTS = frozenset({"Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul"})
 _SCALING = frozenset({"Convert", "Multiply", "Reshape", "Subtract", "Transpose"})
 """What stands between the integers of a weight and its product."""
@@ -37,10 +43,12 @@ class HeldEngine:
     Attributes:
         weight_bytes: constants, in all the forms in which they are kept.
         graph_bytes: all else.
+        page_bytes: of its file, while it is compiled: before it has activations.
     """
 
     weight_bytes: int
     graph_bytes: int
+    page_bytes: int = 0
 
 
 def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
@@ -81,7 +89,8 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
         _constant_bytes(element, _elements(shape), _product(number, kinds, readers), floating_bits)
         for number, (element, shape) in constants.items()
     )
-    return HeldEngine(weights, GRAPH_BYTES_PER_NODE * len(nodes))
+    stored = sum(_elements(shape) * _BITS.get(element, 0) // 8 for element, shape in constants.values())
+    return HeldEngine(weights, GRAPH_BYTES_PER_NODE * len(nodes), min(stored // 2, READ_PAGES_BYTES))
 
 
 def _constant_bytes(element: str, count: int, product: str | None, floating_bits: int) -> int:

@@ -86,7 +86,7 @@ def plan_stages(engines: Mapping[str, EnginePlan], backend: str, request: Reques
         pictures = decoded_bytes(engine, request) if component == "vae_decoder" else 0
         inputs = engine.memory.input_bytes * (request.groups if component in UNETS else 1)
         workspace = max(workspace, engine.workspace_bytes)
-        alone = engine.activation_bytes + workspace + inputs + pictures
+        alone = max(engine.activation_bytes + workspace + inputs + pictures, engine.held.page_bytes)
         stages.append(
             Stage(
                 component=component,
