@@ -11,6 +11,7 @@ from typing import Any
 from sdc.engines.deepcache import full_steps
 from sdc.engines.errors import InputError
 from sdc.engines.manifest import PipelineSettings
+from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.noise import MAXIMUM_SEED
 from sdc.engines.samplers import find_sampler
 from sdc.engines.schedule import Schedule
@@ -31,6 +32,7 @@ class Generation:
         eta: new noise at each step of DDIM, from 0 to 1.
         guidance_steps: the first step that is guided, and the first one after it that is not; None guides all.
         deepcache: steps for each run of the whole UNet; 1 runs it at each. ``deepcache_center``: see `full_steps`.
+        measures: what is done to take less memory.
     """
 
     prompts: tuple[str, ...]
@@ -45,6 +47,7 @@ class Generation:
     guidance_steps: tuple[int, int] | None = None
     deepcache: int = 1
     deepcache_center: int | None = None
+    measures: Measures = NO_MEASURES
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -59,6 +62,12 @@ class Generation:
             return None
         found = full_steps(self.steps, self.deepcache, self.deepcache_center)
         return found if self.guidance_steps is None else found | {self.guidance_steps[0]}
+
+    @property
+    def groups(self) -> tuple[slice, ...]:
+        """The pictures that are denoised together, one group after the other."""
+        most = self.measures.pictures_at_once or len(self)
+        return tuple(slice(begin, min(begin + most, len(self))) for begin in range(0, len(self), most))
 
     def parameters(self, index: int) -> dict[str, Any]:
         """What made picture `index`, as JSON values; together with the bundle they make it again."""
@@ -77,6 +86,7 @@ class Generation:
             "deepcache_center": self.deepcache_center,
             "index": index if len(self.seeds) == 1 else 0,
             "batch": len(self) if len(self.seeds) == 1 else 1,
+            "measures": self.measures.to_json(),
         }
 
 
@@ -143,6 +153,20 @@ def check_generation(
         settings=settings,
         specs=specs,
     )
+    check_measures(generation.measures, settings, specs)
+
+
+def check_measures(measures: Measures, settings: PipelineSettings, specs: Mapping[str, ComponentSpec]) -> None:
+    """Check measures against the engines' ranges.
+
+    Raises:
+        InputError: pictures are to be drawn none at a time, or tiles are of a size that the decoder does not take.
+    """
+    for name, value in (("denoised", measures.pictures_at_once), ("decoded", measures.decoded_at_once)):
+        if value is not None and value < 1:
+            raise InputError(f"{value} pictures are to be {name} at once", hint="choose at least 1")
+    if measures.tile_px is not None:
+        _check_sizes("vae_decoder", "latent_sample", measures.tile_px, settings, specs, of="tile ")
 
 
 def check_pictures(
@@ -161,12 +185,10 @@ def check_pictures(
     """
     if not math.isfinite(guidance_scale):
         raise InputError(f"guidance {guidance_scale} is not a finite number")
-    reduction = settings.vae_reduction
     for component, tensor in (("unet", "sample"), ("vae_decoder", "latent_sample")):
-        for axis, name, size in ((2, "height", height_px), (3, "width", width_px)):
-            _check_size(name, size, _allowed(specs[component], tensor, axis), reduction)
+        _check_sizes(component, tensor, (height_px, width_px), settings, specs)
     doubled = 2 if takes_two_batches(guidance_scale, settings) else 1
-    allowed = _allowed(specs["unet"], "sample", 0)
+    allowed = allowed_sizes(specs["unet"], "sample", 0)
     if not allowed.minimum <= doubled * pictures <= allowed.maximum:
         most = allowed.maximum // doubled
         raise InputError(
@@ -190,6 +212,19 @@ def _check_guidance_steps(generation: Generation, asked: tuple[int, int], settin
         )
 
 
+def _check_sizes(
+    component: str,
+    tensor: str,
+    sizes_px: tuple[int, int],
+    settings: PipelineSettings,
+    specs: Mapping[str, ComponentSpec],
+    *,
+    of: str = "",
+) -> None:
+    for axis, name, size in ((2, "height", sizes_px[0]), (3, "width", sizes_px[1])):
+        _check_size(f"{of}{name}", size, allowed_sizes(specs[component], tensor, axis), settings.vae_reduction)
+
+
 def _check_size(name: str, size_px: int, latent: DimensionRange, reduction: int) -> None:
     least, most, multiple = (reduction * each for each in (latent.minimum, latent.maximum, latent.multiple))
     if size_px % multiple or not least <= size_px <= most:
@@ -197,7 +232,8 @@ def _check_size(name: str, size_px: int, latent: DimensionRange, reduction: int)
         raise InputError(f"{name} {size_px} px is not possible with this bundle", hint=f"choose {allowed} px")
 
 
-def _allowed(spec: ComponentSpec, tensor: str, axis: int) -> DimensionRange:
+def allowed_sizes(spec: ComponentSpec, tensor: str, axis: int) -> DimensionRange:
+    """The sizes that an axis of an input may have."""
     shape = next(each.shape for each in spec.inputs if each.name == tensor)
     size = shape[axis]
     return spec.dimensions[size] if isinstance(size, str) else DimensionRange(size, size, size)
@@ -205,4 +241,4 @@ def _allowed(spec: ComponentSpec, tensor: str, axis: int) -> DimensionRange:
 
 def largest_batch(spec: ComponentSpec) -> int:
     """Most rows that a component takes at once."""
-    return _allowed(spec, spec.inputs[0].name, 0).maximum
+    return allowed_sizes(spec, spec.inputs[0].name, 0).maximum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from sdc.engines.errors import NumericalError
 from sdc.engines.generation import largest_batch
 from sdc.engines.session import Session
 from sdc.engines.specs import SHALLOW, ComponentSpec
+from sdc.engines.tiles import decode_in_tiles
 from sdc.engines.unet import Feeds, PreparedUnet
 from sdc.engines.wiring import changes_with_timestep
 
@@ -71,9 +73,22 @@ class Networks:
         """[N, 77], int64, to the text encoder's last hidden states, [N, 77, D], float32."""
         return self._run_in_parts("text_encoder", {"input_ids": input_ids})["last_hidden_state"]
 
-    def decode_latents(self, latents: Latents) -> NDArray[np.float32]:
-        """Latents divided by the scaling factor, [N, C, H/F, W/F], to pictures, [N, 3, H, W], float32."""
-        return self._run_in_parts("vae_decoder", {"latent_sample": latents})["sample"]
+    def decode_latents(
+        self, latents: Latents, *, at_once: int | None = None, tile: tuple[int, int] | None = None, scale: int = 1
+    ) -> NDArray[np.float32]:
+        """Latents divided by the scaling factor, [N, C, H, W], to pictures, [N, 3, F H, F W], float32.
+
+        Args:
+            latents: of any number of pictures.
+            at_once: pictures for each run of the decoder; as many as it takes if None.
+            tile: height and width, in latents, of the tiles that pictures are decoded in; None decodes them whole.
+            scale: F, pixels for each latent; needed for tiles.
+        """
+
+        def decode(rows: Latents) -> NDArray[np.float32]:
+            return self._run_in_parts("vae_decoder", {"latent_sample": rows}, at_once=at_once)["sample"]
+
+        return decode(latents) if tile is None else decode_in_tiles(decode, latents, tile, scale=scale)
 
     def predictor(
         self,
@@ -163,17 +178,24 @@ class Networks:
             return outputs
         return self._run_in_parts(part.name, feeds)
 
-    def _run_in_parts(self, component: str, feeds: Feeds) -> dict[str, NDArray[np.float32]]:
-        """Run a component on as many rows at a time as it takes."""
+    def _run_in_parts(
+        self, component: str, feeds: Feeds, *, at_once: int | None = None
+    ) -> dict[str, NDArray[np.float32]]:
+        """Run a component on as many rows at a time as it takes, or on fewer."""
         session = self.session(component)
-        most = largest_batch(self.specs[component])
+        most = min(at_once or math.inf, largest_batch(self.specs[component]))
         count = len(next(iter(feeds.values())))
-        parts = [
-            session.run({name: rows[begin : begin + most] for name, rows in feeds.items()})
-            for begin in range(0, count, most)
-        ]
-        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        _check_all_finite(outputs, component)
+        if count <= most:
+            outputs = session.run(feeds)
+            _check_all_finite(outputs, component)
+            return outputs
+        outputs = {}
+        for begin in range(0, count, int(most)):
+            rows = slice(begin, begin + int(most))
+            part = session.run({name: values[rows] for name, values in feeds.items()})
+            _check_all_finite(part, component)
+            for name, values in part.items():  # written where they stay: pictures are large
+                outputs.setdefault(name, np.empty((count, *values.shape[1:]), values.dtype))[rows] = values
         return outputs
 
 

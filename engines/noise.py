@@ -85,6 +85,11 @@ def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
 
 
+def noise_of_rows(draw: DrawNoise, rows: slice, count: int) -> DrawNoise:
+    """What some rows of a batch get of its noise: `draw` is asked for all `count` rows each time."""
+    return lambda shape: draw((count, *shape[1:]))[rows]
+
+
 def noise_from_seeds(seeds: Sequence[int]) -> DrawNoise:
     """Noise for a batch as diffusers draws it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,9 @@ from sdc.engines.generation import (
     takes_two_batches,
 )
 from sdc.engines.manifest import PipelineSettings
+from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.networks import Networks, OnStep
-from sdc.engines.noise import noise_from_seeds
+from sdc.engines.noise import noise_from_seeds, noise_of_rows
 from sdc.engines.picture import images_from_pixels, pixels_from_decoded
 from sdc.engines.samplers import find_sampler
 from sdc.engines.schedule import Schedule, Trajectory
@@ -88,6 +89,7 @@ class Pipeline:
         guidance_steps: tuple[int, int] | None = None,
         deepcache: int = 1,
         deepcache_center: int | None = None,
+        measures: Measures = NO_MEASURES,
         on_step: OnStep | None = None,
     ) -> list[Image.Image]:
         """Draw pictures; the arguments are those of `plan`, and `on_step` is called after every step.
@@ -110,6 +112,7 @@ class Pipeline:
             guidance_steps=guidance_steps,
             deepcache=deepcache,
             deepcache_center=deepcache_center,
+            measures=measures,
         )
         return self.draw(generation, on_step=on_step)
 
@@ -129,6 +132,7 @@ class Pipeline:
         guidance_steps: tuple[int, int] | None = None,
         deepcache: int = 1,
         deepcache_center: int | None = None,
+        measures: Measures = NO_MEASURES,
     ) -> Generation:
         """Check the choices of a call and complete them, without loading an engine.
 
@@ -146,6 +150,7 @@ class Pipeline:
                 UNet's work. Every step when missing.
             deepcache: run the whole UNet at every so many steps only; between, a shallow one with its deep features.
             deepcache_center: the step around which the whole UNet runs more often; evenly when missing.
+            measures: what to do to take less memory; nothing when missing.
 
         Raises:
             InputError: an argument is outside what the bundle takes.
@@ -164,6 +169,7 @@ class Pipeline:
             guidance_steps=guidance_steps,
             deepcache=deepcache,
             deepcache_center=deepcache_center,
+            measures=measures,
         )
         check_generation(generation, self.schedule, self.settings, self.networks.specs)
         if any(generation.negative_prompts) and not takes_two_batches(guidance_scale, self.settings):
@@ -172,7 +178,9 @@ class Pipeline:
 
     def draw(self, generation: Generation, *, on_step: OnStep | None = None) -> list[Image.Image]:
         """The pictures of a generation, with its parameters in their ``info``."""
-        pixels = pixels_from_decoded(self.decode(self.denoise(generation, on_step=on_step)))
+        decoded = self.decode(self.denoise(generation, on_step=on_step), measures=generation.measures)
+        self._leave_only()
+        pixels = np.concatenate([pixels_from_decoded(picture) for picture in np.split(decoded, len(decoded))])
         parameters = [{**generation.parameters(index), **self.provenance} for index in range(len(generation))]
         return images_from_pixels(pixels, parameters)
 
@@ -190,7 +198,7 @@ class Pipeline:
     def denoise(
         self, generation: Generation, *, on_step: OnStep | None = None, trajectory: Trajectory | None = None
     ) -> Latents:
-        """Run the sampler.
+        """Run the sampler, on one group of pictures after the other.
 
         Args:
             generation: what to draw.
@@ -203,17 +211,30 @@ class Pipeline:
         settings = self.settings
         sampler = find_sampler(generation.sampler, eta=generation.eta)
         trajectory = trajectory or sampler.plan(self.schedule, generation.steps)
-        draw_noise = noise_from_seeds(generation.seeds)
+        denoiser = DENOISERS[self.schedule.prediction_type]
         latent_size = (generation.height_px // settings.vae_reduction, generation.width_px // settings.vae_reduction)
-        x = draw_noise((len(generation), settings.latent_channels, *latent_size)) * np.float32(trajectory.start_scale)
-        predict = self._predictor(generation, [now.timestep for now, _ in trajectory.transitions], on_step)
-        return sampler.sample(DENOISERS[self.schedule.prediction_type](predict), x, trajectory.transitions, draw_noise)
+        predictors = self._predictors(generation, [now.timestep for now, _ in trajectory.transitions], on_step)
+        made = []
+        for rows, predict in zip(generation.groups, predictors, strict=True):
+            # Noise does not depend on the groups: each takes its rows of the same stream.
+            draw_noise = noise_of_rows(noise_from_seeds(generation.seeds), rows, len(generation))
+            x = draw_noise((rows.stop - rows.start, settings.latent_channels, *latent_size))
+            x = x * np.float32(trajectory.start_scale)
+            made.append(sampler.sample(denoiser(predict), x, trajectory.transitions, draw_noise))
+        return np.concatenate(made)
 
-    def decode(self, latents: Latents) -> NDArray[np.float32]:
+    def decode(self, latents: Latents, *, measures: Measures = NO_MEASURES) -> NDArray[np.float32]:
         """The VAE decoder's pictures, [N, 3, H, W], float32, -1 for black to 1 for white and a little beyond."""
-        scaled = latents / self.settings.vae_scaling_factor + self.settings.vae_shift_factor
+        settings = self.settings
+        scaled = latents / settings.vae_scaling_factor + settings.vae_shift_factor
+        scale, tile = settings.vae_reduction, measures.tile_px
         self._leave_only("vae_decoder")
-        return self.networks.decode_latents(scaled)
+        return self.networks.decode_latents(
+            scaled,
+            at_once=measures.decoded_at_once,
+            tile=None if tile is None else (tile[0] // scale, tile[1] // scale),
+            scale=scale,
+        )
 
     def close(self) -> None:
         """Release all engines; may be called twice. They are loaded again if they are needed again."""
@@ -225,26 +246,34 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _predictor(self, generation: Generation, timesteps: Iterable[float], on_step: OnStep | None) -> Predict:
-        """The UNet with its conditions, and guidance around it."""
-        conditions = {"encoder_hidden_states": self.encode_prompts(generation)}
+    def _predictors(self, generation: Generation, timesteps: Sequence[float], on_step: OnStep | None) -> list[Predict]:
+        """For each group of pictures the UNet with its conditions, and guidance around it."""
+        states = self.encode_prompts(generation)
+        guided = takes_two_batches(generation.guidance_scale, self.settings)
         width = self.settings.time_cond_proj_dim
-        if width is not None:
-            conditions["timestep_cond"] = embed_guidance(generation.guidance_scale, rows=len(generation), width=width)
-        self._leave_only("unet", SHALLOW)
         interval = generation.guidance_steps
-        predict = self.networks.predictor(
-            conditions,
-            steps=generation.steps,
-            timesteps=timesteps,
-            fewer_rows=None if interval in (None, (0, generation.steps)) else len(generation),
-            full_steps=generation.full_steps,
-            on_step=on_step,
-        )
+        some_guided = interval is not None and interval != (0, generation.steps)
+        self._leave_only("unet", SHALLOW)
+        predictors = []
+        for rows in generation.groups:
+            pictures = rows.stop - rows.start
+            halves = np.split(states, 2) if guided else [states]
+            conditions = {"encoder_hidden_states": np.concatenate([half[rows] for half in halves])}
+            if width is not None:
+                conditions["timestep_cond"] = embed_guidance(generation.guidance_scale, rows=pictures, width=width)
+            predict = self.networks.predictor(
+                conditions,
+                steps=generation.steps,
+                timesteps=timesteps,
+                fewer_rows=pictures if some_guided else None,
+                full_steps=generation.full_steps,
+                on_step=on_step,
+            )
+            if guided:
+                predict = guide(predict, generation.guidance_scale, None if interval is None else range(*interval))
+            predictors.append(predict)
         self._leave_only("unet", SHALLOW)  # what runs once for a picture has run
-        if not takes_two_batches(generation.guidance_scale, self.settings):
-            return predict
-        return guide(predict, generation.guidance_scale, None if interval is None else range(*interval))
+        return predictors
 
     def _leave_only(self, *components: str) -> None:
         """Before a stage of a picture, release the engines of those before it."""

@@ -1,31 +1,25 @@
-"""What `sdc plan` predicts beside what engines take: each by itself, and a whole picture, in fresh processes.
+"""What `sdc plan` predicts beside what is taken: by each engine, by the pictures of a pipeline and by `sdc run`.
 
-    python scripts/memory_predicted.py build/tiny-int8 --target ort-cpu --size 64 --batch 1
+    python scripts/memory_predicted.py build/tiny-int8 --target cpu --size 64 --batch 1
 
-Figures are in MB of 10^6 bytes. Predicted are weights, shared activations in the graph's order (outputs are among them)
-and inputs; measured is the high-water mark of the resident memory, less that with the backend's library and no engine.
+Each row is a fresh process. Figures are in MB of 10^6 bytes. Weights and graph are as the backend holds them. Measured
+is the high-water mark of the resident memory, less that with the backend's library and no engine to speak of; in the
+last row, where `sdc plan` knows what the process takes, it is all of it.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
-from sdc.compiler.memory.measure import Measured, measure_engine, measure_pictures
-from sdc.compiler.memory.picture_plan import EnginePlan, Request, plan_pictures
+from sdc.compiler.memory.engine_plan import EnginePlan, Request
+from sdc.compiler.memory.measure import measure_engine, measure_pictures, measure_run
+from sdc.compiler.memory.picture_plan import plan_pictures
 from sdc.compiler.text_table import markdown_row
 from sdc.engines.bundle import open_bundle
 
-HEADS = (
-    "engine",
-    "size, batch",
-    "weights",
-    "activations",
-    "predicted",
-    "measured",
-    "predicted / measured",
-    "libraries",
-)
+HEADS = ("engine", "size, batch", "weights", "graph", "activations", "predicted", "measured", "predicted / measured")
 
 
 def main() -> None:
@@ -38,34 +32,39 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
-    bundle = open_bundle(options.bundle)
     print(markdown_row(*HEADS), markdown_row(*["---"] * len(HEADS)), sep="\n")
     for size in options.size:
         for batch in options.batch:
-            request = Request(size, size, batch, options.guidance)
-            plan = plan_pictures(bundle, options.target, request)
-            what = f"{size}x{size}, {batch}"
-            for name, engine in plan.engines.items():
-                sizes = dict(engine.sizes)
-                measured = measure_engine(options.bundle, options.target, name, sizes, threads=options.threads)
-                print_row(name, what, engine_parts(engine), measured)
-            measured = measure_pictures(options.bundle, options.target, request, threads=options.threads)
-            peak = plan.peak
-            print_row("whole picture", what, (peak.weight_bytes, peak.activation_bytes, peak.input_bytes), measured)
+            print_rows(options.bundle, options.target, Request(size, size, batch, options.guidance), options.threads)
+
+
+def print_rows(folder: Path, target: str, request: Request, threads: int | None) -> None:
+    """The rows of one request."""
+    plan = plan_pictures(open_bundle(folder), target, request)
+    what = f"{request.width_px}x{request.height_px}, {request.pictures}"
+    for name, engine in plan.engines.items():
+        measured = measure_engine(folder, target, name, dict(engine.sizes), threads=threads)
+        print_row(name, what, engine_parts(engine), engine.total_bytes, measured.work_bytes)
+    kept = measure_pictures(folder, target, request, threads=threads)
+    peak = plan.peak
+    parts = (peak.weight_bytes, peak.graph_bytes, peak.activation_bytes)
+    print_row("pictures, engines stay", what, parts, peak.total_bytes, kept.work_bytes)
+    released = measure_pictures(folder, target, request, threads=threads, keep_loaded=False)
+    print_row("pictures, engines released", what, (), plan.released_bytes, released.work_bytes)
+    if plan.process_bytes is not None:
+        print_row("`sdc run`, all", what, (), plan.run_bytes, measure_run(folder, target, request, threads=threads))
 
 
 def engine_parts(engine: EnginePlan) -> tuple[int, int, int]:
-    """Bytes of weights, activations and inputs."""
-    return engine.weight_bytes, engine.memory.written.arena.bytes, engine.memory.input_bytes
+    """Bytes of weights, graph and activations."""
+    return engine.held.weight_bytes, engine.held.graph_bytes, engine.activation_bytes + engine.workspace_bytes
 
 
-def print_row(name: str, what: str, predicted: tuple[int, int, int], measured: Measured) -> None:
+def print_row(name: str, what: str, parts: Iterable[int], predicted: int, measured: int) -> None:
     """One line of the table, in MB."""
-    weights, activations, _ = predicted
-    figures = (weights, activations, sum(predicted), measured.work_bytes)
-    ratio = f"{sum(predicted) / measured.work_bytes:.2f}"
-    cells = [f"{figure / 1e6:,.1f}" for figure in figures]
-    print(markdown_row(name, what, *cells, ratio, f"{measured.libraries_bytes / 1e6:,.1f}"), flush=True)
+    cells = [f"{figure / 1e6:,.1f}" for figure in (*parts, predicted, measured)]
+    empty = [""] * (5 - len(cells))
+    print(markdown_row(name, what, *empty, *cells, f"{predicted / measured:.2f}"), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
+
+from sdc.compiler.cli.memory_limit import add_memory_limit
 
 SUMMARY = "predict the memory of a bundle's engines"
 
@@ -23,14 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write it as JSON too; - for only that, on standard output"
     )
+    add_memory_limit(parser)
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page with the buffers' lifetimes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     from sdc.compiler.compare.html_parts import write_page
+    from sdc.compiler.memory.engine_plan import Request
+    from sdc.compiler.memory.fit import fit_pictures, keeps_limits
     from sdc.compiler.memory.page import plan_page
-    from sdc.compiler.memory.picture_plan import Request, plan_pictures
+    from sdc.compiler.memory.picture_plan import plan_pictures
     from sdc.compiler.memory.report import format_plan
     from sdc.compiler.plain_json import write_json
     from sdc.engines.bundle import open_bundle
@@ -45,13 +51,23 @@ def run(args: argparse.Namespace) -> int:
         deepcache=args.deepcache,
     )
     targets = list(bundle.manifest.targets) if args.target is None else [args.target]
-    plans = [plan_pictures(bundle, target, request) for target in targets]
-    value = {"bundle": str(args.bundle), "targets": [plan.to_json() for plan in plans]}
+    value: dict[str, Any] = {"bundle": str(args.bundle)}
+    if args.memory_limit is None:
+        plans = [plan_pictures(bundle, target, request) for target in targets]
+        conclusion = ""
+    else:
+        if args.target is None:  # where there are several, those that can keep it
+            targets = [each for each in targets if keeps_limits(bundle, each)] or targets
+        fits = [fit_pictures(bundle, target, request, args.memory_limit) for target in targets]
+        plans = [plan for _, plan in fits]
+        value["fits"] = {plan.target: fit.to_json() for fit, plan in fits}
+        conclusion = "".join(f"\nmemory: {fit}" for fit, _ in fits)
+    value["targets"] = [plan.to_json() for plan in plans]
     if args.report is not None:
         write_page(args.report, plan_page(str(args.bundle), plans))
     if args.json == Path("-"):
         print(json.dumps(value, indent=2))
         return 0
     write_json(args.json, value)
-    print("\n\n".join(map(format_plan, plans)))
+    print("\n\n".join(map(format_plan, plans)) + conclusion)
     return 0

@@ -7,9 +7,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdc.compiler.cli.memory_limit import add_memory_limit, fit_generation
 from sdc.compiler.cli.pictures import add_shortcut_arguments
 from sdc.engines import load
 from sdc.engines.errors import InputError
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int, metavar="PX", help="of the pictures (default: the model's own)")
     parser.add_argument("--width", type=int, metavar="PX", help="of the pictures (default: the model's own)")
     parser.add_argument("--target", metavar="NAME", help="target of the bundle (default: the best for this machine)")
+    add_memory_limit(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
     parser.add_argument(
         "--out", type=Path, default=Path("out.png"), metavar="F.png",
@@ -71,6 +74,10 @@ def run(args: argparse.Namespace) -> int:
             deepcache=args.deepcache,
             deepcache_center=args.deepcache_center,
         )
+        if args.memory_limit is not None:
+            fit = fit_generation(args.bundle, pipe.provenance["target"], generation, args.memory_limit)
+            print(f"memory: {fit}", file=sys.stderr)
+            generation = replace(generation, measures=fit.measures)
         images = pipe.draw(generation, on_step=_show_progress(step_seconds, engines))
         provenance = dict(pipe.provenance)
     seconds = time.perf_counter() - begin

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from sdc.compiler.memory.picture_plan import Request
+from sdc.compiler.memory.engine_plan import Request
 from sdc.compiler.workshop.worker import Worker
 from sdc.engines import load
 from sdc.engines.bundle import open_bundle
+from sdc.engines.errors import ExportError
 from sdc.engines.specs import ComponentSpec
-from sdc.engines.targets import BACKEND_MODULES
+from sdc.engines.targets import BACKEND_MODULES, OPENVINO
 
 _RUNS = 2
 """The second run of a size may lay its memory out anew."""
+
+_RUN = """
+import sys
+from sdc.compiler.cli import main
+code = main(sys.argv[1:])
+from sdc.compiler.workshop.memory import high_water_bytes
+print(high_water_bytes())
+sys.exit(code)
+"""
+"""`sdc` with a last line that says what it took."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class Measured:
     """A process's resident memory.
 
     Attributes:
-        libraries_bytes: with the interpreter and the backend's library in it, and no engine.
+        libraries_bytes: with the interpreter and the backend's library in it, and no engine but one of a single node.
         peak_bytes: the most while the work was done.
     """
 
@@ -56,14 +69,39 @@ def measure_engine(
 
 
 def measure_pictures(
-    bundle: Path, target: str, request: Request, *, steps: int = 2, threads: int | None = None
+    bundle: Path,
+    target: str,
+    request: Request,
+    *,
+    steps: int = 2,
+    threads: int | None = None,
+    keep_loaded: bool = True,
 ) -> Measured:
     """Draw pictures in a fresh process.
 
     Raises:
         SdcError: as `measure_engine`; InputError: the request is outside of what the bundle takes.
     """
-    return _measure(bundle, target, _draw, str(bundle), target, request, steps, threads)
+    return _measure(bundle, target, _draw, str(bundle), target, request, steps, threads, keep_loaded)
+
+
+def measure_run(bundle: Path, target: str, request: Request, *, steps: int = 2, threads: int | None = None) -> int:
+    """Bytes of a process that is `sdc run`, all that is in it.
+
+    Raises:
+        ExportError: it failed; the message has its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="sdc-measure-") as folder:
+        arguments: list[object] = ["run", bundle, "--target", target, "--prompt", "a photo", "--seed", 0]
+        arguments += ["--steps", steps, "--batch", request.pictures, "--guidance", request.guidance_scale]
+        arguments += ["--height", request.height_px, "--width", request.width_px, "--out", f"{folder}/a.png"]
+        arguments += [] if threads is None else ["--threads", threads]
+        arguments += ["--deepcache", steps] if request.deepcache else []
+        command = [sys.executable, "-c", _RUN, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(f"`sdc run` ended with code {done.returncode}: {done.stderr.strip()}")
+    return int(done.stdout.split()[-1])
 
 
 def _measure(bundle: Path, target: str, work: Callable[..., None], *arguments: Any) -> Measured:
@@ -78,8 +116,13 @@ def _measure(bundle: Path, target: str, work: Callable[..., None], *arguments: A
 
 
 def _import_libraries(module: str) -> None:
-    importlib.import_module(module)
+    backend = importlib.import_module(module)
     importlib.import_module("sdc.engines.pipeline")
+    if module == BACKEND_MODULES[OPENVINO]:  # its plugin is loaded with the first model
+        number = backend.opset13.parameter([1], np.float32)
+        backend.compile_model(backend.Model([backend.opset13.negative(number)], [number]), "CPU")(
+            [np.zeros(1, np.float32)]
+        )
 
 
 def _run_engine(bundle: str, target: str, component: str, sizes: dict[str, int], threads: int | None) -> None:
@@ -101,8 +144,8 @@ def random_feeds(spec: ComponentSpec, sizes: dict[str, int]) -> dict[str, np.nda
     return feeds
 
 
-def _draw(bundle: str, target: str, request: Request, steps: int, threads: int | None) -> None:
-    with load(bundle, target, verify=False, threads=threads) as pipe:
+def _draw(bundle: str, target: str, request: Request, steps: int, threads: int | None, keep_loaded: bool) -> None:
+    with load(bundle, target, verify=False, threads=threads, keep_loaded=keep_loaded) as pipe:
         pipe(
             "a photo",
             steps=steps,
@@ -112,4 +155,5 @@ def _draw(bundle: str, target: str, request: Request, steps: int, threads: int |
             width=request.width_px,
             guidance_scale=request.guidance_scale,
             deepcache=steps if request.deepcache else 1,
+            measures=request.measures,
         )

@@ -9,7 +9,7 @@ from sdc.compiler.compare.html_parts import Cell, Column, bytes_cell, page, para
 from sdc.compiler.inspect.report import megabytes
 from sdc.compiler.memory.lifetime_plot import lifetime_plot
 from sdc.compiler.memory.picture_plan import PicturePlan
-from sdc.compiler.memory.report import ENGINE_HEADS, STAGE_HEADS
+from sdc.compiler.memory.report import ENGINE_HEADS, STAGE_HEADS, stage_figures
 
 
 def plan_page(title: str, plans: Sequence[PicturePlan]) -> str:
@@ -56,6 +56,7 @@ def _engine_table(plan: PicturePlan) -> str:
             name,
             " ".join(f"{symbol}={size}" for symbol, size in engine.sizes.items()),
             bytes_cell(engine.weight_bytes),
+            bytes_cell(engine.held.weight_bytes),
             bytes_cell(engine.memory.input_bytes),
             bytes_cell(engine.memory.naive_bytes),
             bytes_cell(engine.memory.written.arena.bytes),
@@ -69,14 +70,6 @@ def _engine_table(plan: PicturePlan) -> str:
 
 def _stage_table(plan: PicturePlan) -> str:
     rows: list[list[Cell | str]] = [
-        [
-            stage.component,
-            ", ".join(stage.loaded),
-            bytes_cell(stage.weight_bytes),
-            bytes_cell(stage.activation_bytes),
-            bytes_cell(stage.input_bytes),
-            bytes_cell(stage.total_bytes),
-        ]
-        for stage in plan.stages
+        [stage.component, ", ".join(stage.loaded), *map(bytes_cell, stage_figures(stage))] for stage in plan.stages
     ]
     return table([Column(head, words=head == "loaded") for head in STAGE_HEADS], rows, name=f"stages-{plan.target}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sdc.compiler.inspect.report import megabytes
-from sdc.compiler.memory.picture_plan import EnginePlan, PicturePlan, Stage
+from sdc.compiler.memory.engine_plan import EnginePlan
+from sdc.compiler.memory.picture_plan import PicturePlan
+from sdc.compiler.memory.stages import Stage
 from sdc.compiler.text_table import format_table
 
-ENGINE_HEADS = ("engine", "sizes", "weights", "inputs", "naive", "shared", "lower bound", "reordered")
-STAGE_HEADS = ("while it runs", "loaded", "weights", "activations", "inputs", "all")
+ENGINE_HEADS = ("engine", "sizes", "weights", "held", "inputs", "naive", "shared", "lower bound", "reordered")
+STAGE_HEADS = ("while it runs", "loaded", "weights", "graphs", "activations", "inputs", "pictures", "all", "released")
 
 
 def format_plan(plan: PicturePlan) -> str:
@@ -21,6 +23,7 @@ def format_plan(plan: PicturePlan) -> str:
             format_table(ENGINE_HEADS, [engine_row(each) for each in plan.engines.values()], words=["sizes"]),
             "",
             format_table(STAGE_HEADS, [stage_row(each) for each in plan.stages], words=["loaded"]),
+            *([] if plan.process_bytes is None else [f"and the process {megabytes(plan.process_bytes)}"]),
             f"peak {megabytes(plan.peak.total_bytes)}, in {plan.peak.component}, if engines stay loaded; "
             f"{megabytes(plan.released_bytes)} as `sdc run` releases them; with one arena for all that stay "
             f"{megabytes(plan.one_arena_bytes)}",
@@ -33,6 +36,7 @@ def engine_row(engine: EnginePlan) -> list[str]:
     memory = engine.memory
     figures = (
         engine.weight_bytes,
+        engine.held.weight_bytes,
         memory.input_bytes,
         memory.naive_bytes,
         memory.written.arena.bytes,
@@ -45,5 +49,17 @@ def engine_row(engine: EnginePlan) -> list[str]:
 
 def stage_row(stage: Stage) -> list[str]:
     """The cells of one stage."""
-    figures = (stage.weight_bytes, stage.activation_bytes, stage.input_bytes, stage.total_bytes)
-    return [stage.component, ", ".join(stage.loaded), *map(megabytes, figures)]
+    return [stage.component, ", ".join(stage.loaded), *map(megabytes, stage_figures(stage))]
+
+
+def stage_figures(stage: Stage) -> tuple[int, ...]:
+    """Bytes, in the order of the heads."""
+    return (
+        stage.weight_bytes,
+        stage.graph_bytes,
+        stage.activation_bytes,
+        stage.input_bytes,
+        stage.picture_bytes,
+        stage.total_bytes,
+        stage.released_bytes,
+    )

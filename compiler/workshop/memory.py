@@ -26,10 +26,11 @@ class PeakMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.peak_bytes = _high_water_bytes()
+        self.peak_bytes = high_water_bytes()
 
 
-def _high_water_bytes() -> int:
+def high_water_bytes() -> int:
+    """The largest resident size of this process since it began or the mark was reset."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -17,8 +17,9 @@ import psutil
 import pytest
 from minimal_pipeline import save_minimal_pipeline
 
+from sdc.compiler.memory.engine_plan import Request
 from sdc.compiler.memory.graph_json import MEMORY_REPORT, graph_from_json
-from sdc.compiler.memory.picture_plan import Request, plan_pictures
+from sdc.compiler.memory.picture_plan import plan_pictures
 from sdc.engines import load
 from sdc.engines.bundle import open_bundle
 from sdc.engines.checked_json import read_json

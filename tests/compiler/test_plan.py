@@ -76,10 +76,12 @@ def test_figures_by_hand(bundle: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert text["total_bytes"] == 7208 + 3776 + 1232
     assert (unet["loaded"], unet["weight_bytes"]) == (["text_encoder", "unet"], 7208 + 700)
     assert unet["activation_bytes"] == 3776 + 4224  # ONNX Runtime keeps an engine's memory while it is loaded
-    assert decoder["total_bytes"] == (7208 + 700 + 768) + (3776 + 4224 + 12288) + 1024
+    assert decoder["picture_bytes"] == 3 * 32 * 32 * 4
+    assert decoder["total_bytes"] == (7208 + 700 + 768) + (3776 + 4224 + 12288) + 1024 + 12288
     assert (plan["peak_stage"], plan["peak_bytes"]) == ("vae_decoder", decoder["total_bytes"])
-    assert plan["one_arena_bytes"] == (7208 + 700 + 768) + 12288 + 1024
-    assert plan["released_bytes"] == 768 + 12288 + 1024
+    assert plan["one_arena_bytes"] == (7208 + 700 + 768) + 12288 + 1024 + 12288
+    assert plan["released_bytes"] == 768 + 12288 + 1024 + 12288
+    assert plan["process_bytes"] is None
 
 
 def test_sizes_grow_with_pictures_and_guidance(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,9 +100,10 @@ def test_the_text_names_every_engine_and_the_peak(bundle: Path, capsys: pytest.C
     text = capsys.readouterr().out
     assert text.startswith("target ort-cpu: 2 pictures of 32x32 px, guidance 5\n")
     row = next(line for line in text.splitlines() if line.startswith("unet "))
-    assert " ".join(row.split()) == "unet B=4 H=8 W=8 0.7 kB 11.5 kB 16.6 kB 8.3 kB 8.3 kB 8.3 kB"
-    assert "peak 47.4 kB, in vae_decoder, if engines stay loaded; " in text
-    assert "with one arena for all that stay 35.3 kB" in text
+    assert " ".join(row.split()) == "unet B=4 H=8 W=8 0.7 kB 0.7 kB 11.5 kB 16.6 kB 8.3 kB 8.3 kB 8.3 kB"
+    assert "peak 72.0 kB, in vae_decoder, if engines stay loaded; " in text
+    assert "with one arena for all that stay 59.9 kB" in text
+    assert "the process" not in text, "what ONNX Runtime itself takes is not known"
 
 
 def test_a_report_draws_every_buffer(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +125,9 @@ def test_what_a_bundle_carries_says_the_same_as_its_graphs(tmp_path: Path, capsy
     both = planned(capsys, bundle)["targets"]
     assert [each["target"] for each in both] == ["ort-cpu", "cpu"]
     assert both[0] == expected
-    assert both[1]["peak_bytes"] == expected["peak_bytes"]
+    assert [each["weight_bytes"] for each in both[1]["engines"].values()] == [
+        each["weight_bytes"] for each in expected["engines"].values()
+    ]
     # It is what the bundle carries that is read, not the graph beside it.
     wider = replace(graphs["unet"], weight_bytes=graphs["unet"].weight_bytes + 1000)
     carried["unet"]["ort-cpu"] = json_from_graph(wider)

@@ -23,6 +23,7 @@ from sdc.compiler.stages import MODEL_NAME, Source, fused_component, open_source
 from sdc.compiler.trace.export import export_component
 from sdc.compiler.trace.interfaces import component_spec, pipeline_settings
 from sdc.engines.errors import InputError
+from sdc.engines.measures import Measures
 from sdc.engines.networks import DenoisingStep
 from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule_config import schedule_from_config
@@ -256,6 +257,20 @@ def test_every_sampler_draws_with_it(tiny: Tiny, sampler: str) -> None:
         )
     assert [step.component == "unet" for step in steps] == [True, False, True, False, True]
     assert [len(step.output) for step in steps] == [1, 1, 2, 2, 1]
+
+
+def test_groups_of_pictures_keep_deep_features_of_their_own(tiny: Tiny) -> None:
+    options = {"steps": 5, "seed": 1, "guidance_scale": GUIDANCE, "deepcache": 2}
+    prompts = [PROMPT, "a photo of a blue bag", "a coat"]
+    loaded: list[str] = []
+    with tiny.pipeline("ort-cpu", keep_loaded=False, loaded=loaded) as pipe:
+        together = pipe.denoise(pipe.plan(prompts, **options))  # type: ignore[arg-type]
+        pipe.close()
+        loaded.clear()
+        alone = pipe.denoise(pipe.plan(prompts, measures=Measures(pictures_at_once=1), **options))  # type: ignore[arg-type]
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-3)
+    assert np.abs(together[0] - together[1]).max() > 0.1
+    assert loaded == ["text_encoder", "unet", SHALLOW, "unet_prompt"], "each once for all groups"
 
 
 def test_both_unets_stay_loaded_while_they_run_in_turn(tiny: Tiny) -> None:

@@ -1,0 +1,192 @@
+"""What one engine takes when pictures are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from sdc.compiler.memory.engine_graphs import engine_graphs, floating_bits
+from sdc.compiler.memory.openvino_engines import HeldEngine, read_held_engine
+from sdc.engines.bundle import Bundle
+from sdc.engines.errors import BundleError
+from sdc.engines.generation import largest_batch, takes_two_batches
+from sdc.engines.measures import NO_MEASURES, Measures
+from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
+from sdc.engines.targets import OPENVINO
+from sdc.passes.memory.buffers import SizedGraph
+from sdc.passes.memory.plan import MemoryPlan, plan_memory
+
+UNETS = ("unet", SHALLOW)
+"""Engines that run in turn; `Networks` opens their sessions before those of `HOISTED`, though they run later."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Pictures of one call.
+
+    Attributes:
+        height_px: of each; likewise ``width_px``.
+        pictures: of one prompt.
+        guidance_scale: above 1 the UNet gets two rows a picture, unless it takes the guidance as an input.
+        deepcache: whether a shallow UNet runs in turn with the whole one.
+        measures: what is done to take less memory.
+    """
+
+    height_px: int
+    width_px: int
+    pictures: int
+    guidance_scale: float
+    deepcache: bool = False
+    measures: Measures = NO_MEASURES
+
+    @property
+    def groups(self) -> int:
+        """How often pictures are denoised, one group after the other."""
+        return -(-self.pictures // (self.measures.pictures_at_once or self.pictures))
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """One engine.
+
+    Attributes:
+        component: its name.
+        sizes: of its free dimensions.
+        weight_bytes: as they are stored.
+        held: what it holds once it is loaded, beside activations.
+        memory: of its activations.
+        workspace_bytes: of our own attention kernels; those of all engines share it, and it stays.
+        result_bytes: of outputs that are held beside the activations.
+    """
+
+    component: str
+    sizes: Mapping[str, int]
+    weight_bytes: int
+    held: HeldEngine
+    memory: MemoryPlan
+    workspace_bytes: int = 0
+    result_bytes: int = 0
+
+    @property
+    def activation_bytes(self) -> int:
+        """Of one run, as they share memory in the order of the graph, and its results."""
+        return self.memory.written.arena.bytes + self.result_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """All that it takes by itself, the caller's inputs and copy of the results with it."""
+        running = self.activation_bytes + self.workspace_bytes + self.memory.input_bytes + self.result_bytes
+        return self.held.weight_bytes + self.held.graph_bytes + max(running, self.held.page_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        memory = self.memory
+        return {
+            "sizes": dict(self.sizes),
+            "weight_bytes": self.weight_bytes,
+            "held_weight_bytes": self.held.weight_bytes,
+            "graph_bytes": self.held.graph_bytes,
+            "workspace_bytes": self.workspace_bytes,
+            "result_bytes": self.result_bytes,
+            "input_bytes": memory.input_bytes,
+            "naive_bytes": memory.naive_bytes,
+            "shared_bytes": memory.written.arena.bytes,
+            "lower_bound_bytes": memory.written.lower_bound_bytes,
+            "reordered_bytes": memory.reordered.arena.bytes,
+            "reordered_lower_bound_bytes": memory.reordered.lower_bound_bytes,
+            "arena": [
+                {"name": life.name, "bytes": life.bytes, "begin": life.begin, "end": life.end, "offset": offset}
+                for life, offset in zip(memory.written.lifetimes, memory.written.arena.offsets, strict=True)
+            ],
+        }
+
+
+class EnginePlanner:
+    """Plans the engines of one target of a bundle; equal questions are answered once.
+
+    Raises:
+        BundleError: the bundle says too little of an engine.
+        TargetError: it has no such target.
+    """
+
+    def __init__(self, bundle: Bundle, target: str) -> None:
+        self.bundle = bundle
+        self.graphs = engine_graphs(bundle, target)
+        self.entry = bundle.manifest.targets[target]
+        self._held: dict[str, HeldEngine] = {}
+        self._plans: dict[tuple[str, tuple[tuple[str, int], ...]], EnginePlan] = {}
+
+    def plan(self, component: str, request: Request) -> EnginePlan:
+        """The plan of one engine for a request."""
+        sizes = component_sizes(self.bundle.manifest.components[component], self.bundle, request)
+        key = component, tuple(sizes.items())
+        if key not in self._plans:
+            bits, in_openvino = self._bits(component), self.entry.backend == OPENVINO
+            graph = self.graphs[component].at(sizes, floating_bits=bits)
+            self._plans[key] = EnginePlan(
+                component,
+                sizes,
+                weight_bytes=self.graphs[component].weight_bytes,
+                held=self._holds(component),
+                memory=plan_memory(graph, in_place=in_openvino),  # its kernels write over operands where they can
+                workspace_bytes=_attention_bytes(graph) if in_openvino and bits == 16 else 0,
+                result_bytes=self._result_bytes(component, sizes) if in_openvino else 0,
+            )
+        return self._plans[key]
+
+    def _bits(self, component: str) -> int | None:
+        return floating_bits(self.entry.backend, self.entry.engines[component].options.get("inference_precision"))
+
+    def _result_bytes(self, component: str, sizes: Mapping[str, int]) -> int:
+        """Of the outputs in their own type: the arena has them in that of the arithmetic."""
+        graph = self.graphs[component]
+        return sum(graph.buffers[output].bytes_at(sizes) for output in graph.outputs)
+
+    def _holds(self, component: str) -> HeldEngine:
+        if self.entry.backend != OPENVINO:
+            return HeldEngine(self.graphs[component].weight_bytes, 0)
+        if component not in self._held:
+            path = self.bundle.file(self.entry.engines[component].files[0])
+            self._held[component] = read_held_engine(path, self._bits(component) or 32)
+        return self._held[component]
+
+
+def _attention_bytes(graph: SizedGraph) -> int:
+    """What our kernels for bfloat16 take: keys and values of the largest attention, packed, and its result."""
+    attentions = [step for step in graph.steps if step.operator == "Attention"]
+    return 3 * max((graph.bytes[operand] for step in attentions for operand in step.reads), default=0)
+
+
+def component_sizes(spec: ComponentSpec, bundle: Bundle, request: Request) -> dict[str, int]:
+    """Sizes of a component's free dimensions, as `Pipeline` calls it."""
+    settings, measures = bundle.manifest.pipeline, request.measures
+    guided = takes_two_batches(request.guidance_scale, settings)
+    height_px, width_px = request.height_px, request.width_px
+    rows = request.pictures
+    if spec.name == "text_encoder":
+        rows = 2 if guided else 1  # equal prompts run once
+    elif spec.name in (*UNETS, *HOISTED):
+        rows = min(rows, measures.pictures_at_once or rows) * (2 if guided else 1)
+    elif spec.name == "vae_decoder":
+        rows = min(rows, measures.decoded_at_once or rows)
+        if measures.tile_px is not None:
+            height_px, width_px = min(height_px, measures.tile_px[0]), min(width_px, measures.tile_px[1])
+    sizes = {
+        "B": min(rows, largest_batch(spec)) if "B" in spec.dimensions else 1,
+        "H": height_px // settings.vae_reduction,
+        "W": width_px // settings.vae_reduction,
+        "H_px": height_px,
+        "W_px": width_px,
+    }
+    return {name: sizes[name] if name in sizes else _part_of(name, sizes) for name in spec.dimensions}
+
+
+def _part_of(name: str, sizes: Mapping[str, int]) -> int:
+    """A size that is named by what it is of others, as the deep features' ``H/2``."""
+    size = ir.SymbolicDim(name).evaluate(sizes)
+    if not isinstance(size, int):
+        raise BundleError(f"nothing says how large {name} is", hint="export the bundle again")
+    return size

@@ -1,0 +1,121 @@
+"""What OpenVINO's CPU plugin makes of an engine's constants when it compiles it, from the engine's file alone."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdc.engines.errors import BundleError
+
+GRAPH_BYTES_PER_NODE = 25_000
+"""What stays of a node beside its constants: the model, its clones, descriptors, kernels that were compiled for it.
+
+Source: resident memory after compiling, less the blocks that hold constants, of SD 1.5's UNet (int8: 7,960 nodes, 25 kB
+each; bf16: 4,947, 25), VAE decoder (1,419, 15) and text encoder (1,128, 36); OpenVINO 2026.4.
+"""
+
+PROCESS_BYTES = 130_000_000
+"""The interpreter, the runtime's libraries and a tokenizer, OpenVINO and its plugin with a model of one node.
+
+Source: as above; 54 MB of its own and 76 of files.
+"""
+
+READ_PAGES_BYTES = 25_000_000
+"""Pages of a file of weights that are in memory while it is compiled, at most; of a small file half of it.
+
+They are let go of every 0.05 s (`sdc.engines.sessions.mapped_files`). Source: as above, where activations are small.
+"""
+
+_PRODUCTS = frozenset({"Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul"})
+_SCALING = frozenset({"Convert", "Multiply", "Reshape", "Subtract", "Transpose"})
+"""What stands between the integers of a weight and its product."""
+_BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "u8": 8, "i4": 4, "u4": 4}
+
+
+@dataclass(frozen=True)
+class HeldEngine:
+    """What a compiled engine holds in memory beside its activations.
+
+    Attributes:
+        weight_bytes: constants, in all the forms in which they are kept.
+        graph_bytes: all else.
+        page_bytes: of its file, while it is compiled: before it has activations.
+    """
+
+    weight_bytes: int
+    graph_bytes: int
+    page_bytes: int = 0
+
+
+def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
+    """What an engine in OpenVINO's representation takes once it is compiled.
+
+    1. A float16 constant is expanded to float32 when the model is compiled, and stays so.
+    2. The weight of a product (convolution or MatMul) is packed for its kernel: integers as they are stored, floating
+       point in the type of the arithmetic.
+    3. Where that is bfloat16, a MatMul's float16 weight is kept once more as it was before packing.
+    4. Other constants are read where they are, in the mapped file, whose pages do not stay.
+
+    Weights alone of 8 or 4 bits (``w8``, ``w4``), which some products expand, are counted as they are stored.
+
+    Source: OpenVINO 2026.4, by the sizes and callers of its live blocks after compiling, in float32 and in bfloat16.
+
+    Args:
+        path: of the file that names the nodes (.xml).
+        floating_bits: 32 or 16: what it computes in.
+
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+        nodes = {int(node.attrib["id"]): node for node in root.iterfind("layers/layer")}
+        readers = defaultdict(list)
+        for edge in root.iterfind("edges/edge"):
+            readers[int(edge.attrib["from-layer"])].append(int(edge.attrib["to-layer"]))
+        constants = {
+            number: (data.attrib["element_type"], data.attrib.get("shape", ""))
+            for number, node in nodes.items()
+            if node.attrib["type"] == "Const" and (data := node.find("data")) is not None
+        }
+        kinds = {number: node.attrib["type"] for number, node in nodes.items()}
+    except (ElementTree.ParseError, KeyError, ValueError, OSError) as error:
+        raise BundleError(f"{path} is no engine of OpenVINO: {error}", hint="export the bundle again") from error
+    weights = sum(
+        _constant_bytes(element, _elements(shape), _product(number, kinds, readers), floating_bits)
+        for number, (element, shape) in constants.items()
+    )
+    stored = sum(_elements(shape) * _BITS.get(element, 0) // 8 for element, shape in constants.values())
+    return HeldEngine(weights, GRAPH_BYTES_PER_NODE * len(nodes), min(stored // 2, READ_PAGES_BYTES))
+
+
+def _constant_bytes(element: str, count: int, product: str | None, floating_bits: int) -> int:
+    held = 4 * count if element == "f16" else 0
+    if product is None or element not in _BITS:
+        return held
+    floating = element in ("f32", "f16", "bf16")
+    held += count * (floating_bits if floating else _BITS[element]) // 8
+    if element == "f16" and product == "MatMul" and floating_bits == 16:
+        held += 2 * count
+    return held
+
+
+def _elements(shape: str) -> int:
+    return math.prod(int(size) for size in shape.split(",") if size.strip())
+
+
+def _product(number: int, kinds: Mapping[int, str], readers: Mapping[int, list[int]]) -> str | None:
+    """The kind of a product whose weight a constant is, through what scales integers; None if it is none."""
+    reached, seen = [number], {number}
+    while reached:
+        for reader in readers.get(reached.pop(), ()):
+            if kinds[reader] in _PRODUCTS:
+                return kinds[reader]
+            if kinds[reader] in _SCALING and reader not in seen:
+                seen.add(reader)
+                reached.append(reader)
+    return None

@@ -1,0 +1,129 @@
+"""What is in memory while each engine of a picture runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdc.compiler.memory.engine_plan import UNETS, EnginePlan, Request
+from sdc.engines.specs import HOISTED
+from sdc.engines.targets import OPENVINO, TENSORRT_RTX
+
+STAGES = ("text_encoder", *HOISTED, *UNETS, "vae_decoder")
+"""Engines in the order in which `Pipeline` runs them."""
+
+_FLOAT32_BYTES = 4
+_COLOURS = 3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is in memory while one engine runs.
+
+    Attributes:
+        component: the engine.
+        loaded: engines that are in memory.
+        weight_bytes: theirs, as they are held; likewise ``graph_bytes``.
+        activation_bytes: of the engine that runs, and what those before it keep.
+        largest_activation_bytes: of one engine: what all would need that share an arena.
+        input_bytes: of the engine that runs; they are the caller's, who has the UNet's for all pictures.
+        picture_bytes: of pictures that are decoded.
+        released_bytes: all of it, if engines are released as soon as a picture does not need them any more.
+    """
+
+    component: str
+    loaded: tuple[str, ...]
+    weight_bytes: int
+    graph_bytes: int
+    activation_bytes: int
+    largest_activation_bytes: int
+    input_bytes: int
+    picture_bytes: int
+    released_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self._beside_activations + self.activation_bytes
+
+    @property
+    def one_arena_bytes(self) -> int:
+        """All of it, if the engines shared one arena."""
+        return self._beside_activations + self.largest_activation_bytes
+
+    @property
+    def _beside_activations(self) -> int:
+        return self.weight_bytes + self.graph_bytes + self.input_bytes + self.picture_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "component": self.component,
+            "loaded": list(self.loaded),
+            "weight_bytes": self.weight_bytes,
+            "graph_bytes": self.graph_bytes,
+            "activation_bytes": self.activation_bytes,
+            "input_bytes": self.input_bytes,
+            "picture_bytes": self.picture_bytes,
+            "total_bytes": self.total_bytes,
+            "released_bytes": self.released_bytes,
+        }
+
+
+def plan_stages(engines: Mapping[str, EnginePlan], backend: str, request: Request) -> tuple[Stage, ...]:
+    """The stages of a picture, in their order; on a GPU plans share their activations' memory."""
+    stages: list[Stage] = []
+    loaded: dict[str, None] = {}
+    activations: list[int] = []
+    workspace = 0
+    unets = [name for name in UNETS if name in engines]
+    for component in (name for name in STAGES if name in engines):
+        opened = unets if component in (*HOISTED, *UNETS) else []
+        loaded |= dict.fromkeys([*opened, component])
+        engine = engines[component]
+        activations.append(engine.activation_bytes)
+        pictures = decoded_bytes(engine, request) if component == "vae_decoder" else 0
+        inputs = engine.memory.input_bytes * (request.groups if component in UNETS else 1)
+        workspace = max(workspace, engine.workspace_bytes)
+        alone = max(engine.activation_bytes + workspace + inputs + pictures, engine.held.page_bytes)
+        stages.append(
+            Stage(
+                component=component,
+                loaded=tuple(loaded),
+                weight_bytes=sum(engines[name].held.weight_bytes for name in loaded),
+                graph_bytes=sum(engines[name].held.graph_bytes for name in loaded),
+                activation_bytes=workspace + (max(activations) if backend == TENSORRT_RTX else sum(activations)),
+                largest_activation_bytes=workspace + max(activations),
+                input_bytes=inputs,
+                picture_bytes=pictures,
+                released_bytes=alone + _held_in_time(component, engines, tuple(loaded), unets, backend),
+            )
+        )
+    return tuple(stages)
+
+
+def _held_in_time(
+    component: str, engines: Mapping[str, EnginePlan], loaded: Sequence[str], unets: Sequence[str], backend: str
+) -> int:
+    """What engines hold while one runs, if they are released when a picture does not need them any more."""
+    needed = [component]
+    if component in UNETS:
+        needed = [*unets]
+    elif component in HOISTED:  # they run while the UNet is loaded, and are released then
+        needed = [name for name in loaded if name in (*unets, *HOISTED)]
+    compiled = [name for name in needed if backend != OPENVINO or component in UNETS or name not in unets]
+    weights = sum(engines[name].held.weight_bytes for name in compiled)  # OpenVINO compiles at the first run
+    return weights + sum(engines[name].held.graph_bytes for name in needed)
+
+
+def decoded_bytes(decoder: EnginePlan, request: Request) -> int:
+    """Of decoded pictures as the runtime holds them, in float32: all, what one run gives, and a strip of tiles."""
+    whole = _COLOURS * _FLOAT32_BYTES * request.height_px * request.width_px
+    held = request.pictures * whole
+    tile = request.measures.tile_px
+    if tile is None:
+        return held + (0 if decoder.sizes.get("B", 1) >= request.pictures else decoder.sizes.get("B", 1) * whole)
+    height, width = min(tile[0], request.height_px), min(tile[1], request.width_px)
+    tall_strip = request.pictures * _COLOURS * _FLOAT32_BYTES * height * request.width_px
+    return held + tall_strip + (tall_strip * width // request.width_px if width < request.width_px else 0)

@@ -1,0 +1,64 @@
+"""What OpenVINO holds of constants, from files that are written by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sdc.compiler.memory.openvino_engines import GRAPH_BYTES_PER_NODE, read_held_engine
+from sdc.engines.errors import BundleError
+
+
+def write_engine(path: Path, *chains: tuple[str, str, tuple[str, ...]]) -> Path:
+    """A file with constants of an element type and a shape, each read through a chain of nodes."""
+    layers, edges, number = [], [], 0
+    for element, shape, kinds in chains:
+        layers.append(f'<layer id="{number}" type="Const"><data element_type="{element}" shape="{shape}"/></layer>')
+        for kind in kinds:
+            layers.append(f'<layer id="{number + 1}" type="{kind}"/>')
+            edges.append(f'<edge from-layer="{number}" to-layer="{number + 1}"/>')
+            number += 1
+        number += 1
+    path.write_text(f"<net><layers>{''.join(layers)}</layers><edges>{''.join(edges)}</edges></net>")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("element", "kinds", "in_16_bits", "in_32_bits"),
+    [
+        ("f16", ("Convolution",), 4 + 2, 4 + 4),
+        ("f16", ("MatMul",), 4 + 2 + 2, 4 + 4),
+        ("f16", ("Convert", "Convolution"), 4 + 2, 4 + 4),
+        ("f16", ("Gather", "MatMul"), 4, 4),
+        ("f16", ("Add",), 4, 4),
+        ("bf16", ("MatMul",), 2, 4),
+        ("bf16", ("Gather",), 0, 0),
+        ("f32", ("GroupConvolution",), 2, 4),
+        ("f32", ("Gather",), 0, 0),
+        ("i8", ("Convert", "Multiply", "MatMul"), 1, 1),
+        ("i8", ("Convert", "Subtract", "Multiply", "Reshape", "Convolution"), 1, 1),
+        ("i64", ("Reshape", "MatMul"), 0, 0),
+    ],
+)
+def test_a_constant_in_all_its_forms(
+    tmp_path: Path, element: str, kinds: tuple[str, ...], in_16_bits: int, in_32_bits: int
+) -> None:
+    path = write_engine(tmp_path / "engine.xml", (element, "7,3,5", kinds))
+    for bits, each in ((16, in_16_bits), (32, in_32_bits)):
+        held = read_held_engine(path, bits)
+        assert held.weight_bytes == 7 * 3 * 5 * each
+        assert held.graph_bytes == (1 + len(kinds)) * GRAPH_BYTES_PER_NODE
+
+
+def test_constants_add_up_and_scalars_count_once(tmp_path: Path) -> None:
+    path = write_engine(tmp_path / "engine.xml", ("f16", "", ("Add",)), ("i8", "10", ("Convert", "MatMul")))
+    assert read_held_engine(path, 16).weight_bytes == 4 + 10
+
+
+@pytest.mark.parametrize("content", ["no xml", '<net><layers><layer id="x" type="Const"/></layers></net>'])
+def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "engine.xml"
+    path.write_text(content)
+    with pytest.raises(BundleError, match="is no engine of OpenVINO"):
+        read_held_engine(path, 16)
