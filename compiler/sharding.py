@@ -20,6 +20,7 @@ def shard_component(unet: Component, count: int) -> tuple[tuple[Component, ...],
 
     Raises:
         InputError: the UNet cannot be cut into so many.
+        PassError: it cannot be cut at all.
     """
     inner = InnerSizes(unet.spec)
     sizes = {symbol: size.optimum for symbol, size in unet.spec.dimensions.items()}

@@ -57,8 +57,8 @@ def hoist(model: ir.Model) -> Hoisted:
     4. What crosses is float32 with a known shape. An inner float16 is cast on both sides, which changes no value.
     5. Some arithmetic must leave: nothing is cut for casts and layout changes alone. Constants stay with their readers;
        a small one that is read on both sides is in both graphs.
-    6. What crosses from the timestep's part and differs in its channels only (axis 1) is joined along them, and split in
-       the UNet: it is handed over at every step, where each tensor costs time of its own.
+    6. What crosses from the timestep's part and differs in its channels only (axis 1) is joined along them, and split
+       in the UNet: it is handed over at every step, where each tensor costs time of its own.
 
     Tensors that cross are called ``prompt.0``, ``timestep.0`` … in the order of the graph. An input that the UNet still
     reads stays its input; others go. An output of the UNet that could leave is computed outside and passed through.

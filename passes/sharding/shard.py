@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from sdc.engines.errors import InputError
+from sdc.engines.errors import InputError, PassError
 from sdc.passes.base import PassReport, run_passes
 from sdc.passes.hoisting.crossing import describe, free_names, give_out, take_in
 from sdc.passes.hoisting.hoist_split import TIDYING
@@ -64,14 +64,21 @@ def shard(model: ir.Model, count: int, *, sizes: Mapping[str, int], may_cross: M
 
     Raises:
         InputError: the graph cannot be cut into so many pieces.
+        PassError: it cannot be cut at all.
     """
     whole = model.clone()
     _read_sizes_of_inputs(whole.graph)
     line = line_up(whole.graph)
     waists = find_waists(line, sizes, may_cross)
+    if not waists:
+        raise PassError(
+            f"{whole.graph.name or 'the graph'} can be cut nowhere: what lives across is not all floating point, of "
+            "known sizes that an interface can have",
+            hint="run resolve-shapes first, or export without --shards",
+        )
     if not 2 <= count <= len(waists) + 1:
         raise InputError(
-            f"{count} shards of {whole.graph.name or 'a graph'} were asked for, it can be cut into 2 to "
+            f"{count} shards were asked for, and {whole.graph.name or 'the graph'} can be cut into 2 to "
             f"{len(waists) + 1}",
             hint="choose a number in between",
         )

@@ -111,7 +111,7 @@ def find_waists(line: Line, sizes: Mapping[str, int], may_cross: MayCross) -> li
 
     1. All that lives across is floating point, of a known size that `may_cross` allows.
     2. No layer is parted from the DequantizeLinear that it reads, nor from the QuantizeLinear of its result: with them
-       it is a kernel for integers. Nor is a QuantizeLinear from a DequantizeLinear before it: backends make one of both.
+       it is a kernel for integers. Nor is a QuantizeLinear from a DequantizeLinear before it, which backends make one.
 
     Args:
         line: from `line_up`.
@@ -188,9 +188,7 @@ def weight_bytes_between(line: Line, cuts: Sequence[int]) -> list[list[int]]:
 
 def _weights_of_pieces(line: Line, cuts: Sequence[int]) -> list[set[ir.Value]]:
     pieces: list[set[ir.Value]] = [set() for _ in cuts[1:]]
-    piece_of = [
-        number for number, (begin, end) in enumerate(pairwise(cuts)) for _ in range(begin, end)
-    ]
+    piece_of = [number for number, (begin, end) in enumerate(pairwise(cuts)) for _ in range(begin, end)]
     for value, readers in line.weights.items():
         for index in readers:
             pieces[piece_of[index]].add(value)
