@@ -15,6 +15,7 @@ from sdc.engines.generation import check_pictures, largest_batch, takes_two_batc
 from sdc.engines.pipeline import NEEDED
 from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
 from sdc.engines.targets import TENSORRT_RTX
+from sdc.engines.wiring import shards_of
 from sdc.passes.memory.plan import MemoryPlan, plan_memory
 
 _UNETS = ("unet", SHALLOW)
@@ -175,7 +176,7 @@ def plan_pictures(bundle: Bundle, target: str, request: Request) -> PicturePlan:
 
     Raises:
         BundleError: the bundle lacks a component, or says too little of an engine.
-        InputError: the request is outside of what the bundle takes.
+        InputError: the request is outside of what the bundle takes, or its UNet is in shards.
         TargetError: the bundle has no such target.
     """
     manifest = bundle.manifest
@@ -184,6 +185,11 @@ def plan_pictures(bundle: Bundle, target: str, request: Request) -> PicturePlan:
         raise BundleError(f"the bundle {bundle.path} has no {', '.join(missing)}", hint="export the whole model")
     if request.deepcache and SHALLOW not in manifest.components:
         raise InputError(f"the bundle {bundle.path} has no shallow UNet", hint="export it with --deepcache")
+    if shards_of(manifest.components):
+        raise InputError(
+            f"the UNet of {bundle.path} is in shards, whose memory is not planned yet",
+            hint="plan the bundle that is exported without --shards",
+        )
     check_pictures(
         request.pictures,
         guidance_scale=request.guidance_scale,
