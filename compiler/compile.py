@@ -24,6 +24,7 @@ from sdc.compiler.export_plan import (
     component_depth,
     component_plan,
     component_precision,
+    component_shards,
     plan_export,
 )
 from sdc.compiler.half_stage import OVERFLOWS_NAME, HalfCheck, check_half_stage
@@ -310,6 +311,7 @@ def _build_engines(
                 table=table.folder / TABLE_NAME if table and name in QUANTISED else None,
                 hoist=request.hoist and name in HOISTED_FROM,
                 deepcache=component_depth(name, request),
+                shards=component_shards(name, request),
                 rule=request.calibration.rule_for(target),
                 correct_bias=request.calibration.correct_bias,
                 automatic=automatic.result if automatic and name in QUANTISED else None,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
 
 from sdc.compiler.component import Component
 from sdc.compiler.hoisting import hoist_component, interface_of
+from sdc.compiler.inner_sizes import InnerSizes
 from sdc.engines.errors import ExportError
-from sdc.engines.specs import SHALLOW, ComponentSpec, DimensionRange
+from sdc.engines.specs import SHALLOW, ComponentSpec
 from sdc.passes.base import PassReport
 from sdc.passes.hoisting.deepcache import split_deep
 from sdc.passes.macs import count_macs
@@ -57,10 +57,10 @@ def cache_component(unet: Component, depth: int) -> tuple[tuple[Component, Compo
         PassError: it has none at all, or cannot be cut there.
     """
     cached = split_deep(unet.model, depth)
-    dimensions = dict(unet.spec.dimensions)
-    shape = ir.Shape([_size(size, unet.spec, dimensions) for size in cached.taken.shape or ()])
+    inner = InnerSizes(unet.spec)
+    shape = ir.Shape([_named(size, inner, unet.spec) for size in cached.taken.shape or ()])
     cached.full.shape = cached.taken.shape = shape
-    known = replace(unet.spec, dimensions=dimensions)
+    known = inner.known()
     sizes = {symbol: size.optimum for symbol, size in unet.spec.dimensions.items()}
     details = {
         "depth": depth,
@@ -72,36 +72,13 @@ def cache_component(unet: Component, depth: int) -> tuple[tuple[Component, Compo
     return (full, shallow), replace(cached.report, details=details)
 
 
-def _size(size: int | ir.SymbolicDim, spec: ComponentSpec, dimensions: dict[str, DimensionRange]) -> int | str:
-    """A size of the deep features as an interface can have it: a number, a symbol, or ``H/2``, which is added."""
-    if isinstance(size, int) or size.value in dimensions:
-        return size if isinstance(size, int) else str(size.value)
-    for symbol, whole in spec.dimensions.items():
-        if size.free_symbols() != {symbol}:
-            continue
-        factor = whole.optimum // max(1, _at(size, symbol, whole.optimum))
-        if factor > 1 and all(_at(size, symbol, each) * factor == each for each in _sizes_in(whole)):
-            name = f"{symbol}/{factor}"
-            dimensions[name] = DimensionRange(
-                whole.minimum // factor,
-                whole.optimum // factor,
-                whole.maximum // factor,
-                max(1, whole.multiple // factor),
-            )
-            return name
-    raise ExportError(
-        f"DeepCache: the deep features would have the size {size.value}, which is no whole fraction of one of "
-        f"{', '.join(spec.dimensions)}",
-        hint="choose a smaller depth",
-    )
-
-
-def _sizes_in(allowed: DimensionRange) -> range:
-    return range(allowed.minimum, allowed.maximum + 1, allowed.multiple)
-
-
-def _at(size: ir.SymbolicDim, symbol: str, value: int) -> int:
-    bindings: Mapping[str, int] = {symbol: value}
-    found = size.evaluate(bindings)
-    assert isinstance(found, int)
-    return found
+def _named(size: int | ir.SymbolicDim, inner: InnerSizes, spec: ComponentSpec) -> int | str:
+    """A size of the deep features as an interface can have it."""
+    name = inner.name(size)
+    if name is None:
+        raise ExportError(
+            f"DeepCache: the deep features would have the size {size}, which is no whole fraction of one of "
+            f"{', '.join(spec.dimensions)}",
+            hint="choose a smaller depth",
+        )
+    return name

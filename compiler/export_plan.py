@@ -53,7 +53,9 @@ BUILD_SOURCES = (
     "sdc.compiler.component",
     "sdc.compiler.deepcache",
     "sdc.compiler.hoisting",
+    "sdc.compiler.inner_sizes",
     "sdc.compiler.memory.graph_json",
+    "sdc.compiler.sharding",
     "sdc.compiler.stages",
     "sdc.engines.specs",
 )
@@ -79,6 +81,7 @@ class ExportRequest:
         hoist: whether work that is the same at each step leaves the UNet; else it has the interface that others know.
         calibration: how "int8" is calibrated.
         deepcache: depth of the skip connection at which DeepCache's shallow UNet is cut; None for no such engine.
+        shards: number of engines that the UNet is cut into, which run one after another; None leaves it whole.
     """
 
     source: Source
@@ -89,6 +92,7 @@ class ExportRequest:
     hoist: bool = True
     calibration: CalibrationOptions = DEFAULT_CALIBRATION
     deepcache: int | None = None
+    shards: int | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 half_key,
                 request.hoist and name in HOISTED_FROM,
                 *(("deepcache", depth) if (depth := component_depth(name, request)) is not None else ()),
+                *(("shards", count) if (count := component_shards(name, request)) is not None else ()),
                 [target.name, target.backend, *target.compute_capabilities],
                 versions_of(BACKEND_TOOLS[target.backend]),
             ]
@@ -192,6 +197,11 @@ def component_precision(component: str, precision: PrecisionRequest) -> str:
 def component_depth(component: str, request: ExportRequest) -> int | None:
     """Where DeepCache cuts one component, if it does."""
     return request.deepcache if component in HOISTED_FROM else None
+
+
+def component_shards(component: str, request: ExportRequest) -> int | None:
+    """How many engines one component is cut into; None leaves it whole."""
+    return request.shards if component in HOISTED_FROM else None
 
 
 def component_plan(component: str, precision: PrecisionRequest) -> PrecisionPlan | None:

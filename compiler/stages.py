@@ -19,6 +19,7 @@ from sdc.compiler.component import Component
 from sdc.compiler.deepcache import divide_unet
 from sdc.compiler.memory.graph_json import describe_memory
 from sdc.compiler.precision.planning import passes_from_plan, plan_for
+from sdc.compiler.sharding import shard_component
 from sdc.compiler.workshop.cache import Entry
 from sdc.engines.manifest import LoraEntry, ModelEntry
 from sdc.engines.specs import COMPONENTS, ComponentSpec
@@ -134,6 +135,7 @@ class Recipe:
         overflows: result of the stage `check-fp16`; None where nothing is in float16.
         hoist: whether loop-invariant work leaves it.
         deepcache: depth of its shallow graph beside it; None for none.
+        shards: number of engines that it is cut into; None for one, whole.
         rule: how ranges follow from the calibration.
         correct_bias: whether biases make up for rounded weights.
         automatic: result of the stage `plan`, for the report; None where no precision was chosen.
@@ -149,6 +151,7 @@ class Recipe:
     overflows: Path | None = None
     hoist: bool = False
     deepcache: int | None = None
+    shards: int | None = None
     rule: RangeRule = DEFAULT_RULE
     correct_bias: bool = False
     automatic: Mapping[str, Any] | None = None
@@ -157,12 +160,17 @@ class Recipe:
 def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
     """Stage `build`: passes, then the engine of one component for one target, in a folder of its name.
 
-    What is hoisted out of a component, and the shallow UNet of DeepCache, become engines of their own beside it.
+    What is hoisted out of a component, and the shallow UNet of DeepCache, become engines of their own beside it; shards
+    stand in its place.
     """
     from sdc.compiler.build import build_engine
 
     typed, reports, plan = _planned_component(recipe)
     components, divided = divide_unet(typed, hoist=recipe.hoist, deepcache=recipe.deepcache)
+    whole = components[0].spec
+    if recipe.shards is not None:
+        shards, divided["sharding"] = shard_component(components[0], recipe.shards)
+        components = (*shards, *components[1:])
     reports |= {phase: [_report_json(report)] for phase, report in divided.items()}
     engines = {}
     for component in components:
@@ -184,7 +192,13 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
         (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
     if plan is not None:
         (folder / PLAN_NAME).write_text(text_from_plan(plan), encoding="utf-8")
-    return {"export": recipe.graph.result, "engines": engines, "fp16": _overflow(recipe), "automatic": recipe.automatic}
+    return {
+        "export": recipe.graph.result,
+        "spec": whole.to_json(),
+        "engines": engines,
+        "fp16": _overflow(recipe),
+        "automatic": recipe.automatic,
+    }
 
 
 def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]]]:

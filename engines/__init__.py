@@ -21,6 +21,7 @@ def load(
     verify: bool = True,
     threads: int | None = None,
     keep_loaded: bool = True,
+    prefetch: bool = True,
 ) -> Pipeline:
     """Open a bundle; its engines are loaded when they are first needed.
 
@@ -31,6 +32,8 @@ def load(
         threads: CPU threads of the engines; the backend's choice when missing.
         keep_loaded: whether engines stay loaded for the next picture. If not, each is released as soon as a picture
             does not need it any more: memory holds the text encoder, the UNet or the autoencoder, one at a time.
+        prefetch: of a UNet in shards (`sdc export --shards`), load the next one while one runs: memory holds two, or
+            else one.
 
     Raises:
         BundleError: the bundle is missing or damaged.
@@ -39,4 +42,4 @@ def load(
     """
     from sdc.engines.pipeline import open_pipeline
 
-    return open_pipeline(bundle, target, verify=verify, threads=threads, keep_loaded=keep_loaded)
+    return open_pipeline(bundle, target, verify=verify, threads=threads, keep_loaded=keep_loaded, prefetch=prefetch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sdc.engines.digests import file_sha256
@@ -11,7 +12,9 @@ from sdc.engines.errors import BundleError, InputError, TargetError
 from sdc.engines.manifest import MANIFEST_NAME, EngineEntry, Manifest, TargetEntry, read_manifest
 from sdc.engines.session import Session
 from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.sessions.sharded import ShardedSession
 from sdc.engines.targets import ONNXRUNTIME, ONNXRUNTIME_CUDA, OPENVINO, TENSORRT_RTX, Target, runnable
+from sdc.engines.wiring import shards_of
 
 _PREFERENCE = (TENSORRT_RTX, ONNXRUNTIME_CUDA, OPENVINO, ONNXRUNTIME)
 """Backends from the fastest to the slowest."""
@@ -112,19 +115,26 @@ class Bundle:
             hint="export it with --target cpu; `sdc doctor` shows what this machine can run",
         )
 
-    def load_session(self, component: str, target: Target, *, threads: int | None = None) -> Session:
-        """Check and load one engine.
+    def load_session(
+        self, component: str, target: Target, *, threads: int | None = None, prefetch: bool = True
+    ) -> Session:
+        """Check and load one engine; of a UNet that is in shards none yet: its session loads them as it runs.
 
         Args:
             component: e.g. "unet".
             target: from `choose_target`.
             threads: CPU threads; None leaves it to the backend.
+            prefetch: whether the next shard of a UNet is loaded while one runs.
 
         Raises:
             BundleError: an engine file has changed or the backend cannot read it.
             TargetError: the target has no engine for the component, or this machine cannot run it.
         """
         entry = self.manifest.targets[self.target(target.name).name]
+        shards = shards_of(self.manifest.components)
+        if component == "unet" and shards:
+            load = partial(self.load_session, target=target, threads=threads)
+            return ShardedSession(self.manifest.components[component], shards, load, prefetch=prefetch)
         if component not in entry.engines:
             raise TargetError(
                 f"the target {target.name!r} of the bundle {self.path} has no engine for {component!r}",

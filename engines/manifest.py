@@ -9,8 +9,8 @@ from typing import Any
 
 from sdc.engines.checked_json import JsonValue, read_json
 from sdc.engines.errors import BundleError, InputError
-from sdc.engines.specs import COMPONENTS, HOISTED, SHALLOW, ComponentSpec, DimensionRange, TensorSpec
-from sdc.engines.wiring import check_wiring
+from sdc.engines.specs import COMPONENTS, HOISTED, SHALLOW, ComponentSpec, DimensionRange, TensorSpec, is_shard_name
+from sdc.engines.wiring import check_wiring, shards_of
 
 SCHEMA = 1
 """The schema that this version of sdc writes, and the only one that it reads."""
@@ -192,7 +192,7 @@ def _read_pipeline(value: JsonValue) -> PipelineSettings:
 
 def _read_component(name: str, value: JsonValue) -> ComponentSpec:
     known = (*COMPONENTS, *HOISTED, SHALLOW)
-    if name not in known or value.member("name").value != name:
+    if not (name in known or is_shard_name(name)) or value.member("name").value != name:
         raise BundleError(f"{value.place}: expected a component named as one of {', '.join(known)}")
     spec = ComponentSpec(
         name=name,
@@ -261,7 +261,8 @@ def _check_references(manifest: Manifest, place: str) -> None:
             for file in engine.files:
                 if file not in manifest.files:
                     raise BundleError(f"{where}: the file {file!r} has no digest in the manifest")
-        for name in (*HOISTED, SHALLOW) if "unet" in entry.engines else ():
+        unets = tuple(shard.name for shard in shards_of(manifest.components)) or ("unet",)
+        for name in (*unets, *HOISTED, SHALLOW) if not entry.engines.keys().isdisjoint({*unets, "unet"}) else ():
             if name in manifest.components and name not in entry.engines:
                 raise BundleError(
                     f"{place}: targets.{target} has no engine for {name}, which belongs to its unet",

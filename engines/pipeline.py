@@ -282,7 +282,13 @@ class Pipeline:
 
 
 def open_pipeline(
-    path: str | os.PathLike[str], target: str | None, *, verify: bool, threads: int | None, keep_loaded: bool
+    path: str | os.PathLike[str],
+    target: str | None,
+    *,
+    verify: bool,
+    threads: int | None,
+    keep_loaded: bool = True,
+    prefetch: bool = True,
 ) -> Pipeline:
     """See `sdc.engines.load`."""
     bundle = open_bundle(Path(path), verify=verify)
@@ -296,7 +302,7 @@ def open_pipeline(
         schedule=read_schedule(bundle.path / "scheduler" / "scheduler_config.json"),
         settings=manifest.pipeline,
         specs=manifest.components,
-        load_session=lambda component: bundle.load_session(component, chosen, threads=threads),
+        load_session=lambda component: bundle.load_session(component, chosen, threads=threads, prefetch=prefetch),
         keep_loaded=keep_loaded,
         provenance={
             "model": manifest.model.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,3 +49,16 @@ class Session(Protocol):
     def __enter__(self) -> Session: ...
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A session that gets ready for the sizes of its inputs when it is first run, or is told them before."""
+
+    def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Get ready for inputs of these shapes, by name; all of them are given.
+
+        Raises:
+            BundleError: the backend cannot.
+        """
+        ...

@@ -17,6 +17,19 @@ HOISTED = ("unet_prompt", "unet_timestep")
 SHALLOW = "unet_shallow"
 """The engine that runs in the UNet's place at most steps of DeepCache: it takes the deep features of a step before."""
 
+_SHARD = "unet_shard_"
+
+
+def shard_name(index: int) -> str:
+    """The engine of a UNet's shard, counted from 0; the shards stand in the place of the UNet's engine."""
+    return f"{_SHARD}{index}"
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether an engine is a shard of the UNet."""
+    number = name.removeprefix(_SHARD)
+    return name != number and number.isdecimal() and shard_name(int(number)) == name
+
 
 @dataclass(frozen=True)
 class DimensionRange:
@@ -59,7 +72,7 @@ class ComponentSpec:
     """The interface of one network.
 
     Attributes:
-        name: one of ``COMPONENTS`` or ``HOISTED``, or ``SHALLOW``.
+        name: one of ``COMPONENTS`` or ``HOISTED``, ``SHALLOW``, or a `shard_name`.
         inputs: in the order of the graph; likewise ``outputs``.
         dimensions: the range of every free dimension that occurs in a shape.
     """

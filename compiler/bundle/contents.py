@@ -60,7 +60,7 @@ def bundle_manifest(request: ExportRequest, opened: Opened, built: Built, conten
         fused=request.fuse,
         components=common_specs(
             {
-                target.name: [ComponentSpec.from_json(result["spec"]) for result in _engines(target, built).values()]
+                target.name: [ComponentSpec.from_json(spec) for spec in _specs(target, built).values()]
                 for target in request.targets
             }
         ),
@@ -90,6 +90,12 @@ def _engines(target: Target, built: Built) -> dict[str, Any]:
     """Results by component, those of engines beside another among them."""
     stages = [built[component, target.name].result["engines"] for component in COMPONENTS]
     return {component: result for engines in stages for component, result in engines.items()}
+
+
+def _specs(target: Target, built: Built) -> dict[str, Any]:
+    """Interfaces by component: of those that are whole, which an engine need not have, and of all engines."""
+    wholes = {component: built[component, target.name].result["spec"] for component in COMPONENTS}
+    return wholes | {component: result["spec"] for component, result in _engines(target, built).items()}
 
 
 def _by_component(built: Built, part: str) -> dict[str, dict[str, Any]]:

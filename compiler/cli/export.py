@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdc.compiler.cli.calibration_arguments import add_calibration_arguments, calibration_options
 from sdc.engines.errors import InputError
+from sdc.engines.specs import is_shard_name
 from sdc.engines.targets import parse_targets
 
 if TYPE_CHECKING:
@@ -76,6 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also build the shallow UNet that `sdc run --deepcache N` draws most steps with; DEPTH counts skip "
         "connections from the output, and the smallest is the fastest (0)",
     )
+    parser.add_argument(
+        "--shards",
+        type=int,
+        metavar="N",
+        help="cut the UNet into N engines, of which one or two are in memory at a time: slower, for machines with less "
+        "memory than the UNet takes",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle (build/MODEL-PRECISION)")
     add_calibration_arguments(parser)
     parser.add_argument(
@@ -130,6 +138,7 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
         hoist=not args.no_hoist,
         calibration=calibration_options(args),
         deepcache=args.deepcache,
+        shards=args.shards,
     )
 
 
@@ -182,12 +191,17 @@ def summary_text(summary: ExportSummary) -> str:
     """The summary for people."""
     values = summary_json(summary)
     state = "was up to date" if summary.up_to_date else "is written"
-    unet = ", ".join(f"{each['unet'] / 1e6:.1f} MB for {name}" for name, each in values["engine_bytes"].items())
+    unet = ", ".join(f"{_unet_bytes(each) / 1e6:.1f} MB for {name}" for name, each in values["engine_bytes"].items())
     return (
         f"{_relative(summary.out)} {state}: {values['model']}, {values['precision']}, "
         f"for {', '.join(values['targets'])}; {values['bytes'] / 1e6:.1f} MB (UNet {unet}), {values['seconds']:.1f} s\n"
         f'next: sdc run {_relative(summary.out)} --prompt "..."'
     )
+
+
+def _unet_bytes(engines: dict[str, int]) -> int:
+    """Of the UNet's engine, or its shards'."""
+    return sum(size for name, size in engines.items() if name == "unet" or is_shard_name(name))
 
 
 def _relative(path: Path) -> Path:

@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_memory_limit(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the backend's choice)")
     parser.add_argument(
+        "--no-prefetch",
+        action="store_true",
+        help="of a UNet in shards, have one in memory, not the next one too: slower",
+    )
+    parser.add_argument(
         "--out", type=Path, default=Path("out.png"), metavar="F.png",
         help="file to write, numbered F-1.png, F-2.png, ... if there are several pictures (default: out.png)",
     )  # fmt: skip
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     step_seconds: list[float] = []
     engines: list[str] = []
-    with load(args.bundle, args.target, threads=args.threads, keep_loaded=False) as pipe:
+    with load(args.bundle, args.target, threads=args.threads, keep_loaded=False, prefetch=not args.no_prefetch) as pipe:
         generation = pipe.plan(
             args.prompt,
             args.negative_prompt,

@@ -15,6 +15,7 @@ from sdc.engines.generation import check_measures, check_pictures
 from sdc.engines.pipeline import NEEDED
 from sdc.engines.specs import SHALLOW
 from sdc.engines.targets import OPENVINO
+from sdc.engines.wiring import shards_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def plan_pictures(bundle: Bundle, target: str, request: Request) -> PicturePlan:
 
     Raises:
         BundleError: the bundle lacks a component, or says too little of an engine.
-        InputError: the request is outside of what the bundle takes.
+        InputError: the request is outside of what the bundle takes, or its UNet is in shards.
         TargetError: the bundle has no such target.
     """
     check_request(bundle, request)
@@ -109,6 +110,11 @@ def check_request(bundle: Bundle, request: Request) -> None:
         raise BundleError(f"the bundle {bundle.path} has no {', '.join(missing)}", hint="export the whole model")
     if request.deepcache and SHALLOW not in manifest.components:
         raise InputError(f"the bundle {bundle.path} has no shallow UNet", hint="export it with --deepcache")
+    if shards_of(manifest.components):
+        raise InputError(
+            f"the UNet of {bundle.path} is in shards, whose memory is not planned yet",
+            hint="plan the bundle that is exported without --shards",
+        )
     check_pictures(
         request.pictures,
         guidance_scale=request.guidance_scale,

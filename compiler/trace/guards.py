@@ -29,8 +29,8 @@ def check_request(request: ExportRequest) -> None:
     """Check what can be known before any work.
 
     Raises:
-        InputError: options of calibration without one or that a target cannot run, a depth of DeepCache below 0, or an
-            output folder that holds something else.
+        InputError: options of calibration without one or that a target cannot run, a depth of DeepCache below 0, fewer
+            than two shards, or an output folder that holds something else.
         TargetError: the library that builds for a target is not installed, or the target does not run the precision.
     """
     if request.calibration != DEFAULT_CALIBRATION and not request.precision.calibrates:
@@ -40,6 +40,8 @@ def check_request(request: ExportRequest) -> None:
         )
     if request.deepcache is not None and request.deepcache < 0:
         raise InputError(f"--deepcache {request.deepcache} is no depth", hint="choose 0 or more; 0 is the fastest")
+    if request.shards is not None and request.shards < 2:
+        raise InputError(f"--shards {request.shards} leaves nothing to cut", hint="choose 2 or more, or leave it out")
     check_output(request.out)
     for target in request.targets:
         check_formats(target, formats_on(target, request.precision))

@@ -91,6 +91,10 @@ class OpenVinoSession:
 
         return run
 
+    def prepare(self, shapes: Shapes) -> None:
+        """Compile for inputs of these shapes; see `Preparable.prepare`."""
+        self._request_for(shapes)
+
     @property
     def memory_bytes(self) -> int:
         """Bytes of the weights; OpenVINO does not tell what activations take."""

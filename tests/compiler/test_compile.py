@@ -24,6 +24,7 @@ from sdc.engines import load
 from sdc.engines.bundle import open_bundle
 from sdc.engines.checked_json import read_json
 from sdc.engines.errors import InputError
+from sdc.engines.wiring import shards_of
 from sdc.passes.memory.from_graph import buffers_from_graph
 
 COMMAND = [sys.executable, "-c", "import sys; from sdc.compiler.cli import main; sys.exit(main())", "export"]
@@ -272,6 +273,36 @@ def test_deepcache_cuts_what_the_whole_unet_was_calibrated_for(warm: Exporter, t
     assert any(node.op_type == "QLinearConv" for node in ir.load(out / "unet_shallow" / "model.onnx").graph)
     with load(out, "ort-cpu") as pipe:
         assert pipe("a bag", steps=4, seed=1, deepcache=2)[0].size == (40, 40)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_bundle_in_shards_draws_the_same_pictures(
+    warm: Exporter, tmp_path: Path, cache: Path, precision: str
+) -> None:
+    out, summary = tmp_path / "bundle", tmp_path / "summary.json"
+    warm(out, "--shards", "3", "--json", str(summary), precision=precision)
+    built = [stage["name"] for stage in json.loads(summary.read_text())["stages"] if not stage["cached"]]
+    assert built == ["load", "build unet for ort-cpu", "write bundle"]
+    assert_sound(out, precision)
+    assert not any(name.startswith("unet/model") for name in contents(out))
+    assert len(shards_of(open_bundle(out).manifest.components)) == 3
+    pictures = []
+    for options in ({}, {"prefetch": False}, {"keep_loaded": False}):
+        with load(out, "ort-cpu", **options) as pipe:
+            pictures.append(pipe("a bag", steps=3, seed=1)[0].tobytes())
+    with load(warm.cache.parent / precision, "ort-cpu") as pipe:
+        whole = pipe("a bag", steps=3, seed=1)[0].tobytes()
+    assert pictures == [whole] * 3
+    with pytest.raises(InputError, match="is in shards, whose memory is not planned yet; plan the bundle that"):
+        plan_pictures(open_bundle(out), "ort-cpu", Request(40, 40, 1, 5.0))
+
+
+@pytest.mark.parametrize(("count", "message"), [("1", "--shards 1 leaves nothing to cut"), ("999", "be cut into 2 to")])
+def test_numbers_of_shards_that_cannot_be_are_refused(warm: Exporter, tmp_path: Path, count: str, message: str) -> None:
+    process = warm.start(tmp_path / "bundle", "--shards", count)
+    assert message in process.communicate()[1]
+    assert process.returncode == 1
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_both_unets_are_planned_to_be_in_memory(warm: Exporter, tmp_path: Path) -> None:
