@@ -24,6 +24,7 @@ from sdc.compiler.distill.settings import DistillSettings, learning_rate_at
 from sdc.compiler.half_stage import open_tokenizer
 from sdc.compiler.load import Checkpoint
 from sdc.compiler.tiny.memory_layout import channels_last
+from sdc.compiler.workshop.staging import exclusive
 from sdc.engines.errors import InputError, NumericalError
 from sdc.engines.schedule_config import schedule_from_config
 from sdc.engines.tokenizer import ClipTokenizer
@@ -93,9 +94,13 @@ def distill_lora(
     """
     if checkpoint.config("unet").get("time_cond_proj_dim") is not None:
         raise InputError(f"{checkpoint.source} is a latent consistency model already", hint="distil its base model")
-    reporting.folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(checkpoint, pictures, settings, reporting)
-    return trainer.run(out)
+
+    def wait() -> None:
+        reporting.tell(f"waiting for another process that works in {reporting.folder}")
+
+    with exclusive(reporting.folder, on_wait=wait):
+        reporting.folder.mkdir(exist_ok=True)
+        return Trainer(checkpoint, pictures, settings, reporting).run(out)
 
 
 class Trainer:

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from sdc.compiler.distill.distill import Distilled, Reporting, distill_lora
 from sdc.compiler.distill.pictures import FolderPictures
 from sdc.compiler.distill.settings import DistillSettings, learning_rate_at, settings_for
 from sdc.compiler.load import LoraSource, load_checkpoint
+from sdc.compiler.workshop.staging import exclusive
 from sdc.engines.errors import InputError
 
 SETTINGS = DistillSettings(
@@ -138,6 +141,24 @@ def test_a_checkpoint_of_another_model_is_refused(work: Path, picture_folder: Pa
     other = save_minimal_pipeline(tmp_path, seed=18, guidance_width=None)
     with pytest.raises(InputError, match=r"another run: unet is '.*' there and '.*' here"):
         distill(other, picture_folder, work)
+
+
+def test_two_runs_in_one_folder_take_turns(work: Path, model: Path, picture_folder: Path) -> None:
+    told = Queue[str]()
+    reporting = Reporting(work, ["a prompt"], tell=told.put)
+    pictures, out = FolderPictures(picture_folder, size_px=(40, 40)), work.with_suffix(".safetensors")
+    second = Thread(
+        target=distill_lora,
+        args=(load_checkpoint(str(model)), pictures, SETTINGS),
+        kwargs={"out": out, "reporting": reporting},
+    )
+    before = out.stat().st_mtime_ns
+    with exclusive(work):
+        second.start()
+        assert told.get(timeout=60).startswith("waiting for another process")
+        assert out.stat().st_mtime_ns == before
+    second.join()
+    assert out.stat().st_mtime_ns != before
 
 
 def test_a_damaged_checkpoint_is_refused(model: Path, picture_folder: Path, tmp_path: Path) -> None:
