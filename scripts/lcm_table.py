@@ -1,14 +1,16 @@
 """What a distilled LoRA is worth: `tiny` with LCM in few steps beside DDIM, as a Markdown table.
 
-    python scripts/lcm_table.py --lora lora.safetensors --out build/lcm                # 1,000 pictures, 3 seeds
+    python scripts/lcm_table.py --lora tiny-lcm --out build/lcm                  # 1,000 pictures, 3 seeds
     python scripts/lcm_table.py --lora lora.safetensors --out build/lcm --samples 5000
 
-Every row's pictures are made from the same prompts and seeds. Times are of whole pictures one by one, rows in turn.
+Every row's pictures are made from the same prompts and seeds. Times are of whole pictures one by one, rows in turn. It
+can be interrupted: figures of runs are kept in the folder and made again only if what they depend on changes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from contextlib import ExitStack
@@ -21,10 +23,14 @@ from sdc.compiler.compile import export_bundle
 from sdc.compiler.evaluate.evaluate import evaluate
 from sdc.compiler.evaluate.opened import OpenedBundle, opened
 from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings, prompts_of_model
+from sdc.compiler.evaluate.statistics import MODELS_FOLDER
+from sdc.compiler.evaluate.stored_runs import run_digest
+from sdc.compiler.evaluate.verdicts import digest_of
 from sdc.compiler.export_plan import ExportRequest
 from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import Source
 from sdc.compiler.text_table import markdown_row
+from sdc.engines.bundle import open_bundle
 from sdc.engines.targets import parse_targets
 
 FIGURES = {"frechet_to_real": (1, 2), "garment": (100, 2), "colour": (100, 2)}
@@ -74,8 +80,8 @@ def main() -> None:
     plain, distilled = (export(options.out / name, loras) for name, loras in (("plain", ()), ("lcm", (options.lora,))))
     rows = [
         *(Row(plain, "ddim", steps, options.guidance, lora=False) for steps in (20, 4)),
+        *(Row(distilled, "lcm", steps, 1.0, lora=True) for steps in (4, 2, 8, 1)),
         Row(plain, "lcm", 4, options.guidance, lora=False),
-        *(Row(distilled, "lcm", steps, 1.0, lora=True) for steps in (1, 2, 4, 8)),
     ]
     seconds = time_in_turn(rows, options.rounds, options.threads)
     print(markdown_row(*HEADINGS), markdown_row(*["---"] * len(HEADINGS)), sep="\n", flush=True)
@@ -84,7 +90,7 @@ def main() -> None:
         print(
             markdown_row(
                 row.name,
-                *measure(row, options.samples, options.seeds, options.threads),
+                *measure(row, options.out / "figures", options.samples, options.seeds, options.threads),
                 f"{1000 * np.median(seconds[:, place]):.1f}",
                 f"{median:.2f} ({low:.2f} to {high:.2f})",
             ),
@@ -100,17 +106,27 @@ def export(folder: Path, loras: tuple[str, ...]) -> Path:
     return folder
 
 
-def measure(row: Row, samples: int, seeds: int, threads: int | None) -> list[str]:
+def measure(row: Row, kept: Path, samples: int, seeds: int, threads: int | None) -> list[str]:
     """The row's figures over seeds."""
     settings = row.settings(samples, threads)
-    found: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for seed in range(seeds):
-        print(f"{row.name}, seed {seed}", file=sys.stderr, flush=True)
-        evaluation = evaluate(row.bundle, None, replace(settings, seed=seed))
-        for each in evaluation.absolute:
-            if each.name in found:
-                found[each.name].append(each.bundle.value)
-    return [_written(found[name], *FIGURES[name]) for name in FIGURES]
+    runs = [run(row, replace(settings, seed=seed), kept) for seed in range(seeds)]
+    return [_written([each[name] for each in runs], *FIGURES[name]) for name in FIGURES]
+
+
+def run(row: Row, settings: Settings, kept: Path) -> dict[str, float]:
+    """The figures of one seed, made now or in an earlier call."""
+    measures = [digest_of(MODELS_FOLDER / f"{name}.safetensors") for name in ("judge", "statistics")]
+    digest = run_digest(open_bundle(row.bundle).manifest, "cpu", measures)
+    path = kept / f"{digest}-{row.sampler}-{row.steps}-{row.guidance:g}-{settings.samples}-{settings.seed}.json"
+    if not path.exists():
+        print(f"{row.name}, seed {settings.seed}", file=sys.stderr, flush=True)
+        evaluation = evaluate(row.bundle, None, settings)
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({each.name: each.bundle.value for each in evaluation.absolute}) + "\n")
+        unfinished.replace(path)
+    figures: dict[str, float] = json.loads(path.read_text())
+    return figures
 
 
 def _written(values: list[float], factor: int, decimals: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sdc.compiler.distill.consistency import Predict, Roles
@@ -120,7 +120,7 @@ class LoraRoles:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
             try:
-                save_file(tensors, unfinished, metadata={METADATA: json.dumps(metadata)})
+                unfinished.write_bytes(save(tensors, metadata={METADATA: json.dumps(metadata)}))
                 unfinished.replace(path)
             finally:
                 unfinished.unlink(missing_ok=True)

@@ -70,13 +70,12 @@ class Distilled:
         out: the LoRA.
         trained_share: its parameters as a share of the UNet's.
         minutes: spent in training, over all processes.
-        first_loss: mean of the first tenth of the steps; ``last_loss`` of the last tenth.
+        last_loss: mean of the last tenth of the steps.
     """
 
     out: Path
     trained_share: float
     minutes: float
-    first_loss: float
     last_loss: float
 
 
@@ -131,9 +130,7 @@ class Trainer:
         self.lora = LoraRoles(unet, rank=settings.rank, seed=settings.seed)
         if settings.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        unet.train(
-            settings.gradient_checkpointing
-        )  # diffusers checkpoints in training mode; SD's networks drop nothing
+            unet.train()  # else diffusers does not checkpoint; it changes nothing else, as SD's networks drop nothing
         self.optimizer = torch.optim.AdamW(self.lora.student.values(), lr=settings.learning_rate, weight_decay=0.0)
         self.step, self.seconds = 0, 0.0
         if saved is not None:
@@ -151,9 +148,8 @@ class Trainer:
         finally:
             losses.close()
         self.lora.save(out, metadata=self.identity)
-        tenth = max(1, self.settings.steps // 10)
-        first, last = statistics.fmean(losses.losses[:tenth]), statistics.fmean(losses.losses[-tenth:])
-        return Distilled(out, self.lora.trained_share(), self.seconds / 60, first, last)
+        last = statistics.fmean(losses.losses[-max(1, self.settings.steps // 10) :])
+        return Distilled(out, self.lora.trained_share(), self.seconds / 60, last)
 
     def _train(self, losses: LossLog) -> None:
         total, begin = self.settings.steps, time.perf_counter()

@@ -11,6 +11,9 @@ from sdc.engines.errors import InputError
 
 PRECISIONS = ("fp32", "bf16")
 
+WARM_UP_STEPS = 32
+"""Over which the learning rate rises."""
+
 
 @dataclass(frozen=True)
 class DistillSettings:
@@ -44,6 +47,8 @@ class DistillSettings:
         for name in ("rank", "steps", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, found {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"the seed must be in 0 to 2**32 - 1, found {self.seed}")
         if not self.learning_rate > 0:
             raise InputError(f"the learning rate must be above 0, found {self.learning_rate}")
         low, high = self.guidance
@@ -62,18 +67,18 @@ class DistillSettings:
 def settings_for(model: str) -> DistillSettings:
     """What suits a model: `tiny` has a recipe of its own."""
     if model == "tiny":
-        return DistillSettings(rank=4, steps=1600, batch=64, learning_rate=2e-3, guidance=(1.6, 2.2))
+        return DistillSettings(rank=4, steps=700, batch=32, learning_rate=2e-3, guidance=(1.6, 2.2))
     return DistillSettings()
 
 
 def learning_rate_at(step: int, settings: DistillSettings) -> float:
-    """Rises over the first 2 % of the steps, is constant until half, and falls to zero along a cosine.
+    """Rises over the first steps, is constant until half of them, and falls to zero along a cosine.
 
     Args:
         step: from 1.
         settings: of the run.
     """
-    warm_up = min(1.0, step / max(1, settings.steps // 50))
+    warm_up = min(1.0, step / WARM_UP_STEPS)
     falling = max(0.0, 2 * (step - 1) / settings.steps - 1)
     return settings.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * falling))
 
