@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -17,6 +18,9 @@ from sdc.compiler.load.lora_files import LoraLayer, read_lora_layers
 from sdc.compiler.load.lora_names import guess_architecture, layer_names
 from sdc.compiler.load.tensor_files import digest_files
 from sdc.engines.errors import InputError
+
+LORAS = {"tiny-lcm": "models/tiny-lcm-lora.safetensors"}
+"""Short names of LoRAs that ship with sdc, and their files in `sdc.compiler`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Lora:
 
 
 def parse_lora(text: str) -> LoraSource:
-    """Read ``FILE[:SCALE]``; a drive letter is part of the file's name.
+    """Read ``FILE[:SCALE]``, where the file may be a key of ``LORAS``; a drive letter is part of the file's name.
 
     Raises:
         InputError: the scale is not a finite number, or there is no file name.
@@ -69,7 +73,8 @@ def parse_lora(text: str) -> LoraSource:
         scale = math.nan
     if not file or not math.isfinite(scale):
         raise InputError(f"LoRA {text!r} is not FILE[:SCALE]", hint="for example style.safetensors:0.8")
-    return LoraSource(Path(file), scale)
+    packaged = LORAS.get(file)
+    return LoraSource(Path(file) if packaged is None else Path(str(files("sdc.compiler").joinpath(packaged))), scale)
 
 
 def _is_file_name(text: str) -> bool:

@@ -91,7 +91,7 @@ class Denoiser(nn.Module):
 def encode_pictures(vae: AutoencoderKL, data: GreyPictures, *, seed: int) -> LatentSet:
     """Encode each picture once in a random colour on a random background; held-out pairs do not occur."""
     random = np.random.default_rng(seed)
-    colours = _allowed_colours(data.garments, random)
+    colours = allowed_colours(data.garments, random)
     backgrounds = random.integers(len(BACKGROUNDS), size=len(data.pixels))
     means, deviations = [], []
     for begin in range(0, len(data.pixels), 500):
@@ -107,7 +107,8 @@ def encode_pictures(vae: AutoencoderKL, data: GreyPictures, *, seed: int) -> Lat
     return LatentSet(mean, deviation, data.garments, colours, backgrounds)
 
 
-def _allowed_colours(garments: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def allowed_colours(garments: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A colour for each garment [N], evenly among those that are not held out for it."""
     held_out = dict(HELD_OUT)
     forbidden = np.array([held_out[garment] for garment in garments.tolist()])
     drawn = random.integers(len(COLOURS) - 1, size=len(garments))

@@ -16,8 +16,14 @@ TEXT_WIDTH = 18
 GUIDANCE_WIDTH = 14
 
 
-def save_minimal_pipeline(folder: Path, *, seed: int = 17) -> Path:
-    """Write an untrained pipeline: v-prediction, guidance as an input of the UNet, 5 latent channels, VAE factor 4."""
+def save_minimal_pipeline(folder: Path, *, seed: int = 17, guidance_width: int | None = GUIDANCE_WIDTH) -> Path:
+    """Write an untrained pipeline: v-prediction, guidance as an input of the UNet, 5 latent channels, VAE factor 4.
+
+    Args:
+        folder: gets the pipeline, and beside it the source of its tokenizer.
+        seed: of the weights.
+        guidance_width: of the guidance; None makes an ordinary UNet without this input.
+    """
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=10,
@@ -30,7 +36,7 @@ def save_minimal_pipeline(folder: Path, *, seed: int = 17) -> Path:
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=2,
         norm_num_groups=6,
-        time_cond_proj_dim=GUIDANCE_WIDTH,
+        time_cond_proj_dim=guidance_width,
     )
     vae = AutoencoderKL(
         block_out_channels=(6, 9, 12),

@@ -302,6 +302,17 @@ def test_parse_lora(text: str, path: str, scale: float) -> None:
     assert parse_lora(text) == LoraSource(Path(path), scale)
 
 
+def test_the_lora_that_ships_has_a_short_name() -> None:
+    lora = parse_lora("tiny-lcm:0.5")
+    assert lora.path.is_file()
+    assert lora.scale == 0.5
+    plain = load_checkpoint("tiny").unet().state_dict()
+    folded = load_checkpoint("tiny", loras=[lora]).unet().state_dict()
+    changed = {name for name in plain if not torch.equal(plain[name], folded[name])}
+    assert "mid_block.resnets.0.conv1.weight" in changed
+    assert not changed & {"conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"}
+
+
 @pytest.mark.parametrize("text", ["", ":1", "a.safetensors:", "a.safetensors:strong", "a.safetensors:nan", "a:inf"])
 def test_parse_lora_refuses(text: str) -> None:
     with pytest.raises(InputError, match=r"FILE\[:SCALE\]"):
