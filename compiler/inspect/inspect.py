@@ -167,7 +167,7 @@ def _pass_counts(bundle: Bundle) -> dict[str, dict[str, tuple[FusionCount, ...]]
                     skipped=len(list(report.member("skipped").elements())),
                 )
                 for phase, reports in phases.members()
-                if phase in ("fusion", "precision", "hoisting", "deepcache")
+                if phase in ("fusion", "precision", "hoisting", "deepcache", "sharding")
                 for report in reports.elements()
             ]
             counts.setdefault(target, {})[component] = tuple(

@@ -52,7 +52,7 @@ def shard(model: ir.Model, count: int, *, sizes: Mapping[str, int], may_cross: M
     2. Nodes that give constants and sizes, or an input in another type or layout, are in every piece that needs them.
        A Shape of a tensor inside reads an input of the graph that has the same sizes, where there is one.
     3. What crosses is float32 with a known shape. An inner float16 is cast on both sides, which changes no value.
-    4. A layer stays with the DequantizeLinear that it reads.
+    4. A layer stays with the DequantizeLinear that it reads and the QuantizeLinear of its result; see `find_waists`.
     5. The largest piece weighs as little as can be, or up to 5 % more where less crosses then.
     6. Weights go where they are read, and are copied where that is in several pieces.
 

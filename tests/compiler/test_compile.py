@@ -301,7 +301,7 @@ def test_a_bundle_in_shards_draws_the_same_pictures(
 def test_numbers_of_shards_that_cannot_be_are_refused(warm: Exporter, tmp_path: Path, count: str, message: str) -> None:
     process = warm.start(tmp_path / "bundle", "--shards", count)
     assert message in process.communicate()[1]
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert not (tmp_path / "bundle").exists()
 
 
