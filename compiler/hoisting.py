@@ -87,6 +87,6 @@ def common_specs(specs_of_targets: Mapping[str, Iterable[ComponentSpec]]) -> dic
             ]
             raise ExportError(
                 f"the engines for {first} and {other} have different interfaces: {', '.join(differing)}",
-                hint="export the targets into bundles of their own, or with --no-hoist",
+                hint="export the targets into bundles of their own, or with --no-hoist and without --shards",
             )
     return found[first]

@@ -145,15 +145,15 @@ def check_generation(
         )
     if generation.guidance_steps is not None:
         _check_guidance_steps(generation, generation.guidance_steps, settings)
+    check_measures(generation.measures, settings, specs)
     check_pictures(
-        len(generation),
+        max(group.stop - group.start for group in generation.groups),
         guidance_scale=generation.guidance_scale,
         height_px=generation.height_px,
         width_px=generation.width_px,
         settings=settings,
         specs=specs,
     )
-    check_measures(generation.measures, settings, specs)
 
 
 def check_measures(measures: Measures, settings: PipelineSettings, specs: Mapping[str, ComponentSpec]) -> None:

@@ -195,7 +195,9 @@ class Networks:
             part = session.run({name: values[rows] for name, values in feeds.items()})
             _check_all_finite(part, component)
             for name, values in part.items():  # written where they stay: pictures are large
-                outputs.setdefault(name, np.empty((count, *values.shape[1:]), values.dtype))[rows] = values
+                if name not in outputs:
+                    outputs[name] = np.empty((count, *values.shape[1:]), values.dtype)
+                outputs[name][rows] = values
         return outputs
 
 

@@ -156,11 +156,15 @@ class Pipeline:
             InputError: an argument is outside what the bundle takes.
         """
         prompts = repeat_prompts(prompt, batch)
+        count = find_sampler(sampler).default_steps if steps is None else steps
+        if guidance_steps is not None:
+            begin, end = guidance_steps
+            guidance_steps = None if (begin, end) == (0, count) else (begin, end)
         generation = Generation(
             prompts=prompts,
             negative_prompts=match_negative_prompts(negative_prompt, len(prompts)),
             sampler=sampler,
-            steps=find_sampler(sampler).default_steps if steps is None else steps,
+            steps=count,
             guidance_scale=float(guidance_scale),
             seeds=match_seeds(seed, len(prompts)),
             height_px=self.settings.default_height_px if height is None else height,
@@ -252,7 +256,6 @@ class Pipeline:
         guided = takes_two_batches(generation.guidance_scale, self.settings)
         width = self.settings.time_cond_proj_dim
         interval = generation.guidance_steps
-        some_guided = interval is not None and interval != (0, generation.steps)
         self._leave_only("unet", SHALLOW)
         predictors = []
         for rows in generation.groups:
@@ -265,7 +268,7 @@ class Pipeline:
                 conditions,
                 steps=generation.steps,
                 timesteps=timesteps,
-                fewer_rows=pictures if some_guided else None,
+                fewer_rows=None if interval is None else pictures,
                 full_steps=generation.full_steps,
                 on_step=on_step,
             )

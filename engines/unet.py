@@ -85,11 +85,12 @@ class PreparedUnet:
             if not changes_with_timestep(part):
                 held |= self._run(part, conditions)
         self._whole = _HeldStep(held, session.hold(held))
-        self._fewer: dict[int, _HeldStep] = {}
+        self._fewer_rows = fewer_rows
+        self._fewer: _HeldStep | None = None
         if fewer_rows is not None:
             of_fewer = _last_rows(held, fewer_rows)
-            self._fewer[fewer_rows] = _HeldStep(of_fewer, session.hold(of_fewer))
-        self._shallow = None if shallow is None else _ShallowUnet(shallow, specs["unet"], held)
+            self._fewer = _HeldStep(of_fewer, session.hold(of_fewer))
+        self._shallow = None if shallow is None else _ShallowUnet(shallow, specs["unet"], held, fewer_rows)
         needed = {tensor.name for part in self._timestep_parts for tensor in part.inputs}
         self._rows = rows if needed <= {TIMESTEP} else {}
         for timestep in timesteps:
@@ -108,7 +109,7 @@ class PreparedUnet:
         if shallow:
             assert self._shallow is not None, "the shallow UNet was not asked for"
             return self._shallow.predict(changing)
-        step = self._fewer.get(len(sample), self._whole)
+        step = self._fewer if self._fewer is not None and len(sample) == self._fewer_rows else self._whole
         begin = time.perf_counter()
         outputs = step.run(changing)
         seconds = time.perf_counter() - begin
@@ -145,13 +146,17 @@ class _ShallowUnet:
         session: its engine.
         unet: interface of the whole one.
         held: what the whole one takes that stays the same.
+        fewer_rows: see `PreparedUnet`.
     """
 
-    def __init__(self, session: Session, unet: ComponentSpec, held: Feeds) -> None:
+    def __init__(self, session: Session, unet: ComponentSpec, held: Feeds, fewer_rows: int | None) -> None:
         self._session = session
         self._inputs = {tensor.name for tensor in session.spec.inputs}
         self._cached = cached_tensors(unet, session.spec)
         self._conditions = self._taken(held)
+        if fewer_rows is not None:  # tells the engine of both sizes before its first run
+            session.hold(self._conditions)
+            session.hold(_last_rows(self._conditions, fewer_rows))
         self._held: Feeds = {}
         self._step: Run | None = None
 

@@ -94,8 +94,12 @@ def _engines(target: Target, built: Built) -> dict[str, Any]:
 
 def _specs(target: Target, built: Built) -> dict[str, Any]:
     """Interfaces by component: of those that are whole, which an engine need not have, and of all engines."""
-    wholes = {component: built[component, target.name].result["spec"] for component in COMPONENTS}
-    return wholes | {component: result["spec"] for component, result in _engines(target, built).items()}
+    specs: dict[str, Any] = {}
+    for component in COMPONENTS:
+        result = built[component, target.name].result
+        specs[component] = result["spec"]
+        specs |= {name: engine["spec"] for name, engine in result["engines"].items()}
+    return specs
 
 
 def _by_component(built: Built, part: str) -> dict[str, dict[str, Any]]:

@@ -73,7 +73,7 @@ class LossLog:
     def __init__(self, path: Path, *, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         kept = lines[:step]
-        if len(kept) < step or any(json.loads(line)["step"] != number for number, line in enumerate(kept, start=1)):
+        if [_step_of(line) for line in kept] != list(range(1, step + 1)):
             raise InputError(f"{path} does not hold the losses of steps 1 to {step}", hint="remove the folder")
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -90,3 +90,11 @@ class LossLog:
     def close(self) -> None:
         """Nothing is written after this."""
         self._file.close()
+
+
+def _step_of(line: str) -> int | None:
+    """Of a line of the log; None for one that was cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

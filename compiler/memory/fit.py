@@ -19,8 +19,8 @@ from sdc.engines.targets import OPENVINO
 RESERVE = 0.02
 """Part of a limit that is left free. Source: docs/results.md, what whole processes take beside the prediction."""
 
-_EXPANDED = frozenset({"w8", "w4"})
-"""Precisions whose weights some kernels expand, which plans do not know of."""
+_PREDICTED = frozenset({"fp32", "fp16", "bf16", "int8"})
+"""Precisions whose memory is known. Some kernels expand weights of w8 and w4, which "mixed" may have."""
 
 
 def fit_pictures(bundle: Bundle, target: str, request: Request, limit_bytes: int) -> tuple[Fit, PicturePlan]:
@@ -48,7 +48,7 @@ def fit_pictures(bundle: Bundle, target: str, request: Request, limit_bytes: int
         raise InputError(
             f"what the target {target!r} takes in {bundle.manifest.precision} is not predicted closely enough to keep "
             "a limit",
-            hint="use the target cpu, in int8 or a floating-point precision",
+            hint="use the target cpu, in int8 or a floating-point precision throughout",
         )
     usable_bytes = int(limit_bytes * (1 - RESERVE))
     planner = EnginePlanner(bundle, target)
@@ -80,7 +80,7 @@ def keeps_limits(bundle: Bundle, target: str) -> bool:
     Raises:
         TargetError: the bundle has no such target.
     """
-    return bundle.target(target).backend == OPENVINO and bundle.manifest.precision not in _EXPANDED
+    return bundle.target(target).backend == OPENVINO and bundle.manifest.precision in _PREDICTED
 
 
 def stage_bytes(plan: PicturePlan, component: str) -> int:

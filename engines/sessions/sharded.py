@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -58,8 +59,9 @@ class ShardedSession:
     @property
     def memory_bytes(self) -> int:
         """As the shard that waits for its turn tells; between runs there is no other."""
-        waiting = self._next
-        return waiting[1].result().memory_bytes if waiting is not None and waiting[1].done() else 0
+        if self._next is None or not self._next[1].done() or self._next[1].exception() is not None:
+            return 0
+        return self._next[1].result().memory_bytes
 
     def close(self) -> None:
         """Release what is loaded; may be called twice."""
@@ -95,11 +97,12 @@ class ShardedSession:
         return {tensor.name: tensors[tensor.name] for tensor in self.spec.outputs}
 
     def _take(self, index: int) -> Session:
-        """The session of a shard, loaded ahead or now."""
+        """The session of a shard, loaded ahead or now; what failed ahead is tried again."""
         if self._next is not None and self._next[0] == index:
             future = self._next[1]
             self._next = None
-            return future.result()
+            if future.exception() is None:
+                return future.result()
         self._drop_next()
         return self._open(index)
 
@@ -128,6 +131,6 @@ def give_memory_back() -> None:
 
     Source: malloc_trim(3).
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -34,7 +34,9 @@ def sdc_run(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Runs the command line in a fresh folder, on a bundle whose engines are torch modules."""
     opened: list[tuple[Any, ...]] = []
 
-    def load_torch(bundle: Path, target: str | None, *, threads: int | None, keep_loaded: bool) -> Pipeline:
+    def load_torch(
+        bundle: Path, target: str | None, *, threads: int | None, keep_loaded: bool, prefetch: bool
+    ) -> Pipeline:
         opened.append((bundle, target, threads))
         return pipe
 
