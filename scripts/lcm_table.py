@@ -96,9 +96,7 @@ def main() -> None:
             ),
             flush=True,
         )
-    print(
-        f"{options.samples} pictures, runs with different seeds: {options.seeds}; ± is the standard deviation over them."
-    )
+    print(f"{options.samples} pictures, {options.seeds} seed(s); ±: standard deviation over seeds.")
 
 
 def export(folder: Path, loras: tuple[str, ...]) -> Path:
