@@ -79,9 +79,9 @@ def main() -> None:
     options = parser.parse_args()
     plain, distilled = (export(options.out / name, loras) for name, loras in (("plain", ()), ("lcm", (options.lora,))))
     rows = [
-        *(Row(plain, "ddim", steps, options.guidance, lora=False) for steps in (20, 4)),
+        *(Row(plain, "ddim", steps, options.guidance, lora=False) for steps in (20, 4, 2)),
         *(Row(distilled, "lcm", steps, 1.0, lora=True) for steps in (4, 2, 8, 1)),
-        Row(plain, "lcm", 4, options.guidance, lora=False),
+        *(Row(plain, "lcm", steps, options.guidance, lora=False) for steps in (4, 2)),
     ]
     seconds = time_in_turn(rows, options.rounds, options.threads)
     print(markdown_row(*HEADINGS), markdown_row(*["---"] * len(HEADINGS)), sep="\n", flush=True)
@@ -96,7 +96,7 @@ def main() -> None:
             ),
             flush=True,
         )
-    print(f"{options.seeds} runs of {options.samples} pictures: mean ± standard deviation over seeds.")
+    print(f"{options.samples} pictures, {options.seeds} seed(s); ±: standard deviation over seeds.")
 
 
 def export(folder: Path, loras: tuple[str, ...]) -> Path:
