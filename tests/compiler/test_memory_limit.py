@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from whole_bundle import write_whole_bundle
 
 from sdc.compiler.byte_sizes import gibibytes, parse_bytes
 from sdc.compiler.cli import main
-from sdc.compiler.memory.fit import RESERVE
+from sdc.compiler.memory.engine_plan import Request
+from sdc.compiler.memory.fit import RESERVE, fit_pictures
 from sdc.compiler.memory.graph_json import MEMORY_REPORT
 from sdc.compiler.memory.openvino_engines import PROCESS_BYTES
+from sdc.engines.bundle import open_bundle
+from sdc.engines.errors import InputError
 
 PER_LATENT = {"unet": 100_000, "vae_decoder": 500_000}
 """Bytes of a buffer that the bundle says an engine needs for each latent of each row."""
@@ -98,6 +102,14 @@ def test_targets_that_are_not_predicted_closely_are_refused(bundle: Path, capsys
     assert "what the target 'ort-cpu' takes in fp32 is not predicted closely enough" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("precision", ["w8", "w4", "mixed"])
+def test_precisions_whose_weights_may_be_expanded_are_refused(bundle: Path, precision: str) -> None:
+    opened = open_bundle(bundle)
+    other = replace(opened, manifest=replace(opened.manifest, precision=precision))
+    with pytest.raises(InputError, match=f"takes in {precision} is not predicted closely enough"):
+        fit_pictures(other, "cpu", Request(64, 64, 1, 5.0), 1 << 40)
+
+
 def test_run_says_and_does_what_was_chosen(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limit = (PROCESS_BYTES + 120e6) / (1 - RESERVE)
     picture, report = tmp_path / "a.png", tmp_path / "a.json"
@@ -111,7 +123,7 @@ def test_run_says_and_does_what_was_chosen(bundle: Path, tmp_path: Path, capsys:
     with Image.open(picture) as image:
         assert json.loads(image.text["sdc"])["measures"] == {"tile_px": [56, 64]}
     picture.unlink()
-    assert main([*command, "--guidance-steps", "0:1", "--memory-limit", f"{limit:.0f}B"]) == 2
+    assert main([*command, "--steps", "2", "--guidance-steps", "0:1", "--memory-limit", f"{limit:.0f}B"]) == 2
     assert "a memory limit was given, and guidance at some steps" in capsys.readouterr().err
     assert main([*command, "--memory-limit", "100 MiB"]) == 2
     assert "needs 1" in capsys.readouterr().err

@@ -293,12 +293,16 @@ def test_guidance_at_every_step_changes_no_byte(tiny: Tiny) -> None:
 
 def test_the_engine_for_some_guided_steps_takes_every_size(tiny: Tiny) -> None:
     """A size that is known to come is no reason to compile twice in a picture."""
-    engines: set[int] = set()
+    engines: set[tuple[str, int]] = set()
+
+    def note(step: DenoisingStep) -> None:
+        engine = pipe.networks.session(step.component)._engine  # type: ignore[attr-defined]
+        assert engine.shapes is None
+        engines.add((step.component, id(engine)))
+
     with tiny.pipeline("cpu") as pipe:
-        session = pipe.networks.session("unet")
-        pipe(PROMPT, steps=6, seed=1, guidance_steps=(2, 4), on_step=lambda _: engines.add(id(session._engine)))
-        assert session._engine.shapes is None
-    assert len(engines) == 1
+        pipe(PROMPT, steps=8, seed=1, guidance_steps=(2, 5), deepcache=2, on_step=note)
+    assert len(engines) == 2
 
 
 @pytest.mark.parametrize("asked", [(-1, 3), (3, 3), (4, 2), (0, 21)])

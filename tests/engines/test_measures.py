@@ -46,6 +46,14 @@ def test_groups_get_the_noise_and_the_prompts_of_their_rows(
     assert len(rows(loaded, "text_encoder")) == 1, "prompts are encoded before the UNet is loaded, all of them"
 
 
+def test_groups_may_be_more_pictures_than_the_engine_takes_at_once(drawn: tuple[Pipeline, Any]) -> None:
+    pipe, _ = drawn
+    with pytest.raises(InputError, match="at a time"):
+        pipe.plan(["a"] * 20, guidance_scale=3.0)
+    plan = pipe.plan(["a"] * 20, steps=1, seed=1, guidance_scale=3.0, measures=Measures(pictures_at_once=3))
+    assert len(pipe.denoise(plan)) == 20
+
+
 def test_pictures_are_decoded_one_at_a_time(drawn: tuple[Pipeline, Any]) -> None:
     pipe, loaded = drawn
     latents = pipe.denoise(pipe.plan(PROMPTS[:3], steps=2, seed=1))

@@ -221,6 +221,23 @@ def test_a_shard_that_cannot_be_loaded_is_an_error_and_leaves_nothing(engines: E
     assert engines.loaded == []
 
 
+def test_what_failed_ahead_is_tried_again_when_it_is_needed(engines: Engines) -> None:
+    failures = ["unet_shard_0"]  # loaded ahead for the next run
+
+    def load(name: str) -> Session:
+        if name in failures and engines.events:
+            failures.remove(name)
+            raise BundleError("not now")
+        return engines.load(name)
+
+    with ShardedSession(engines.spec, engines.shards, load) as session:
+        first = session.run(engines.feeds())
+        again = session.run(engines.feeds())
+    assert not failures
+    for name, value in first.items():
+        np.testing.assert_array_equal(again[name], value)
+
+
 def test_closing_waits_for_what_is_being_loaded(engines: Engines) -> None:
     started, go_on = threading.Event(), threading.Event()
 
