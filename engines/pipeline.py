@@ -36,6 +36,9 @@ from sdc.engines.tokenizer import ClipTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
+_LCM_GUIDANCE = 2.0
+"""The largest that LCM-LoRAs are drawn with. Source: diffusers' guide to LCM-LoRA (arXiv:2311.05556)."""
+
 NEEDED = ("text_encoder", "unet", "vae_decoder")
 """Components that make a picture from text."""
 
@@ -176,6 +179,10 @@ class Pipeline:
             measures=measures,
         )
         check_generation(generation, self.schedule, self.settings, self.networks.specs)
+        if sampler == "lcm" and guidance_scale > _LCM_GUIDANCE and takes_two_batches(guidance_scale, self.settings):
+            log.warning(
+                "guidance %g spoils pictures of LCM, whose LoRA has learnt its guidance: use 1 to 2", guidance_scale
+            )
         if any(generation.negative_prompts) and not takes_two_batches(guidance_scale, self.settings):
             log.warning("the negative prompt has no effect: there is no unconditional prediction to replace")
         return generation

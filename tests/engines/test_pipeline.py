@@ -164,6 +164,15 @@ def test_without_guidance_the_unet_runs_one_batch(plain: Pair, guidance_scale: f
     assert plain.loaded["unet"].rows == [6, 6]
 
 
+def test_guidance_that_spoils_pictures_of_lcm_warns(plain: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        plain.ours.plan(PROMPT, sampler="lcm", guidance_scale=2.0)
+        plain.ours.plan(PROMPT, sampler="ddim", guidance_scale=5.0)
+        assert not caplog.text
+        plain.ours.plan(PROMPT, sampler="lcm")
+    assert "guidance 5 spoils pictures of LCM" in caplog.text
+
+
 def test_a_negative_prompt_without_guidance_warns(plain: Pair, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         plain.ours.plan(PROMPT, "blue", guidance_scale=1.0)
