@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from sdc.passes.hoisting.hoist_cut import TIMESTEP, Cut
+from sdc.passes.matching import dimensions, same_size
 
 _CHANNELS = 1
 """The axis along which values are joined."""
@@ -134,3 +135,19 @@ def take_in(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, *, before: ir.
     node = ir.node("Cast", [value], {"to": dtype.value})
     graph.insert_before(before, node)
     return describe(node.outputs[0], f"{value.name}.{dtype.name.lower()}", value.shape, dtype)
+
+
+def read_sizes_of(node: ir.Node, values: Iterable[ir.Value]) -> None:
+    """Let a Shape read the same sizes of the first of some values that has them; it stays as it is if none has."""
+    wanted = _sizes_read(node, node.inputs[0])
+    for value in values:
+        found = _sizes_read(node, value)
+        if wanted and len(found) == len(wanted) and all(map(same_size, found, wanted)):
+            node.replace_input_with(0, value)
+            break
+
+
+def _sizes_read(node: ir.Node, value: ir.Value | None) -> tuple[int | str | None, ...]:
+    """What a Shape would give of another value."""
+    end = node.attributes.get_int("end") if "end" in node.attributes else None
+    return (dimensions(value) or ())[node.attributes.get_int("start", 0) : end]

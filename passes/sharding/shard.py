@@ -17,9 +17,9 @@ import onnx_ir as ir
 
 from sdc.engines.errors import InputError, PassError
 from sdc.passes.base import PassReport, run_passes
-from sdc.passes.hoisting.crossing import describe, free_names, give_out, take_in
+from sdc.passes.hoisting.crossing import describe, free_names, give_out, read_sizes_of, take_in
 from sdc.passes.hoisting.hoist_split import TIDYING
-from sdc.passes.matching import dimensions, is_operator, same_size
+from sdc.passes.matching import is_operator
 from sdc.passes.sharding.choose_cuts import choose_cuts
 from sdc.passes.sharding.waists import Line, MayCross, find_waists, line_up, weight_bytes_between
 
@@ -109,18 +109,7 @@ def _read_sizes_of_inputs(graph: ir.Graph) -> None:
     for node in graph:
         if not is_operator(node, "Shape") or node.inputs[0] is None or node.inputs[0].producer() is None:
             continue
-        wanted = _sizes_read(node, node.inputs[0])
-        for value in graph.inputs:
-            found = _sizes_read(node, value)
-            if wanted and len(found) == len(wanted) and all(map(same_size, found, wanted)):
-                node.replace_input_with(0, value)
-                break
-
-
-def _sizes_read(node: ir.Node, value: ir.Value) -> tuple[int | str | None, ...]:
-    """What a Shape would give of another value."""
-    end = node.attributes.get_int("end") if "end" in node.attributes else None
-    return (dimensions(value) or ())[node.attributes.get_int("start", 0) : end]
+        read_sizes_of(node, graph.inputs)
 
 
 def _names_of_crossing(graph: ir.Graph, line: Line, positions: list[int]) -> dict[ir.Value, str]:

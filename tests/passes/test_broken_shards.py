@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[tuple[tuple[str, str], ...], Broken]] = {
     "other values given out": ((), patched("sharding.shard:give_out", given_before_the_layers)),
     "values not used": ((), patched("sharding.shard:take_in", constant_features)),
     "a reader overlooked": ((), patched("sharding.shard:line_up", last_reader_overlooked)),
-    "another size read": (SIZE_OF_MIDDLE, patched("sharding.shard:same_size", sizes_confused)),
+    "another size read": (SIZE_OF_MIDDLE, patched("hoisting.crossing:same_size", sizes_confused)),
 }
 
 
