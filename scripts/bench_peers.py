@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
         type=bundle_of,
         nargs="+",
         default=[],
-        metavar="fp16=DIR",
+        metavar="bf16=DIR",
         help="exported for cpu already",
     )
     parser.add_argument("--prepare-only", action="store_true", help="measure nothing")
@@ -110,8 +110,8 @@ def names(text: str) -> list[str]:
 def bundle_of(text: str) -> tuple[str, Path]:
     """Precision and folder of "int8=build/sd15-int8"."""
     precision, _, folder = text.partition("=")
-    if precision not in ("fp16", "int8") or not folder:
-        raise argparse.ArgumentTypeError(f"expected fp16=DIR or int8=DIR, found {text}")
+    if precision not in ("bf16", "int8") or not folder:
+        raise argparse.ArgumentTypeError(f"expected bf16=DIR or int8=DIR, found {text}")
     return precision, Path(folder).resolve()
 
 

@@ -150,12 +150,12 @@ SIDES = (
     ),
     Side(
         *("sdc-bf16-plain", "sdc bf16, kernels off", OWN, "sdc_side", "bf16"),
-        options={"precision": "fp16"},
+        options={"precision": "bf16"},
         variables={"SDC_KERNELS": "0"},
     ),
     Side(
         *("sdc-bf16", "sdc bf16", OWN, "sdc_side", "bf16"),
-        options={"precision": "fp16"},
+        options={"precision": "bf16"},
         variables={"SDC_KERNELS": "1"},
     ),
     Side(
