@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdc.engines.deepcache import full_steps
+from sdc.engines.deepcache import CacheSchedule, full_steps
 from sdc.engines.errors import InputError
 from sdc.engines.manifest import PipelineSettings
 from sdc.engines.measures import NO_MEASURES, Measures
@@ -31,7 +31,8 @@ class Generation:
         height_px: size of the pictures; likewise ``width_px``.
         eta: new noise at each step of DDIM, from 0 to 1.
         guidance_steps: the first step that is guided, and the first one after it that is not; None guides all.
-        deepcache: steps for each run of the whole UNet; 1 runs it at each. ``deepcache_center``: see `full_steps`.
+        deepcache: steps for each run of the whole UNet, 1 running it at each, or the very steps at which it runs.
+            ``deepcache_center``: see `full_steps`.
         measures: what is done to take less memory.
     """
 
@@ -45,7 +46,7 @@ class Generation:
     width_px: int
     eta: float = 0.0
     guidance_steps: tuple[int, int] | None = None
-    deepcache: int = 1
+    deepcache: CacheSchedule = 1
     deepcache_center: int | None = None
     measures: Measures = NO_MEASURES
 

@@ -90,7 +90,7 @@ class Pipeline:
         width: int | None = None,
         eta: float = 0.0,
         guidance_steps: tuple[int, int] | None = None,
-        deepcache: int = 1,
+        deepcache: int | Sequence[int] = 1,
         deepcache_center: int | None = None,
         measures: Measures = NO_MEASURES,
         on_step: OnStep | None = None,
@@ -133,7 +133,7 @@ class Pipeline:
         width: int | None = None,
         eta: float = 0.0,
         guidance_steps: tuple[int, int] | None = None,
-        deepcache: int = 1,
+        deepcache: int | Sequence[int] = 1,
         deepcache_center: int | None = None,
         measures: Measures = NO_MEASURES,
     ) -> Generation:
@@ -151,7 +151,8 @@ class Pipeline:
             eta: new noise at each step, from 0 to 1; DDIM only.
             guidance_steps: guide from this step up to, not including, that one, from 0; the others need half of the
                 UNet's work. Every step when missing.
-            deepcache: run the whole UNet at every so many steps only; between, a shallow one with its deep features.
+            deepcache: run the whole UNet at every so many steps only, or at just these, from 0; between, a shallow one
+                with its deep features.
             deepcache_center: the step around which the whole UNet runs more often; evenly when missing.
             measures: what to do to take less memory; nothing when missing.
 
@@ -174,7 +175,7 @@ class Pipeline:
             width_px=self.settings.default_width_px if width is None else width,
             eta=eta,
             guidance_steps=guidance_steps,
-            deepcache=deepcache,
+            deepcache=deepcache if isinstance(deepcache, int) else tuple(deepcache),
             deepcache_center=deepcache_center,
             measures=measures,
         )

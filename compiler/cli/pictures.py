@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from sdc.engines.deepcache import CacheSchedule
+
 if TYPE_CHECKING:
     from sdc.compiler.evaluate.settings import Settings
 
@@ -25,9 +27,9 @@ def add_shortcut_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: guide all)",
     )  # fmt: skip
     parser.add_argument(
-        "--deepcache", type=int, default=1, metavar="N",
-        help="run the whole UNet at every N-th step only, and a shallow one between; for a bundle exported with "
-        "--deepcache (default: 1, at each)",
+        "--deepcache", type=cache_schedule, default=1, metavar="N",
+        help="run the whole UNet at every N-th step only, or at the steps 0,A,B,…, and a shallow one between; for a "
+        "bundle exported with --deepcache (default: 1, at each)",
     )  # fmt: skip
     parser.add_argument(
         "--deepcache-center", type=int, metavar="STEP", help="run it more often around this step (default: evenly)"
@@ -40,6 +42,14 @@ def step_range(text: str) -> tuple[int, int]:
     if not (colon and first.isdecimal() and end.isdecimal()):
         raise argparse.ArgumentTypeError(f"expected FIRST:END, as in 2:12, found {text!r}")
     return int(first), int(end)
+
+
+def cache_schedule(text: str) -> CacheSchedule:
+    """An interval of DeepCache, or its full steps: "3", or "0,3,7,12"."""
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected a number, or steps as in 0,3,7,12, found {text!r}")
+    return int(text) if len(parts) == 1 else tuple(map(int, parts))
 
 
 def settings_from_arguments(args: argparse.Namespace, *, samples: int, batch: int | None = None) -> Settings:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, caption
+from sdc.engines.deepcache import CacheSchedule
 from sdc.engines.errors import InputError
 
 JUDGED_MODEL = "tiny"
@@ -62,7 +63,7 @@ class Settings:
     steps: int = 20
     guidance_scale: float = 3.0
     guidance_steps: tuple[int, int] | None = None
-    deepcache: int = 1
+    deepcache: CacheSchedule = 1
     deepcache_center: int | None = None
     batch: int | None = None
     target: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch_pipeline import TorchSession
 from sdc.compiler.build import build_engine
 from sdc.compiler.component import Component
 from sdc.compiler.deepcache import divide_unet
+from sdc.compiler.evaluate.cache_errors import measure_costs
 from sdc.compiler.load import load_checkpoint
 from sdc.compiler.stages import MODEL_NAME, Source, fused_component, open_source
 from sdc.compiler.trace.export import export_component
@@ -196,6 +197,7 @@ def psnr_db(found: np.ndarray, wanted: np.ndarray) -> float:
         ({"deepcache": 3}, range(0, STEPS, 3)),
         ({"deepcache": 5}, range(0, STEPS, 5)),
         ({"deepcache": 3, "deepcache_center": 4}, (0, 3, 5, 8)),
+        ({"deepcache": [0, 1, 7]}, (0, 1, 7)),
         ({}, range(STEPS)),
         ({"guidance_steps": (2, 8)}, range(STEPS)),
         ({"guidance_steps": (0, 5)}, range(STEPS)),
@@ -314,6 +316,19 @@ def test_steps_that_are_none_are_refused(tiny: Tiny, asked: tuple[int, int]) -> 
 def test_steps_of_no_guidance_are_refused(tiny: Tiny) -> None:
     with pytest.raises(InputError, match="there is none to limit; choose a guidance above 1"):
         tiny.pipeline("cpu").plan(PROMPT, guidance_scale=1, guidance_steps=(2, 4))
+
+
+@pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
+def test_the_cost_of_old_features_at_the_last_step_is_what_it_changes(tiny: Tiny, guidance: float) -> None:
+    with tiny.pipeline("ort-cpu") as pipe:
+        whole = pipe.plan([PROMPT, "a blue bag"], steps=6, seed=[1, 2], guidance_scale=guidance)
+        costs = measure_costs(pipe, whole)
+        change = pipe.denoise(replace(whole, deepcache=(0, 1, 2, 3, 4))) - pipe.denoise(whole)
+        found = np.sqrt(np.mean(np.square(change, dtype=np.float64)))
+    assert costs[4, 5] == pytest.approx(found, rel=1e-3)
+    assert costs[4, 5] < costs[0, 5]
+    assert np.all(costs[np.triu_indices(6, k=1)] > 0)
+    assert np.all(np.tril(costs) == 0)
 
 
 def test_without_deepcache_the_shallow_unet_is_not_loaded(tiny: Tiny) -> None:

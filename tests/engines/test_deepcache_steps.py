@@ -71,6 +71,25 @@ def test_schedules_that_make_no_sense(interval: int, center: int | None, message
         full_steps(20, interval, center)
 
 
+def test_whole_steps_one_by_one() -> None:
+    assert full_steps(20, (0, 1, 5, 19)) == {0, 1, 5, 19}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "center", "message"),
+    [
+        ((1, 3), None, "deepcache at the steps 1, 3 was asked for; begin with step 0"),
+        ((), None, "begin with step 0"),
+        ((0, 4, 4), None, "deepcache at the steps 0, 4, 4 was asked for; begin with step 0, each later than the last"),
+        ((0, 20), None, "deepcache at the steps 0, 20 was asked for, and the last of 20 steps is 19"),
+        ((0, 3), 4, "a centre of DeepCache was given with its full steps; leave one of them out"),
+    ],
+)
+def test_whole_steps_that_make_no_sense(schedule: tuple[int, ...], center: int | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        full_steps(20, schedule, center)
+
+
 class Engines:
     """A UNet's engines with seeded weights, for one target."""
 
