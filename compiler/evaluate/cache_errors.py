@@ -76,7 +76,7 @@ class _CleanLatents:
         def predict(_sample: Latents, _timestep: float) -> Latents:
             return prediction
 
-        sample = np.asarray(step.feeds[SAMPLE]) * np.float32(level.scale)
+        sample = np.asarray(step.feeds[SAMPLE], np.float32) * np.float32(level.scale)
         if not self._guided:
             return self._denoiser(predict)(sample, level)
         return self._denoiser(guide(predict, self._scale))(np.split(sample, 2)[0], level)
