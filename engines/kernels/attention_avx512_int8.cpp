@@ -9,10 +9,10 @@
 //                  that small probabilities lose less; what it is above or below the query's comes back in step 5
 //   4. sums        of the integers, exact
 //   5. outputs     += value scale · 2^(maximum of the block − reference) · Σ;  vpdpbusd on four keys
-//   values         s8, (value − mean) / value scale. As probabilities add up to 1, the mean is added at the very end.
+//   values         s8, value / value scale
 //
 // Scales are the largest magnitude / 127: of each query, of each key, and of each feature in each block of values.
-// Means are of up to kSampledRows rows; any vector would do, those near the mean leave the least magnitudes.
+// The mean is that of up to kSampledKeys keys; any vector would do, one near the mean leaves the least magnitudes.
 //
 // Source: Zhang et al., "SageAttention", arXiv:2410.02367 (mean of keys, scales); its values stay in 16 bits.
 #include <immintrin.h>
@@ -24,7 +24,7 @@
 namespace sdc {
 namespace {
 
-constexpr int64_t kSampledRows = 64;
+constexpr int64_t kSampledKeys = 64;
 constexpr float kLargest = 127.0F;
 constexpr float kLog2Of255 = 7.99435344F;
 constexpr float kLeastMagnitude = 1e-30F;  ///< so that rows of zeros have a scale
@@ -42,7 +42,7 @@ int64_t quads_of(const SdcAttention& attention) { return round_up(attention.head
 struct Layout {
     int64_t quads;        ///< of features, the last one padded
     int64_t floats;       ///< one for each feature, padded to whole vectors
-    size_t means;         ///< [chunks][keys, values][floats]: each chunk works out the same
+    size_t key_means;     ///< [chunks][floats]: each chunk works out the same
     size_t key_scales;    ///< [blocks][keys]
     size_t key_biases;    ///< [blocks][keys]: what is added to scores, −∞ for padding
     size_t value_scales;  ///< [blocks][floats]
@@ -57,7 +57,7 @@ Layout layout_of(const SdcAttention& attention) {
     Layout layout{};
     layout.quads = quads_of(attention);
     layout.floats = round_up(attention.head_size, kLanes);
-    layout.key_scales = layout.means + static_cast<size_t>(chunks * 2 * layout.floats);
+    layout.key_scales = layout.key_means + static_cast<size_t>(chunks * layout.floats);
     layout.key_biases = layout.key_scales + static_cast<size_t>(keys);
     layout.value_scales = layout.key_biases + static_cast<size_t>(keys);
     layout.keys = layout.value_scales + static_cast<size_t>(keys / kKeysPerBlock * layout.floats);
@@ -96,11 +96,10 @@ Scratch split_scratch(std::byte* memory, int64_t quads) {
     return scratch;
 }
 
-/// The features `feature` to `feature` + 15 of a row of bf16, less the mean; 0 behind the last one.
-SDC_AVX512_INLINE __m512 centred(const uint16_t* row, const float* mean, int64_t feature, int64_t head_size) {
-    const __mmask16 mask = first_lanes(head_size - feature);
-    return _mm512_sub_ps(float_from_low(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + feature))),
-                         _mm512_load_ps(mean + feature));
+/// The features `feature` to `feature` + 15 of a row of bf16; 0 behind the last one.
+SDC_AVX512_INLINE __m512 load_features(const uint16_t* row, int64_t feature, int64_t head_size) {
+    const __m256i halves = _mm256_maskz_loadu_epi16(first_lanes(head_size - feature), row + feature);
+    return float_from_low(_mm512_cvtepu16_epi32(halves));
 }
 
 /// Float's order is that of its bits but for the sign, and NaN is the largest: it is not lost among maxima.
@@ -114,17 +113,14 @@ SDC_AVX512_INLINE __m512 scale_of(__m512i largest) {
     return _mm512_mul_ps(magnitude, _mm512_set1_ps(1.0F / kLargest));
 }
 
-/// The mean of some rows, evenly spaced; 0 behind the last feature.
-SDC_AVX512 void sample_mean(const SdcTensor& tensor, int64_t batch, int64_t head, int64_t rows, int64_t head_size,
-                            float* mean) {
-    const int64_t count = std::min(rows, kSampledRows);
-    for (int64_t feature = 0; feature < head_size; feature += kLanes) {
-        const __mmask16 mask = first_lanes(head_size - feature);
+/// The mean of some of a head's keys, evenly spaced; 0 behind the last feature.
+SDC_AVX512 void sample_mean(const SdcAttention& attention, int64_t batch, int64_t head, float* mean) {
+    const int64_t count = std::min(attention.keys, kSampledKeys);
+    for (int64_t feature = 0; feature < attention.head_size; feature += kLanes) {
         __m512 sum = _mm512_setzero_ps();
         for (int64_t i = 0; i < count; ++i) {
-            const uint16_t* row = row_of(tensor, batch, head, i * rows / count);
-            const __m256i halves = _mm256_maskz_loadu_epi16(mask, row + feature);
-            sum = _mm512_add_ps(sum, float_from_low(_mm512_cvtepu16_epi32(halves)));
+            const uint16_t* row = row_of(attention.key, batch, head, i * attention.keys / count);
+            sum = _mm512_add_ps(sum, load_features(row, feature, attention.head_size));
         }
         _mm512_store_ps(mean + feature, _mm512_div_ps(sum, _mm512_set1_ps(static_cast<float>(count))));
     }
@@ -133,15 +129,18 @@ SDC_AVX512 void sample_mean(const SdcTensor& tensor, int64_t batch, int64_t head
 /// One key. Its scale, and the bias that makes up for the 128 in the queries, are written with it.
 SDC_AVX512_INLINE void pack_key(const uint16_t* row, const float* mean, int64_t head_size, int64_t quads,
                                 uint32_t* packed, float* scale, float* bias) {
+    const auto centred = [=](int64_t feature) SDC_AVX512 {
+        return _mm512_sub_ps(load_features(row, feature, head_size), _mm512_load_ps(mean + feature));
+    };
     __m512i largest = _mm512_setzero_si512();
     for (int64_t feature = 0; feature < head_size; feature += kLanes) {
-        largest = larger_magnitude(largest, centred(row, mean, feature, head_size));
+        largest = larger_magnitude(largest, centred(feature));
     }
     const __m512 step = scale_of(_mm512_set1_epi32(_mm512_reduce_max_epi32(largest)));
     const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0F), step);
     __m512i sum = _mm512_setzero_si512();
     for (int64_t feature = 0; feature < head_size; feature += kLanes) {
-        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(centred(row, mean, feature, head_size), inverse));
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(centred(feature), inverse));
         sum = _mm512_add_epi32(sum, whole);
         _mm_mask_storeu_epi8(packed + feature / 4, first_lanes(4 * quads - feature), _mm512_cvtsepi32_epi8(whole));
     }
@@ -151,13 +150,13 @@ SDC_AVX512_INLINE void pack_key(const uint16_t* row, const float* mean, int64_t 
 
 /// A block of values, four keys in a word. `poison` is added to the scales.
 SDC_AVX512 void pack_values(const SdcAttention& attention, int64_t batch, int64_t head, int64_t first_key,
-                            const float* mean, float poison, uint32_t* packed, float* scales) {
+                            float poison, uint32_t* packed, float* scales) {
     const int64_t count = std::min(kKeysPerBlock, attention.keys - first_key);
     const int64_t size = attention.head_size;
     const int64_t padded_size = 4 * quads_of(attention);
     for (int64_t feature = 0; feature < size; feature += kLanes) {
         const auto load = [&](int64_t key) SDC_AVX512 {
-            return centred(row_of(attention.value, batch, head, first_key + key), mean, feature, size);
+            return load_features(row_of(attention.value, batch, head, first_key + key), feature, size);
         };
         __m512i largest = _mm512_setzero_si512();
         for (int64_t key = 0; key < count; ++key) largest = larger_magnitude(largest, load(key));
@@ -182,10 +181,8 @@ SDC_AVX512 void pack(const SdcAttention& attention, int64_t batch, int64_t head,
     auto* words = reinterpret_cast<uint32_t*>(packed);
     auto* floats = reinterpret_cast<float*>(packed);
     const int64_t size = attention.head_size;
-    float* key_mean = floats + layout.means + first_key / kKeysPerChunk * 2 * layout.floats;
-    float* value_mean = key_mean + layout.floats;
-    sample_mean(attention.key, batch, head, attention.keys, size, key_mean);
-    sample_mean(attention.value, batch, head, attention.keys, size, value_mean);
+    float* mean = floats + layout.key_means + first_key / kKeysPerChunk * layout.floats;
+    sample_mean(attention, batch, head, mean);
     float* scales = floats + layout.key_scales;
     float* biases = floats + layout.key_biases;
     const int64_t last = std::min(first_key + kKeysPerChunk, attention.keys);
@@ -195,7 +192,7 @@ SDC_AVX512 void pack(const SdcAttention& attention, int64_t batch, int64_t head,
         for (int64_t key = begin; key < end; ++key) {
             prefetch_row(row_of(attention.key, batch, head, key + kRowsAhead), size);
             prefetch_row(row_of(attention.value, batch, head, key), size);
-            pack_key(row_of(attention.key, batch, head, key), key_mean, size, layout.quads,
+            pack_key(row_of(attention.key, batch, head, key), mean, size, layout.quads,
                      words + layout.keys + key * layout.quads, scales + key, biases + key);
             poison += 0.0F * scales[key];
         }
@@ -204,7 +201,7 @@ SDC_AVX512 void pack(const SdcAttention& attention, int64_t batch, int64_t head,
             scales[key] = 0.0F;
             biases[key] = -kInfinity;
         }
-        pack_values(attention, batch, head, begin, value_mean, poison, words + layout.values + begin * layout.quads,
+        pack_values(attention, batch, head, begin, poison, words + layout.values + begin * layout.quads,
                     floats + layout.value_scales + begin / kKeysPerBlock * layout.floats);
     }
 }
@@ -329,19 +326,6 @@ SDC_AVX512_INLINE void add_values(const uint32_t* values, const float* scales, i
     }
 }
 
-/// Gives back what was taken off the values.
-template <int vectors>
-SDC_AVX512_INLINE void add_mean(const float* mean, int64_t head_size, const Softmax<vectors>& softmax, float* outputs) {
-    for (int64_t feature = 0; feature < head_size; ++feature) {
-#pragma GCC unroll 4
-        for (int vector = 0; vector < vectors; ++vector) {
-            float* output = outputs + (feature * vectors + vector) * kLanes;
-            const __m512 mean_of_feature = _mm512_set1_ps(mean[feature]);
-            _mm512_store_ps(output, _mm512_fmadd_ps(softmax.sums[vector], mean_of_feature, _mm512_load_ps(output)));
-        }
-    }
-}
-
 /// A block of up to 16 · vectors queries.
 template <int vectors>
 SDC_AVX512 void attend_block(const SdcAttention& attention, int64_t batch, int64_t head, int64_t first_query,
@@ -374,7 +358,6 @@ SDC_AVX512 void attend_block(const SdcAttention& attention, int64_t batch, int64
                             floats + layout.value_scales + key / kKeysPerBlock * layout.floats, count, quads, first,
                             factors, scratch);
     }
-    add_mean<vectors>(floats + layout.means + layout.floats, attention.head_size, softmax, scratch.outputs);
     write_outputs<vectors>(attention.output, row_of(attention.output, batch, head, first_query), queries,
                            attention.head_size, scratch.outputs, softmax);
 }

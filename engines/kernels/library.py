@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdc.engines.environment import kernels_wanted
 from sdc.engines.errors import InputError
-from sdc.engines.kernels.build import build_kernels, find_toolchain
+from sdc.engines.kernels.build import build_kernels, missing_to_build
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +147,7 @@ def find_kernels() -> Kernels | str:
 
 def missing_for_kernels() -> str | None:
     """What `find_kernels` would fail for, as far as can be told without building; None for nothing."""
-    found = find_toolchain() if kernels_wanted() else _SWITCHED_OFF
-    return found if isinstance(found, str) else None
+    return missing_to_build() if kernels_wanted() else _SWITCHED_OFF
 
 
 @functools.cache
