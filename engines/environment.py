@@ -20,3 +20,8 @@ def cache_folder() -> Path:
 def kernels_wanted() -> bool:
     """Whether the CPU kernels of `sdc.engines.kernels` may be built and used: ``$SDC_KERNELS`` is not "0"."""
     return os.environ.get("SDC_KERNELS") != "0"
+
+
+def kernels_may_round_to_bytes() -> bool:
+    """Whether CPU kernels may compute in 8 bits where a graph is quantised: ``$SDC_KERNELS`` is not "bf16"."""
+    return os.environ.get("SDC_KERNELS") != "bf16"

@@ -1,15 +1,17 @@
-"""Attention of the CPU kernels beside OpenVINO's own, in bf16, on the shapes of Stable Diffusion 1.5 at 512 pixels.
+"""Attention of the CPU kernels beside OpenVINO's own, on the shapes of Stable Diffusion 1.5 at 512 pixels.
 
     python scripts/bench_attention.py --threads 1
 
-Both are models of OpenVINO that differ in the attention alone: from bf16 query, key and value as projections leave
-them, [B, S, heads * head_size], to a result like the query, so what splits and merges heads counts. Medians of calls in
-turn, in milliseconds; errors are relative, against float32, for logits of standard deviation 1.
+All are models of OpenVINO that differ in the attention alone: from bf16 query, key and value as projections leave
+them, [B, S, heads * head_size], to a result like the query, so what splits and merges heads counts. OpenVINO's own and
+the kernel in bf16, and the kernel in 8 bits, as it is used where a graph is quantised. Medians of calls in turn, in
+milliseconds, ratios to OpenVINO; errors are relative, against float32, for logits of the standard deviation --spread.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -35,37 +37,40 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--spread", type=float, default=1.0)
     options = parser.parse_args()
     kernels = find_kernels()
     if isinstance(kernels, str):
         raise SystemExit(f"there are no CPU kernels here: {kernels}")
-    columns = (
-        "heads, queries, keys, head size",
-        "OpenVINO",
-        "kernel",
-        "kernel / OpenVINO",
-        "error of OpenVINO",
-        "kernel",
-    )
-    print(markdown_row(*columns), markdown_row(*["---"] * len(columns)), sep="\n")
+    columns = ("heads, queries, keys, head size", "OpenVINO", "bf16", "int8", "bf16 / OpenVINO", "int8 / OpenVINO")
+    print(markdown_row(*columns, *(f"error: {side}" for side in columns[1:4])))
+    print(markdown_row(*["---"] * 9))
     for shape in SHAPES:
         heads, queries, keys, size = shape
         generator = np.random.default_rng(0)
         lengths = (queries, keys, keys)
         feeds = [generator.standard_normal((options.batch, length, heads * size), np.float32) for length in lengths]
-        sides = [request_of(shape, options.threads, kernels=each) for each in (None, kernels)]
+        feeds[0] *= options.spread
+        sides = [
+            request_of(shape, options.threads),
+            *(request_of(shape, options.threads, kernels=kernels, eight_bits=bits) for bits in (False, True)),
+        ]
         tensors = [bf16_tensor(feed) for feed in feeds]
         times = seconds_in_turn([partial(side.infer, tensors) for side in sides], rounds=options.rounds)
         exact = floats_of(request_of(shape, 0, precision="f32"), tensors)
         errors = [np.linalg.norm(floats_of(side, tensors) - exact) / np.linalg.norm(exact) for side in sides]
-        theirs, ours = 1000 * np.median(times, axis=0)
-        ratio = np.median(times[:, 1] / times[:, 0])
-        cells = (f"{theirs:.2f}", f"{ours:.2f}", f"{ratio:.2f}", *(f"{error:.4f}" for error in errors))
-        print(markdown_row(", ".join(map(str, shape)), *cells), flush=True)
+        ratios = np.median(times[:, 1:] / times[:, :1], axis=0)
+        cells = [f"{each:.2f}" for each in (*(1000 * np.median(times, axis=0)), *ratios)]
+        print(markdown_row(", ".join(map(str, shape)), *cells, *(f"{error:.4f}" for error in errors)), flush=True)
 
 
 def request_of(
-    shape: tuple[int, int, int, int], threads: int, *, kernels: Kernels | None = None, precision: str = "bf16"
+    shape: tuple[int, int, int, int],
+    threads: int,
+    *,
+    kernels: Kernels | None = None,
+    eight_bits: bool = False,
+    precision: str = "bf16",
 ) -> openvino.InferRequest:
     """A compiled attention; 0 threads leave their number to OpenVINO."""
     heads, _, _, size = shape
@@ -83,7 +88,8 @@ def request_of(
         port.get_tensor().set_names({f"operand {index}"})
     if kernels is not None:
         large = {f"operand {index}": (4, 4096, heads * size) for index in range(3)}
-        replace_attention(model, kernels, large)
+        for operator in replace_attention(model, kernels, large).operators:
+            operator.settings = replace(operator.settings, eight_bits=eight_bits)
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 

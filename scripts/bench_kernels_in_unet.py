@@ -1,11 +1,12 @@
 """A step of a bundle's UNet on the target cpu, with the CPU kernels and without, in turn.
 
-    sdc export --model sd15 --weights random --precision fp16 --target cpu --out build/sd15-fp16
-    python scripts/bench_kernels_in_unet.py build/sd15-fp16 --threads 1
+    sdc export --model sd15 --weights random --precision int8 --target cpu --out build/sd15-int8
+    sdc export --model sd15 --weights random --precision fp32 --target cpu --out build/sd15-fp32
+    python scripts/bench_kernels_in_unet.py build/sd15-int8 --reference build/sd15-fp32 --threads 1
 
-Only one side is in memory at a time: each round opens both, one after the other. Medians over all steps, in seconds, of
-the time on the clock and of the processor's time, which other programs do not disturb as much; and how far the two
-sides' results are from each other.
+Only one side is in memory at a time: each round opens all, one after the other. Medians over all steps, in seconds, of
+the time on the clock and of the processor's time, which other programs do not disturb as much; the ratio to OpenVINO
+on the clock; and the relative error of one result, drawn from a fixed seed, to the reference's.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from sdc.compiler.text_table import markdown_row
 from sdc.engines.bundle import Bundle, open_bundle
 from sdc.engines.kernels.library import find_kernels
 
-SIDES = {"OpenVINO": "0", "kernels": "1"}
+SIDES = {"OpenVINO": "0", "kernels in bf16": "bf16", "kernels": "1"}
 """Values of SDC_KERNELS."""
 
 
@@ -28,6 +30,7 @@ def main() -> None:
     """Print a line for each side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--reference", type=Path, help="bundle to compare the results with, in fp32; none is compared")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of each side in a round")
@@ -42,11 +45,14 @@ def main() -> None:
         for side in sorted(SIDES, reverse=bool(round_ % 2)):
             os.environ["SDC_KERNELS"] = SIDES[side]
             results[side] = time_steps(bundle, options.threads, options.steps, times[side])
+    expected = time_steps(open_bundle(options.reference), options.threads, 0, []) if options.reference else None
+    theirs = np.median(times["OpenVINO"], axis=0)[0]
+    print(markdown_row("side", "s on the clock", "s of processor time", "ratio", "relative error"))
+    print(markdown_row(*["---"] * 5))
     for side, seconds in times.items():
         clock, processor = np.median(seconds, axis=0)
-        print(f"{side}: {clock:.3f} s on the clock, {processor:.3f} s of processor time")
-    first, second = results.values()
-    print(f"relative difference of the results: {np.linalg.norm(second - first) / np.linalg.norm(first):.4f}")
+        error = "" if expected is None else f"{np.linalg.norm(results[side] - expected) / np.linalg.norm(expected):.4f}"
+        print(markdown_row(side, f"{clock:.3f}", f"{processor:.3f}", f"{clock / theirs:.2f}", error))
 
 
 def time_steps(bundle: Bundle, threads: int, steps: int, times: list[tuple[float, float]]) -> np.ndarray:

@@ -13,11 +13,11 @@ namespace sdc {
 namespace {
 
 /// The best path first.
-constexpr const Path* kPaths[] = {&kAvx512Bf16};
+constexpr const Path* kPaths[] = {&kAvx512Int8, &kAvx512Bf16};
 
-const Path* choose_path() {
+const Path* choose_path(const SdcAttention& attention) {
     for (const Path* path : kPaths) {
-        if (path->supported()) return path;
+        if (path->takes(attention) && path->supported()) return path;
     }
     return nullptr;
 }
@@ -86,11 +86,11 @@ void run(const SdcAttention& attention, const Path& path) {
 }  // namespace sdc
 
 const char* sdc_attention_unsupported() {
-    return sdc::choose_path() ? nullptr : "the processor has no AVX512_BF16 instructions";
+    return sdc::choose_path({}) ? nullptr : "the processor has no AVX512_BF16 instructions";
 }
 
 const char* sdc_attention(const SdcAttention* attention) {
-    static const sdc::Path* const path = sdc::choose_path();
+    const sdc::Path* const path = sdc::choose_path(*attention);
     if (!path) return sdc_attention_unsupported();
     if (const char* fault = sdc::find_fault(*attention)) return fault;
     try {

@@ -27,6 +27,7 @@ struct SdcAttention {
     int64_t head_size;
     float scale;
     int32_t causal;
+    int32_t eight_bits;  ///< whether products may be of 8-bit integers; they are of bf16 where no path has them
 };
 
 /// Why no path runs on this processor; null where one does.
@@ -45,6 +46,9 @@ static_assert(kKeysPerChunk % 2 == 0);
 
 /// One instruction set. A head's keys and values are packed once, then used by all of its query blocks.
 struct Path {
+    /// Whether it is for such an attention.
+    bool (*takes)(const SdcAttention&);
+    /// Whether the processor has its instructions.
     bool (*supported)();
     /// Queries that `attend` takes at a time; the last block of a head may have fewer.
     int64_t queries_per_block;
@@ -60,6 +64,7 @@ struct Path {
 };
 
 extern const Path kAvx512Bf16;
+extern const Path kAvx512Int8;
 
 /// Where a row of one head begins.
 inline uint16_t* row_of(const SdcTensor& tensor, int64_t batch, int64_t head, int64_t row) {

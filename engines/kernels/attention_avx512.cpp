@@ -19,24 +19,16 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 
-#include "attention.h"
-#include "avx512.h"
+#include "softmax_avx512.h"
 
 namespace sdc {
 namespace {
 
-constexpr int kMaxVectors = 4;
-constexpr int64_t kQueriesPerBlock = kMaxVectors * kLanes;
-constexpr int64_t kKeysPerBlock = 128;
-constexpr int kRows = 4;  ///< keys or features at a time; with 4 vectors, 16 independent sums in registers
-constexpr float kHeadroom = 16.0F;
-constexpr float kLog2E = 1.44269504088896341F;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
 /// Keys padded to whole tiles.
 int64_t padded(int64_t keys) { return (keys + kRows - 1) / kRows * kRows; }
+
+bool takes(const SdcAttention&) { return true; }
 
 bool supported() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -87,14 +79,7 @@ SDC_AVX512 void pack_queries(const SdcTensor& query, const uint16_t* first, int6
     for (int vector = 0; vector < vectors; ++vector) {
         for (int64_t pair = 0; pair < pairs; pair += kLanes) {
             __m512i rows[kLanes];
-#pragma GCC unroll 16
-            for (int lane = 0; lane < kLanes; ++lane) {
-                const int64_t row = vector * kLanes + lane;
-                const __mmask16 mask = row < count ? first_lanes(pairs - pair) : __mmask16{0};
-                const uint16_t* source = row < count ? first + row * query.row_stride + 2 * pair : first;
-                rows[lane] = _mm512_maskz_loadu_epi32(mask, source);
-            }
-            transpose(rows);
+            load_query_pairs(query, first, vector * kLanes, count, pair, pairs, rows);
             const int64_t used = std::min<int64_t>(kLanes, pairs - pair);
 #pragma GCC unroll 16
             for (int i = 0; i < kLanes; ++i) {
@@ -136,38 +121,6 @@ SDC_AVX512_INLINE void compute_scores(const uint32_t* keys, const KeyBlock& bloc
                 _mm512_store_ps(scores + ((key + row) * vectors + vector) * kLanes, score);
                 maxima[vector] = _mm512_max_ps(score, maxima[vector]);  // a NaN leaves the second operand
             }
-        }
-    }
-}
-
-/// What is kept of each query between blocks of keys, in lanes.
-template <int vectors>
-struct Softmax {
-    __m512 references[vectors];  ///< in units of log2
-    __m512 sums[vectors];
-};
-
-/// Step 2. Raises references where a score of the block needs it.
-template <int vectors>
-SDC_AVX512_INLINE void raise_references(__m512 (&maxima)[vectors], float log2_scale, bool first, int64_t head_size,
-                                        float* outputs, Softmax<vectors>& softmax) {
-    __mmask16 exceeding = 0;
-#pragma GCC unroll 4
-    for (int vector = 0; vector < vectors; ++vector) {
-        maxima[vector] = _mm512_mul_ps(maxima[vector], _mm512_set1_ps(log2_scale));
-        if (first) softmax.references[vector] = maxima[vector];
-        const __m512 limit = _mm512_add_ps(softmax.references[vector], _mm512_set1_ps(kHeadroom));
-        exceeding |= _mm512_cmp_ps_mask(maxima[vector], limit, _CMP_GT_OQ);
-    }
-    if (!exceeding) return;
-    for (int vector = 0; vector < vectors; ++vector) {
-        const __m512 raised = _mm512_max_ps(maxima[vector], softmax.references[vector]);
-        const __m512 factor = exp2(_mm512_sub_ps(softmax.references[vector], raised));
-        softmax.references[vector] = raised;
-        softmax.sums[vector] = _mm512_mul_ps(softmax.sums[vector], factor);
-        for (int64_t feature = 0; feature < head_size; ++feature) {
-            float* output = outputs + (feature * vectors + vector) * kLanes;
-            _mm512_store_ps(output, _mm512_mul_ps(_mm512_load_ps(output), factor));
         }
     }
 }
@@ -231,33 +184,6 @@ SDC_AVX512_INLINE void add_values(const uint32_t* values, int64_t pairs, int64_t
     }
 }
 
-/// outputs / sums → bf16 rows.
-template <int vectors>
-SDC_AVX512_INLINE void write_outputs(const SdcTensor& output, uint16_t* first, int64_t count, int64_t head_size,
-                                     const float* outputs, const Softmax<vectors>& softmax) {
-    const int64_t pairs = head_size / 2;
-    for (int vector = 0; vector < vectors; ++vector) {
-        const __m512 factor = _mm512_div_ps(_mm512_set1_ps(1.0F), softmax.sums[vector]);
-        const int64_t used = std::min<int64_t>(kLanes, count - vector * kLanes);
-        for (int64_t pair = 0; pair < pairs; pair += kLanes) {
-            __m512i rows[kLanes];
-#pragma GCC unroll 16
-            for (int i = 0; i < kLanes; ++i) {
-                const float* low = outputs + (2 * std::min(pair + i, pairs - 1) * vectors + vector) * kLanes;
-                rows[i] = join_pairs(_mm512_mul_ps(_mm512_load_ps(low), factor),
-                                     _mm512_mul_ps(_mm512_load_ps(low + vectors * kLanes), factor));
-            }
-            transpose(rows);
-            const __mmask16 mask = first_lanes(pairs - pair);
-#pragma GCC unroll 16
-            for (int lane = 0; lane < kLanes; ++lane) {
-                uint16_t* target = first + (vector * kLanes + std::min<int64_t>(lane, used - 1)) * output.row_stride;
-                if (lane < used) _mm512_mask_storeu_epi32(target + 2 * pair, mask, rows[lane]);
-            }
-        }
-    }
-}
-
 /// A block of up to 16 · vectors queries.
 template <int vectors>
 SDC_AVX512 void attend_block(const SdcAttention& attention, int64_t batch, int64_t head, int64_t first_query,
@@ -279,7 +205,8 @@ SDC_AVX512 void attend_block(const SdcAttention& attention, int64_t batch, int64
         __m512 maxima[vectors];
         compute_scores<vectors>(keys + key * head_size / 2, {size, attention.causal ? first_query - key : size},
                                 head_size / 2, scratch.queries, scratch.scores, maxima);
-        raise_references<vectors>(maxima, log2_scale, first, head_size, scratch.outputs, softmax);
+        for (__m512& maximum : maxima) maximum = _mm512_mul_ps(maximum, _mm512_set1_ps(log2_scale));
+        raise_references<vectors>(maxima, first, head_size, scratch.outputs, softmax);
         compute_probabilities<vectors>(scratch.scores, padded(size) / 2, log2_scale, scratch.probabilities, softmax);
         add_values<vectors>(values + key / 2 * head_size, padded(size) / 2, head_size, scratch.probabilities, first,
                             scratch.outputs);
@@ -306,13 +233,15 @@ SDC_AVX512 void interleave(const uint16_t* low, const uint16_t* high, int64_t si
     }
 }
 
-void pack(const SdcAttention& attention, int64_t batch, int64_t head, int64_t first_key, std::byte* packed) {
+SDC_AVX512 void pack(const SdcAttention& attention, int64_t batch, int64_t head, int64_t first_key, std::byte* packed) {
     const int64_t head_size = attention.head_size;
     auto* keys = reinterpret_cast<uint32_t*>(packed);
     uint32_t* values = keys + packed_words(attention);
     const int64_t last = std::min(first_key + kKeysPerChunk, attention.keys);
     const size_t row_bytes = static_cast<size_t>(head_size) * sizeof(uint16_t);
     for (int64_t key = first_key; key < last; ++key) {
+        prefetch_row(row_of(attention.key, batch, head, key + kRowsAhead), head_size);
+        prefetch_row(row_of(attention.value, batch, head, key), head_size);
         std::memcpy(keys + key * head_size / 2, row_of(attention.key, batch, head, key), row_bytes);
     }
     for (int64_t key = first_key; key < last; key += 2) {
@@ -328,6 +257,6 @@ void pack(const SdcAttention& attention, int64_t batch, int64_t head, int64_t fi
 
 }  // namespace
 
-const Path kAvx512Bf16 = {supported, kQueriesPerBlock, packed_bytes, scratch_bytes, pack, attend};
+const Path kAvx512Bf16 = {takes, supported, kQueriesPerBlock, packed_bytes, scratch_bytes, pack, attend};
 
 }  // namespace sdc

@@ -2,7 +2,8 @@
 
 Not when sdc is installed: they are linked with the TBB inside of the openvino package, so that they run on OpenVINO's
 own threads, and pip builds packages where openvino is not there yet; and sdc's wheel has to install without a compiler.
-A library is kept under the digest of all that it was made of: sources, command, versions of compiler and openvino.
+A library is kept under the digest of all that it was made of: sources, command, versions of compiler and openvino. Its
+own digest lies beside it, as loading a damaged one can end the process; if it cannot be built, what the compiler said.
 """
 
 from __future__ import annotations
@@ -23,21 +24,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdc.engines.digests import file_sha256
 from sdc.engines.environment import cache_folder
-from sdc.engines.processor import cpu_flags
+from sdc.engines.processor import CPUINFO, cpu_flags
 
 log = logging.getLogger(__name__)
 
 SOURCE_FOLDER = Path(__file__).parent
-SOURCES = ("attention.cpp", "attention_avx512.cpp")
-HEADERS = ("attention.h", "avx512.h")
+SOURCES = ("attention.cpp", "attention_avx512.cpp", "attention_avx512_int8.cpp")
+HEADERS = ("attention.h", "avx512.h", "softmax_avx512.h")
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
 _NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
 _BETTER = "amx_bf16"
 """Source: Linux arch/x86/include/asm/cpufeatures.h."""
+_LIBRARY = "libsdc_kernels.so"
+_FAILURE = "failure.txt"
 _TIMEOUT_SECONDS = 300
+_FAILURES = (OSError, RuntimeError, subprocess.SubprocessError)
+"""Of a search or a build; RuntimeError: a user without a home folder."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +82,20 @@ class Toolchain:
         }
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
+    def folder(self) -> Path:
+        """Where what is built lies."""
+        return cache_folder() / "kernels" / self.digest()
 
-def find_toolchain() -> Toolchain | str:
-    """What kernels can be built with here, or in one line why they cannot be built or would not run."""
+
+def find_toolchain(cpuinfo: Path = CPUINFO) -> Toolchain | str:
+    """What kernels can be built with here, or in one line why they cannot be built or would not run.
+
+    Args:
+        cpuinfo: Linux' file of that name.
+    """
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"they are for Linux on x86-64, and this is {platform.system()} on {platform.machine()}"
-    flags = cpu_flags()
+    flags = cpu_flags(cpuinfo)
     if missing := sorted(_NEEDED - flags):
         return f"the processor has no {', '.join(missing)}"
     if _BETTER in flags:
@@ -98,36 +112,66 @@ def find_toolchain() -> Toolchain | str:
     return Toolchain(compiler, openvino)
 
 
-def build_kernels() -> Path | str:
+def build_kernels(cpuinfo: Path = CPUINFO) -> Path | str:
     """The library of kernels for this machine, built if it is not there yet; or in one line why there is none."""
-    toolchain = find_toolchain()
+    toolchain = find_toolchain(cpuinfo)
     if isinstance(toolchain, str):
         return toolchain
     try:
-        folder = cache_folder() / "kernels" / toolchain.digest()
-        library = folder / "libsdc_kernels.so"
-        if library.is_file():
+        folder = toolchain.folder()
+        library = folder / _LIBRARY
+        if _is_whole(library):
             return library
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / "lock"):
-            return library if library.is_file() else _compile(toolchain, library)
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home folder
+            return library if _is_whole(library) else _compile(toolchain, library)
+    except _FAILURES as error:
+        return f"they could not be built: {error}"
+
+
+def missing_to_build(cpuinfo: Path = CPUINFO) -> str | None:
+    """What `build_kernels` fails for, or failed for when it was last tried; builds nothing. None for nothing."""
+    toolchain = find_toolchain(cpuinfo)
+    if isinstance(toolchain, str):
+        return toolchain
+    try:
+        return (toolchain.folder() / _FAILURE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except _FAILURES as error:
         return f"they could not be built: {error}"
 
 
 def _compile(toolchain: Toolchain, library: Path) -> Path | str:
     """Build beside the library's place, then rename into it."""
     log.info("building CPU kernels with %s, once", toolchain.compiler)
+    failure = library.parent / _FAILURE
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         output = Path(folder) / library.name
         command = toolchain.command(output)
         built = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
         if built.returncode != 0:
             lines = (built.stderr or built.stdout).splitlines()
-            reason = next((line for line in lines if "error" in line), f"exit status {built.returncode}")
-            return f"{toolchain.compiler} failed: {reason.strip()[:300]}"
+            said = next((line for line in lines if "error" in line), f"exit status {built.returncode}")
+            reason = f"{toolchain.compiler} failed: {said.strip()[:300]}"
+            failure.write_text(reason, encoding="utf-8")
+            return reason
         output.replace(library)
+    _digest_file(library).write_text(file_sha256(library, remembered=False), encoding="utf-8")
+    failure.unlink(missing_ok=True)
     return library
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there and as it was built."""
+    try:
+        return file_sha256(library, remembered=False) == _digest_file(library).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+
+
+def _digest_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
 
 
 def _tbb(openvino: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdc.engines.environment import kernels_wanted
 from sdc.engines.errors import InputError
-from sdc.engines.kernels.build import build_kernels, find_toolchain
+from sdc.engines.kernels.build import build_kernels, missing_to_build
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class _Attention(ctypes.Structure):
         ("head_size", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("causal", ctypes.c_int32),
+        ("eight_bits", ctypes.c_int32),
     )
 
 
@@ -96,11 +97,22 @@ class Kernels:
         return None if reason is None else reason.decode()
 
     def attend(
-        self, query: Rows, key: Rows, value: Rows, output: Rows, *, heads: int, scale: float, causal: bool = False
+        self,
+        query: Rows,
+        key: Rows,
+        value: Rows,
+        output: Rows,
+        *,
+        heads: int,
+        scale: float,
+        causal: bool = False,
+        eight_bits: bool = False,
     ) -> None:
         """output = softmax(scale · query · keyᵀ) · value in each head, on the threads of the caller's TBB arena.
 
-        Products are of bf16 and summed in float32; the softmax is computed in float32 and rounded to bf16.
+        Products are of bf16 and summed in float32; the softmax is computed in float32 and rounded to bf16. With
+        `eight_bits`, products are of 8-bit integers, whose scales are found in each call, where the processor has
+        AVX512_VNNI and attention is not causal.
 
         Args:
             query: [B, Sq, heads · head_size]; likewise `output`.
@@ -109,6 +121,7 @@ class Kernels:
             heads: number of heads.
             scale: of the logits; positive.
             causal: query i sees the keys 0 to i only.
+            eight_bits: faster, with relative errors of 0.01 to 0.03 in place of 0.002.
 
         Raises:
             InputError: sizes that do not fit each other, an odd head size, a scale that is not positive.
@@ -121,7 +134,7 @@ class Kernels:
             shapes = ", ".join(str(tuple(rows.shape)) for rows in (query, key, value, output))
             raise InputError(f"query, key, value and output with {heads} heads do not fit each other: {shapes}")
         tensors = (rows.as_tensor(heads) for rows in (query, key, value, output))
-        call = _Attention(*tensors, batch, heads, queries, keys, width // heads, scale, causal)
+        call = _Attention(*tensors, batch, heads, queries, keys, width // heads, scale, causal, eight_bits)
         fault: bytes | None = self._attention(ctypes.byref(call))
         if fault is not None:
             raise InputError(f"attention cannot be computed: {fault.decode()}")
@@ -134,8 +147,7 @@ def find_kernels() -> Kernels | str:
 
 def missing_for_kernels() -> str | None:
     """What `find_kernels` would fail for, as far as can be told without building; None for nothing."""
-    found = find_toolchain() if kernels_wanted() else _SWITCHED_OFF
-    return found if isinstance(found, str) else None
+    return missing_to_build() if kernels_wanted() else _SWITCHED_OFF
 
 
 @functools.cache

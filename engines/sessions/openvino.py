@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import openvino
 
+from sdc.engines.environment import kernels_may_round_to_bytes
 from sdc.engines.errors import TargetError
 from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.session import Run
@@ -51,7 +52,7 @@ class OpenVinoSession:
 
     The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
     "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere. In bf16
-    attention runs in kernels of our own where there are any (`sdc.engines.kernels`).
+    attention runs in kernels of our own where there are any (`sdc.engines.kernels`), in 8 bits where it is quantised.
     """
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
@@ -182,7 +183,9 @@ def compile_engine(
 def _replace_attention(model: openvino.Model, precision: str, shapes: Shapes) -> Replacements:
     """Use the kernels for attention where there are any and they compute in the engine's precision."""
     kernels = find_kernels() if precision == "bf16" else None
-    return replace_attention(model, kernels, shapes) if isinstance(kernels, Kernels) else Replacements()
+    if not isinstance(kernels, Kernels):
+        return Replacements()
+    return replace_attention(model, kernels, shapes, eight_bits=kernels_may_round_to_bytes())
 
 
 def _usual(spec: ComponentSpec) -> Shapes:

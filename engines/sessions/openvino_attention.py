@@ -6,8 +6,9 @@
     y = Reshape(Transpose(ScaledDotProductAttention(split(q), split(k), split(v)), [0, 2, 1, 3]), [0, 0, heads · d])
         →  y = Convert(KernelAttention(Convert(q, bf16), Convert(k, bf16), Convert(v, bf16)), type of y)
 
-The plugin computes in bf16 around it, so the conversions are copies at most. An operator that is written in Python
-cannot be saved in a model, therefore models are patched after they are read.
+The plugin computes in bf16 around it, so the conversions are copies at most. Where y is rounded to 8 bits next, as by a
+quantised projection, so may be what attention multiplies. An operator that is written in Python cannot be saved in a
+model, therefore models are patched after they are read.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ _SPLIT = (0, 2, 1, 3)
 """[B, S, heads, head_size] ↔ [B, heads, S, head_size]."""
 _LEAST_PRODUCTS = 20_000_000
 """About where the kernel begins to be faster (scripts/bench_attention.py): a call costs some 50 µs of Python."""
+_BYTE_LEVELS = 256
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """An attention without its operands."""
+class Settings:
+    """An attention without its operands; see `Kernels.attend`."""
 
     heads: int
     scale: float
     causal: bool
+    eight_bits: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class _Site:
 
     operands: tuple[Any, ...]
     result: Any
-    settings: _Settings
+    settings: Settings
 
 
 class Replacements:
@@ -76,11 +79,15 @@ class Replacements:
 
 
 class KernelAttention(openvino.Op):  # type: ignore[misc]  # openvino has no types: its classes are Any
-    """q, k, v: [B, S, heads · head_size], bf16 → attention, as q."""
+    """q, k, v: [B, S, heads · head_size], bf16 → attention, as q.
 
-    def __init__(self, settings: _Settings, kernels: Kernels, replacements: Replacements, inputs: list[Any]) -> None:
+    Attributes:
+        settings: what is computed.
+    """
+
+    def __init__(self, settings: Settings, kernels: Kernels, replacements: Replacements, inputs: list[Any]) -> None:
         super().__init__(self)
-        self._settings = settings
+        self.settings = settings
         self._kernels = kernels
         self._replacements = replacements
         self._for_shapes: KernelAttention | None = None
@@ -101,7 +108,7 @@ class KernelAttention(openvino.Op):  # type: ignore[misc]  # openvino has no typ
         if self._for_shapes is not None:
             self._for_shapes.read(list(new_inputs))
             return self._for_shapes
-        copy = KernelAttention(self._settings, self._kernels, self._replacements, list(new_inputs))
+        copy = KernelAttention(self.settings, self._kernels, self._replacements, list(new_inputs))
         if self._replacements.compiled:
             self._for_shapes = copy
         return copy
@@ -118,12 +125,20 @@ class KernelAttention(openvino.Op):  # type: ignore[misc]  # openvino has no typ
         """Run the kernel on the tensors' own memory."""
         outputs[0].shape = list(inputs[0].data.shape)  # arrays tell their shapes in a thirtieth of the time of tensors
         rows = [Rows(array.ctypes.data, array.shape) for array in (tensor.data for tensor in (*inputs, outputs[0]))]
-        settings = self._settings
-        self._kernels.attend(*rows, heads=settings.heads, scale=settings.scale, causal=settings.causal)
+        settings = self.settings
+        self._kernels.attend(
+            *rows,
+            heads=settings.heads,
+            scale=settings.scale,
+            causal=settings.causal,
+            eight_bits=settings.eight_bits,
+        )
         return True
 
 
-def replace_attention(model: openvino.Model, kernels: Kernels, shapes: Mapping[str, tuple[int, ...]]) -> Replacements:
+def replace_attention(
+    model: openvino.Model, kernels: Kernels, shapes: Mapping[str, tuple[int, ...]], *, eight_bits: bool = True
+) -> Replacements:
     """Put the kernel in the place of every attention that it computes faster.
 
     Not replaced: attention with a mask, with heads that are not split and merged as above, or whose number or size of
@@ -133,6 +148,7 @@ def replace_attention(model: openvino.Model, kernels: Kernels, shapes: Mapping[s
         model: changed in place; it has to be compiled for bf16.
         kernels: loaded.
         shapes: of the inputs by name, with which small attentions are told.
+        eight_bits: whether products may be of 8-bit integers where the result is rounded to 8 bits.
 
     Returns:
         The operators; to be released when the model and what was compiled from it are not used any more. `compiled` is
@@ -144,7 +160,7 @@ def replace_attention(model: openvino.Model, kernels: Kernels, shapes: Mapping[s
     sites = [
         site
         for node, count in zip(found, products, strict=True)
-        if count >= _LEAST_PRODUCTS and (site := _match(node)) is not None
+        if count >= _LEAST_PRODUCTS and (site := _match(node, eight_bits=eight_bits)) is not None
     ]
     for site in sites:
         halves = [operators.convert(operand, "bf16") for operand in site.operands]
@@ -153,7 +169,8 @@ def replace_attention(model: openvino.Model, kernels: Kernels, shapes: Mapping[s
         whole = operators.convert(attention, element_type.to_string())
         whole.set_friendly_name(site.result.get_friendly_name())
         site.result.output(0).replace(whole.output(0))
-    log.info("%d of %d attentions run in the CPU kernels", len(sites), len(found))
+    in_bytes = sum(site.settings.eight_bits for site in sites)
+    log.info("%d of %d attentions run in the CPU kernels, %d of them in 8 bits", len(sites), len(found), in_bytes)
     return replacements
 
 
@@ -172,7 +189,7 @@ def _count_products(model: openvino.Model, attentions: list[Any], shapes: Mappin
     return counts
 
 
-def _match(attention: Any) -> _Site | None:
+def _match(attention: Any, *, eight_bits: bool) -> _Site | None:
     """The pattern around a ScaledDotProductAttention, or None if it is another."""
     inputs = attention.input_values()
     operands = tuple(_before_split(value) for value in inputs[:3])
@@ -187,7 +204,9 @@ def _match(attention: Any) -> _Site | None:
     scale = _scalar(inputs[4]) if len(inputs) > 4 else shape[1] ** -0.5
     if scale is None or scale <= 0:
         return None
-    return _Site(operands, result, _Settings(shape[0], scale, bool(attention.get_attributes()["causal"])))
+    causal = bool(attention.get_attributes()["causal"])
+    in_bytes = eight_bits and _is_rounded_to_bytes(result.output(0))
+    return _Site(operands, result, Settings(shape[0], scale, causal, in_bytes))
 
 
 def _heads_and_size(value: Any) -> tuple[int, int] | None:
@@ -217,6 +236,17 @@ def _after_merge(value: Any) -> Any | None:
     if reshape is None or reshape.get_type_name() != "Reshape":
         return None
     return reshape if _keeps_batch_and_rows(reshape, ranks=(4, 3)) else None
+
+
+def _is_rounded_to_bytes(value: Any) -> bool:
+    """Whether all that reads a value, behind conversions of its type, rounds it to 256 levels or fewer."""
+    readers = [port.get_node() for port in value.get_target_inputs()]
+    return bool(readers) and all(
+        _is_rounded_to_bytes(reader.output(0))
+        if reader.get_type_name() == "Convert"
+        else reader.get_type_name() == "FakeQuantize" and reader.get_attributes()["levels"] <= _BYTE_LEVELS
+        for reader in readers
+    )
 
 
 def _sole_reader(value: Any) -> Any | None:

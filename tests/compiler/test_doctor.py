@@ -71,10 +71,12 @@ def test_says_whether_there_are_cpu_kernels(monkeypatch):
     monkeypatch.delenv("SDC_KERNELS", raising=False)
     missing = missing_for_kernels()
     found = "built at first use" if missing is None else f"none: {missing}"
-    assert f"Kernels    sdc's own for bf16 on the target cpu: {found}" in describe(diagnose())
+    assert f"Kernels    sdc's own for bf16 and int8 on the target cpu: {found}" in describe(diagnose())
     monkeypatch.setenv("SDC_KERNELS", "0")
     text = "\n".join(describe(diagnose()))
-    assert "Kernels    sdc's own for bf16 on the target cpu: none: they are switched off by SDC_KERNELS=0" in text
+    assert (
+        "Kernels    sdc's own for bf16 and int8 on the target cpu: none: they are switched off by SDC_KERNELS=0" in text
+    )
 
 
 def test_needs_none_of_the_compilers_dependencies():

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sdc.engines.environment import cache_folder, kernels_wanted
+from sdc.engines.environment import cache_folder, kernels_may_round_to_bytes, kernels_wanted
 
 
 def test_the_cache_folder_is_the_chosen_one_then_the_users(monkeypatch):
@@ -29,10 +29,14 @@ def test_the_cache_folder_on_windows(monkeypatch, local):
     assert cache_folder() == Path(local or "/users/someone/AppData/Local") / "sdc"
 
 
-@pytest.mark.parametrize(("value", "wanted"), [(None, True), ("", True), ("1", True), ("0", False)])
-def test_kernels_are_wanted_unless_switched_off(monkeypatch, value, wanted):
+@pytest.mark.parametrize(
+    ("value", "wanted", "in_bytes"),
+    [(None, True, True), ("", True, True), ("1", True, True), ("0", False, True), ("bf16", True, False)],
+)
+def test_kernels_are_wanted_unless_switched_off(monkeypatch, value, wanted, in_bytes):
     if value is None:
         monkeypatch.delenv("SDC_KERNELS", raising=False)
     else:
         monkeypatch.setenv("SDC_KERNELS", value)
     assert kernels_wanted() is wanted
+    assert kernels_may_round_to_bytes() is in_bytes

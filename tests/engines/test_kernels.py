@@ -7,16 +7,26 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from attention_reference import attention, bits_from_floats, floats_from_bits
+from attention_reference import (
+    SHAPES,
+    attend,
+    attention,
+    bits_from_floats,
+    draw,
+    floats_from_bits,
+    relative_error,
+    rows,
+)
 
 from sdc.engines.errors import InputError
-from sdc.engines.kernels import build, library
-from sdc.engines.kernels.build import Toolchain, build_kernels, find_toolchain
-from sdc.engines.kernels.library import Kernels, Rows, find_kernels
+from sdc.engines.kernels import build
+from sdc.engines.kernels.build import Toolchain, build_kernels, find_toolchain, missing_to_build
+from sdc.engines.kernels.library import Kernels, find_kernels
 
 TESTS = Path(__file__).parent
 
@@ -29,45 +39,14 @@ def toolchain() -> Toolchain:
     return found
 
 
-def rows(array: np.ndarray) -> Rows:
-    batch_stride, row_stride, last = (stride // array.itemsize for stride in array.strides)
-    assert last == 1
-    return Rows(array.ctypes.data, array.shape, (batch_stride, row_stride))
-
-
-def draw(shape: tuple[int, int, int, int, int], *, spread: float = 1.0, seed: int = 7) -> list[np.ndarray]:
-    """Query, key and value in bf16 for [B, heads, Sq, Sk, d]; logits have about the standard deviation `spread`."""
-    batch, heads, queries, keys, size = shape
-    generator = np.random.default_rng(seed)
-    query = spread * generator.standard_normal((batch, queries, heads * size))
-    others = generator.standard_normal((2, batch, keys, heads * size))
-    return [bits_from_floats(array.astype(np.float32)) for array in (query, *others)]
-
-
-def attend(kernels: Kernels, operands: list[np.ndarray], *, heads: int, causal: bool = False) -> np.ndarray:
-    output = np.full(operands[0].shape, 0xABCD, np.uint16)
-    scale = (operands[0].shape[2] // heads) ** -0.5
-    kernels.attend(*map(rows, (*operands, output)), heads=heads, scale=scale, causal=causal)
-    return floats_from_bits(output)
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
 # Probabilities and the result are rounded to bf16, each with an error of up to 2^-9, 1.1e-3 on average.
 TOLERANCE = 2.6e-3
 
+both_paths = pytest.mark.parametrize("eight_bits", [False, True], ids=["bf16", "int8"])
+
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (2, 3, 130, 77, 40), (1, 2, 77, 77, 64), (3, 1, 257, 257, 80), (1, 2, 65, 300, 160), (2, 5, 33, 513, 8),
-        (1, 1, 100, 129, 512), (1, 3, 1, 1, 2), (1, 1, 15, 2, 42), (2, 2, 16, 128, 34), (1, 1, 48, 127, 6),
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_float64(kernels, shape, causal):
     operands = draw(shape)
     heads = shape[1]
@@ -97,47 +76,57 @@ def test_padding_does_not_count_where_all_logits_are_very_low(kernels):
     assert relative_error(attend(kernels, operands, heads=1), expected) < TOLERANCE
 
 
-def test_a_nan_stays_in_its_row(kernels):
+@both_paths
+def test_a_nan_stays_in_its_row(kernels, eight_bits):
     operands = draw((2, 2, 90, 200, 40))
-    clean = attend(kernels, operands, heads=2)
+    clean = attend(kernels, operands, heads=2, eight_bits=eight_bits)
     operands[0][1, 67, 41] = 0x7FC0  # batch 1, query 67, head 1
-    found = attend(kernels, operands, heads=2)
+    found = attend(kernels, operands, heads=2, eight_bits=eight_bits)
     assert np.isnan(found[1, 67, 40:]).all()
     found[1, 67, 40:] = clean[1, 67, 40:]
     np.testing.assert_array_equal(found, clean)
 
 
+@both_paths
 @pytest.mark.parametrize("operand", [1, 2])
-def test_a_nan_among_keys_or_values_is_not_lost(kernels, operand):
+def test_a_nan_among_keys_or_values_is_not_lost(kernels, operand, eight_bits):
     operands = draw((1, 2, 20, 200, 40))
-    clean = attend(kernels, operands, heads=2)
-    operands[operand][0, 150, 3] = 0x7FC0  # head 0
-    found = attend(kernels, operands, heads=2)
+    clean = attend(kernels, operands, heads=2, eight_bits=eight_bits)
+    operands[operand][0, 151, 3] = 0x7FC0  # head 0; not among the keys that a mean is made of
+    found = attend(kernels, operands, heads=2, eight_bits=eight_bits)
     features = slice(0, 40) if operand == 1 else slice(3, 4)
     assert np.isnan(found[:, :, features]).all()
     found[:, :, features] = clean[:, :, features]
     np.testing.assert_array_equal(found, clean)
 
 
-def test_reads_and_writes_with_strides(kernels):
+@both_paths
+def test_reads_and_writes_with_strides(kernels, eight_bits):
     """Query, key and value are slices of one projection; the output is a slice too, and what lies around it stays."""
     merged = np.concatenate(draw((2, 3, 50, 50, 24)), axis=2)
     operands = [merged[:, :, 72 * i : 72 * (i + 1)] for i in range(3)]
     output = np.full((2, 50, 100), 0xABCD, np.uint16)
-    kernels.attend(*map(rows, (*operands, output[:, :, 20:92])), heads=3, scale=24**-0.5)
-    expected = attend(kernels, [np.ascontiguousarray(operand) for operand in operands], heads=3)
+    kernels.attend(*map(rows, (*operands, output[:, :, 20:92])), heads=3, scale=24**-0.5, eight_bits=eight_bits)
+    expected = attend(kernels, [np.ascontiguousarray(operand) for operand in operands], heads=3, eight_bits=eight_bits)
     np.testing.assert_array_equal(floats_from_bits(output[:, :, 20:92]), expected)
     assert (output[:, :, :20] == 0xABCD).all()
     assert (output[:, :, 92:] == 0xABCD).all()
 
 
-def test_calls_are_equal_whatever_ran_before_and_beside_them(kernels):
+@both_paths
+def test_calls_are_equal_whatever_ran_before_and_beside_them(kernels, eight_bits):
     """The workspaces of threads are used again: with other sizes before, and by several callers at once."""
     shapes = [(2, 2, 300, 300, 40), (1, 4, 70, 77, 160), (1, 1, 5, 3, 8)]
     drawn = [draw(shape, seed=seed) for seed, shape in enumerate(shapes)]
-    first = [attend(kernels, operands, heads=shape[1]) for operands, shape in zip(drawn, shapes, strict=True)]
+    first = [
+        attend(kernels, operands, heads=shape[1], eight_bits=eight_bits)
+        for operands, shape in zip(drawn, shapes, strict=True)
+    ]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        jobs = [(i % 3, pool.submit(attend, kernels, drawn[i % 3], heads=shapes[i % 3][1])) for i in range(24)]
+        jobs = [
+            (i % 3, pool.submit(attend, kernels, drawn[i % 3], heads=shapes[i % 3][1], eight_bits=eight_bits))
+            for i in range(24)
+        ]
         for index, job in jobs:
             np.testing.assert_array_equal(job.result(), first[index])
 
@@ -158,56 +147,99 @@ def test_refuses_a_scale_that_is_not_positive(kernels, scale):
         kernels.attend(*map(rows, (*operands, operands[0].copy())), heads=1, scale=scale)
 
 
-def test_is_built_once_and_anew_when_a_source_changes(toolchain, monkeypatch, tmp_path):
-    monkeypatch.setenv("SDC_CACHE", str(tmp_path))
+@dataclass(frozen=True)
+class QuickCompiler:
+    """The compiler on the PATH: a script that fails while there is a file `broken`, and else runs the real one."""
+
+    path: Path
+    broken: Path
+
+
+@pytest.fixture
+def quick_compiler(toolchain, monkeypatch, tmp_path) -> QuickCompiler:
+    """One that does not optimise, and a cache of its own."""
+    found = QuickCompiler(tmp_path / "bin" / "c++", tmp_path / "broken")
+    found.path.parent.mkdir()
+    found.path.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" != --version ] && [ -f {found.broken} ] && {{ echo "x.cpp:1: error: no space" >&2; exit 1; }}\n'
+        f'exec {toolchain.compiler} "$@" -O1\n',
+        encoding="utf-8",
+    )
+    found.path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{found.path.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SDC_CACHE", str(tmp_path / "cache"))
+    return found
+
+
+def test_is_built_once_and_anew_when_a_source_changes(toolchain, quick_compiler, monkeypatch):
     first = build_kernels()
     assert isinstance(first, Path), first
     written = first.stat().st_mtime_ns
     assert build_kernels() == first
     assert first.stat().st_mtime_ns == written
-    assert sorted(file.name for file in first.parent.iterdir()) == ["libsdc_kernels.so", "lock"]
+    assert sorted(file.name for file in first.parent.iterdir()) == [
+        "libsdc_kernels.sha256",
+        "libsdc_kernels.so",
+        "lock",
+    ]
     monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, "-DSDC_CHANGED"))
     assert toolchain.digest() != first.parent.name
+
+
+def cpuinfo_with(flags: set[str], folder: Path) -> Path:
+    path = folder / "cpuinfo"
+    path.write_text(f"processor\t: 0\nflags\t\t: {' '.join(sorted(flags))}\n", encoding="utf-8")
+    return path
 
 
 def test_without_a_compiler_the_reason_is_given(monkeypatch, tmp_path):
     """The machine is made to look as one that runs the kernels, wherever the test runs; the search is the real one."""
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build._NEEDED))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build_kernels() == "there is no C++ compiler (c++, g++, clang++) on the PATH"
+    cpuinfo = cpuinfo_with(build._NEEDED, tmp_path)
+    assert build_kernels(cpuinfo) == "there is no C++ compiler (c++, g++, clang++) on the PATH"
+    assert missing_to_build(cpuinfo) == build_kernels(cpuinfo)
 
 
-def test_a_compiler_that_fails_is_quoted(toolchain, monkeypatch, tmp_path):
-    monkeypatch.setenv("SDC_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_FLAGS", ("-std=c++99",))
-    assert "failed: " in build_kernels()
-    assert "c++99" in build_kernels()
-
-
-def test_other_machines_are_named(monkeypatch):
+def test_other_machines_are_named(monkeypatch, tmp_path):
     """This machine is one of them at most, so the others are played."""
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "this is Linux on aarch64" in str(find_toolchain())
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build._NEEDED - {"avx512_bf16"}))
-    assert find_toolchain() == "the processor has no avx512_bf16"
-    monkeypatch.setattr(build, "cpu_flags", lambda: frozenset(build._NEEDED | {"amx_bf16"}))
-    assert "the processor has AMX" in str(find_toolchain())
+    without = cpuinfo_with(build._NEEDED - {"avx512_bf16"}, tmp_path)
+    assert find_toolchain(without) == "the processor has no avx512_bf16"
+    assert "the processor has AMX" in str(find_toolchain(cpuinfo_with(build._NEEDED | {"amx_bf16"}, tmp_path)))
+
+
+def test_a_compiler_that_fails_is_quoted_until_it_does_not(quick_compiler):
+    quick_compiler.broken.touch()
+    assert missing_to_build() is None
+    reason = build_kernels()
+    assert reason == f"{quick_compiler.path} failed: x.cpp:1: error: no space"
+    assert missing_to_build() == reason
+    quick_compiler.broken.unlink()
+    assert isinstance(build_kernels(), Path)
+    assert missing_to_build() is None
+
+
+def test_a_damaged_library_is_built_anew(quick_compiler):
+    """Loading one that is cut off would end the process with a bus error."""
+    library = build_kernels()
+    assert isinstance(library, Path)
+    whole = library.read_bytes()
+    for damaged in (whole[:20_000], whole[:20_000] + bytes(1000) + whole[21_000:]):
+        library.write_bytes(damaged)
+        assert build_kernels() == library
+        assert library.stat().st_size == len(whole)
+    assert Kernels(library).unsupported is None
 
 
 def test_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("SDC_KERNELS", "0")
     assert find_kernels() == "they are switched off by SDC_KERNELS=0"
-
-
-def test_a_library_that_cannot_be_loaded_is_no_error(monkeypatch, tmp_path):
-    damaged = tmp_path / "libsdc_kernels.so"
-    damaged.write_bytes(b"\x7fELF")
-    monkeypatch.setattr(library, "build_kernels", lambda: damaged)
-    assert "they cannot be loaded: " in library._find_kernels.__wrapped__()
 
 
 @pytest.mark.slow
@@ -224,14 +256,15 @@ def test_touches_no_memory_that_is_not_its_own(toolchain, tmp_path):
         import sys
         from pathlib import Path
         sys.path.insert(0, sys.argv[2])
-        from test_kernels import Kernels, attend, attention, draw, relative_error
+        from attention_reference import SHAPES, attend, attention, draw, relative_error
+        from sdc.engines.kernels.library import Kernels
         kernels = Kernels(Path(sys.argv[1]))
-        for shape in [(2, 3, 130, 77, 40), (1, 2, 65, 300, 160), (2, 5, 33, 513, 8), (1, 1, 100, 129, 512),
-                      (1, 3, 1, 1, 2), (1, 1, 15, 2, 42), (2, 2, 16, 128, 34), (1, 1, 48, 257, 6)]:
-            for causal in (False, True):
-                operands = draw(shape)
+        for shape in SHAPES:
+            operands = draw(shape)
+            for causal, eight_bits, tolerance in ((False, False, 2.6e-3), (True, False, 2.6e-3), (False, True, 0.017)):
                 expected = attention(*operands, heads=shape[1], scale=shape[4] ** -0.5, causal=causal)
-                assert relative_error(attend(kernels, operands, heads=shape[1], causal=causal), expected) < 2.6e-3
+                found = attend(kernels, operands, heads=shape[1], causal=causal, eight_bits=eight_bits)
+                assert relative_error(found, expected) < tolerance, (shape, causal, eight_bits)
         """
     )
     environment = os.environ | {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": ":".join(sys.path)}

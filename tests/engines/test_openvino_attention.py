@@ -39,6 +39,7 @@ def split(value, *, heads: int = HEADS, shape: tuple[int, ...] | None = None, or
 def build_model(
     *, heads: int = HEADS, mask=None, scale: float | None = None, causal: bool = False, order=(0, 2, 1, 3),
     shape: tuple[int, ...] | None = None, merged=(0, 0, WIDTH), extra_reader: bool = False, element_type: str = "f32",
+    levels: int | None = None, whole_reader: bool = False,
 ) -> openvino.Model:  # fmt: skip
     """Projections, attention, output projection; every precondition of the replacement can be broken."""
     x = operators.parameter([-1, -1, 50], openvino.Type.f32, name="x")
@@ -59,8 +60,10 @@ def build_model(
     attention = operators.scaled_dot_product_attention(query, key, value, *rest, causal=causal)
     transposed = operators.transpose(attention, list(order))
     joined = operators.reshape(transposed, np.array(merged), True)
-    y = operators.matmul(operators.convert(joined, "f32"), weight(WIDTH, 50, 9), False, False)
-    results = [y, transposed] if extra_reader else [y]
+    whole = operators.convert(joined, "f32")
+    rounded = whole if levels is None else operators.fake_quantize(whole, -3.0, 3.0, -3.0, 3.0, levels)
+    y = operators.matmul(rounded, weight(WIDTH, 50, 9), False, False)
+    results = [y, *([transposed] if extra_reader else []), *([whole] if whole_reader else [])]
     model = openvino.Model(results, [x, context], "attention")
     for port, name in zip((*model.inputs, model.outputs[0]), ("x", "context", "y"), strict=True):
         port.get_tensor().set_names({name})
@@ -107,6 +110,38 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(kernels, monke
     # A logit of size 5 has the error 5 * 2^-9 from its operands in bf16, and so has the power of it.
     assert errors["kernel"] < 0.02 * np.linalg.norm(found["exact"])
     assert errors["kernel"] <= 1.05 * errors["openvino"]
+
+
+@pytest.mark.parametrize(
+    ("options", "in_bytes"),
+    [
+        ({}, False),
+        ({"levels": 256}, True),
+        ({"levels": 255, "element_type": "f16"}, True),
+        ({"levels": 65536}, False),
+        ({"levels": 256, "whole_reader": True}, False),
+    ],
+    ids=str,
+)
+def test_is_in_8_bits_where_its_result_is_rounded_to_8_bits(kernels, options, in_bytes):
+    """Nothing but the readers of the result tells what an engine's precision is there."""
+    (operator,) = replace_attention(build_model(**options), kernels, LARGE).operators
+    assert operator.settings.eight_bits is in_bytes
+    (operator,) = replace_attention(build_model(**options), kernels, LARGE, eight_bits=False).operators
+    assert not operator.settings.eight_bits
+
+
+def test_8_bits_can_be_switched_off(kernels, monkeypatch, tmp_path):
+    found = {}
+    for switch in ("bf16", "1"):
+        monkeypatch.setenv("SDC_KERNELS", switch)
+        with open_model(build_model(levels=256), tmp_path, "bf16") as session:
+            found[switch] = session.run(feeds(rows=1040, context=1040))["y"]
+            operator = session._engine.replacements.operators[0]
+            assert operator.settings.eight_bits == (switch == "1")
+    # Two roundings to 256 levels of values that differ by the error of 8 bits in attention.
+    difference = np.linalg.norm(found["1"] - found["bf16"]) / np.linalg.norm(found["bf16"])
+    assert 0.002 < difference < 0.03
 
 
 def test_takes_several_shapes_in_turn(kernels, tmp_path):
