@@ -40,7 +40,7 @@ def stripe_contrast(pictures: np.ndarray, colours: np.ndarray, backgrounds: np.n
         backgrounds: see `colours`.
 
     Returns:
-        [N]; 0 for an empty picture.
+        [N]; 0 where there is less than one pixel of garment.
     """
     garment = (np.array(list(COLOURS.values())) / 255)[colours]
     background = (np.array(list(BACKGROUNDS.values())) / 255)[backgrounds]
@@ -50,4 +50,4 @@ def stripe_contrast(pictures: np.ndarray, colours: np.ndarray, backgrounds: np.n
     rows = opacity.clip(0, 1).sum(axis=2)
     within = rows[:, in_stripe(rows.shape[1])].sum(axis=1)
     total = rows.sum(axis=1)
-    return np.where(total > 0, (total - 2 * within) / np.maximum(total, np.finfo(np.float64).tiny), 0.0)
+    return np.where(total < 1, 0.0, (total - 2 * within) / np.maximum(total, 1))

@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 
 from sdc.compiler.calibration.table_file import read_table
 from sdc.compiler.load import load_checkpoint
+from sdc.compiler.lora import LoraChange, request_with_loras
 from sdc.engines.bundle import open_bundle
+from sdc.engines.errors import InputError
 
 MAIN = [sys.executable, "-c", "import sys; from sdc.compiler.cli import main; sys.exit(main())"]
 
@@ -48,12 +50,6 @@ class Workplace:
             *("export", "--model", self.model, "--precision", precision, "--target", "ort-cpu"),
             *("--out", out, *options),
         )
-
-    def refusal(self, *arguments: str | Path) -> str:
-        """What is said of arguments that are refused."""
-        done = self.start("lora", *arguments)
-        assert done.returncode == 2, done.stderr
-        return done.stderr
 
     def lora(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -87,6 +83,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     return place
 
 
+@pytest.fixture(scope="module")
+def one(place: Workplace) -> tuple[Path, str]:
+    """The bundle with a LoRA added, and what was said."""
+    out = place.folder / "one"
+    return out, place("lora", place.folder / "base", "--add", f"{place.lora('one')}:0.7", "--out", out)
+
+
+@pytest.fixture(scope="module")
+def few_steps(place: Workplace) -> tuple[Path, str]:
+    """A float32 bundle with a LoRA whose file is a copy of its own, and what the export said."""
+    shutil.copy(place.lora("one"), place.lora("copy-LCM"))
+    out = place.folder / "few-steps"
+    return out, place.export(out, "--lora", place.lora("copy-LCM"), precision="fp32")
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -94,7 +105,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def unlike(left: Path, right: Path) -> set[str]:
     """Files that two bundles do not share, or that differ."""
     ours, theirs = contents(left), contents(right)
-    return {name for name in ours | theirs if ours.get(name) != theirs.get(name)}
+    return {name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)}
 
 
 def made_anew(said: str) -> set[str]:
@@ -102,50 +113,52 @@ def made_anew(said: str) -> set[str]:
     return {line.split("  ")[0] for line in said.splitlines() if line.endswith(" GB")}
 
 
-def test_adding_and_removing_gives_the_first_bundle(place: Workplace, tmp_path: Path) -> None:
-    base = place.folder / "base"
+def refuse(bundle: Path, out: Path, message: str, *add: str | Path, remove: tuple[str, ...] = (), clear: bool = False):
+    change = LoraChange(tuple(map(str, add)), remove, clear)
+    with pytest.raises(InputError) as caught:
+        request_with_loras(bundle, change, out)
+    assert message in str(caught.value)
+
+
+def test_adding_and_removing_gives_the_first_bundle(place: Workplace, one: tuple[Path, str], tmp_path: Path) -> None:
+    base, both, again, none = place.folder / "base", *(tmp_path / name for name in ("both", "again", "none"))
     before = contents(base)
-    one, both, two, none = (tmp_path / name for name in ("one", "both", "two", "none"))
-    place("lora", base, "--add", f"{place.lora('one')}:0.7", "--out", one)
-    said = place("lora", one, "--add", place.lora("two"), "--out", both)
-    assert place.lora("two").name not in said
-    place("lora", both, "--remove", "one.safetensors", "--out", two)
-    place("lora", both, "--clear", "--out", none)
+    place("lora", one[0], "--add", place.lora("two"), "--out", both)
+    place("lora", both, "--remove", "two.safetensors", "--out", again)
+    said = place("lora", both, "--clear", "--out", none)
+    assert unlike(again, one[0]) == set()
     assert unlike(none, base) == set()
     assert contents(base) == before
     assert [(each.file, each.scale) for each in open_bundle(both).manifest.model.loras] == [
         ("one.safetensors", 0.7),
         ("two.safetensors", 1.0),
     ]
-    weights = {(bundle / "unet/model.onnx_data").read_bytes() for bundle in (base, one, both, two)}
-    assert len(weights) == 4
-    place("lora", two, "--add", f"{place.lora('one')}:0.7", "--out", tmp_path / "turned")
-    place("lora", tmp_path / "turned", "--remove", place.lora("two"), "--out", tmp_path / "again")
-    assert unlike(tmp_path / "again", one) == set()
+    weights = {(bundle / "unet/model.onnx_data").read_bytes() for bundle in (base, one[0], both)}
+    assert len(weights) == 3
+    assert said.endswith('--prompt "..."\n')
 
 
-def test_it_is_what_an_export_with_the_same_calibration_makes(place: Workplace, tmp_path: Path) -> None:
-    made, exported = tmp_path / "made", tmp_path / "exported"
-    lora = f"{place.lora('two')}:-1.5"
-    place("lora", place.folder / "base", "--add", lora, "--out", made)
-    fresh = Workplace(tmp_path, place.model)  # with a cache of its own
-    fresh.export(exported, "--lora", lora, "--calibration-table", made / "calibration/unet.json")
-    assert unlike(made, exported) == set()
+def test_it_is_what_an_export_with_the_same_calibration_makes(
+    place: Workplace, one: tuple[Path, str], tmp_path: Path
+) -> None:
+    """The export traces the module, with a cache of its own; `sdc lora` patched the graph."""
+    lora = f"{place.lora('one')}:0.7"
+    fresh = Workplace(tmp_path, place.model)
+    fresh.export(tmp_path / "bundle", "--lora", lora, "--calibration-table", one[0] / "calibration/unet.json")
+    assert unlike(one[0], tmp_path / "bundle") == set()
 
 
-def test_only_what_the_lora_changes_is_made_again(place: Workplace, tmp_path: Path) -> None:
-    said = place("lora", place.folder / "base", "--add", f"{place.lora('one')}:0.3", "--out", tmp_path / "one")
+def test_only_what_the_lora_changes_is_made_again(place: Workplace, one: tuple[Path, str], tmp_path: Path) -> None:
     unet = {"load", "export unet", "calibrate unet", "check fp16", "build unet for ort-cpu", "write bundle"}
-    assert made_anew(said) == unet
+    assert made_anew(one[1]) == unet
     said = place("lora", place.folder / "base", "--add", f"{place.lora('text')}:0.3", "--out", tmp_path / "text")
     assert "export unet" not in made_anew(said)
     changed = {name.split("/")[0] for name in unlike(place.folder / "base", tmp_path / "text")}
-    assert changed == {"text_encoder", "sdc.json", "request.json", "reports"}
+    assert changed - {"reports"} == {"text_encoder", "sdc.json", "request.json"}
 
 
-def test_ranges_are_those_of_the_first_calibration(place: Workplace, tmp_path: Path) -> None:
-    place("lora", place.folder / "base", "--add", place.lora("one"), "--out", tmp_path / "one")
-    before, after = (read_table(each / "calibration/unet.json") for each in (place.folder / "base", tmp_path / "one"))
+def test_ranges_are_those_of_the_first_calibration(place: Workplace, one: tuple[Path, str]) -> None:
+    before, after = (read_table(each / "calibration/unet.json") for each in (place.folder / "base", one[0]))
     assert after.ranges == before.ranges
     assert after.tensors == before.tensors
     assert after.graph_digest != before.graph_digest
@@ -154,146 +167,118 @@ def test_ranges_are_those_of_the_first_calibration(place: Workplace, tmp_path: P
     assert after.smoothing.factors == before.smoothing.factors
 
 
+def there_and_back(place: Workplace, bundle: Path, folder: Path) -> Path:
+    """Add a LoRA and take it away again, which has to give `bundle`; returns the bundle between."""
+    place("lora", bundle, "--add", place.lora("one"), "--out", folder / "with")
+    place("lora", folder / "with", "--remove", place.lora("one"), "--out", folder / "without")
+    assert unlike(bundle, folder / "without") == set()
+    return folder / "with"
+
+
 def test_options_of_the_export_are_kept(place: Workplace, tmp_path: Path) -> None:
-    options = (
-        "--deepcache",
-        "1",
-        "--no-fuse",
-        "--no-bias-correction",
-        "--calibration",
-        "max",
-        "--smooth-quant",
-        "0.5:1",
-    )
-    place.export(tmp_path / "base", *options)
-    place("lora", tmp_path / "base", "--add", place.lora("one"), "--out", tmp_path / "one")
-    place("lora", tmp_path / "one", "--clear", "--out", tmp_path / "back")
-    assert unlike(tmp_path / "base", tmp_path / "back") == set()
+    calibration = ("--no-bias-correction", "--calibration", "max", "--smooth-quant", "0.5:1")
+    place.export(tmp_path / "base", "--deepcache", "1", "--no-fuse", *calibration)
+    there_and_back(place, tmp_path / "base", tmp_path)
     table = read_table(tmp_path / "base/calibration/unet.json")
     assert table.smoothing is not None
     assert table.smoothing.factors, "nothing was smoothed, so that it shows nothing"
 
 
-def test_shards_without_hoisting_are_kept(place: Workplace, tmp_path: Path) -> None:
-    place.export(tmp_path / "base", "--shards", "2", "--no-hoist", precision="fp32")
-    place("lora", tmp_path / "base", "--add", place.lora("one"), "--out", tmp_path / "one")
-    assert {"unet_shard_0", "unet_shard_1"} <= set(open_bundle(tmp_path / "one").manifest.components)
-    place("lora", tmp_path / "one", "--remove", place.lora("one"), "--out", tmp_path / "back")
-    assert unlike(tmp_path / "base", tmp_path / "back") == set()
-
-
-def test_a_plan_of_precisions_is_kept(place: Workplace, tmp_path: Path) -> None:
+def test_a_plan_and_shards_without_hoisting_are_kept(place: Workplace, tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
     text = (place.folder / "base/precision/unet.toml").read_text()
     plan.write_text(text.replace('"int8"', '"w8"', 1))
     assert plan.read_text() != text
-    place.export(tmp_path / "base", precision=plan)
-    place("lora", tmp_path / "base", "--add", place.lora("one"), "--out", tmp_path / "one")
-    ours, theirs = ((tmp_path / name / "precision/unet.toml").read_text().splitlines() for name in ("one", "base"))
+    place.export(tmp_path / "base", "--shards", "2", "--no-hoist", precision=plan)
+    changed = there_and_back(place, tmp_path / "base", tmp_path)
+    assert {"unet_shard_0", "unet_shard_1"} <= set(open_bundle(changed).manifest.components)
+    ours, theirs = ((each / "precision/unet.toml").read_text().splitlines() for each in (changed, tmp_path / "base"))
     assert [line for line in ours if line not in theirs] == [line for line in ours if line.startswith("graph = ")]
-    place("lora", tmp_path / "one", "--clear", "--out", tmp_path / "back")
-    assert unlike(tmp_path / "base", tmp_path / "back") == set()
 
 
-@pytest.fixture(scope="module")
-def with_one(place: Workplace) -> Path:
-    """A float32 bundle with a LoRA whose file is a copy of its own."""
-    shutil.copy(place.lora("one"), place.lora("copy"))
-    place.export(place.folder / "with-one", "--lora", place.lora("copy"), precision="fp32")
-    return place.folder / "with-one"
+def test_an_export_with_an_lcm_lora_names_its_sampler(few_steps: tuple[Path, str]) -> None:
+    assert few_steps[1].endswith('--prompt "..." --sampler lcm --steps 4 --guidance 1\n')
 
 
-def test_a_lora_comes_once(place: Workplace, with_one: Path, tmp_path: Path) -> None:
-    said = place.refusal(with_one, "--add", f"{place.lora('one')}:0.5", "--out", tmp_path / "out")
-    assert (
-        f"the LoRA {place.lora('one')} is there already, as {place.lora('copy')}; for another scale, --remove" in said
-    )
-    twice = ("--add", place.lora("two"), "--add", f"{place.lora('two')}:2")
-    assert "is there already" in place.refusal(with_one, *twice, "--out", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+def test_a_lora_comes_once(place: Workplace, few_steps: tuple[Path, str], tmp_path: Path) -> None:
+    there = f"LoRA {place.lora('one')} is there already, as {place.lora('copy-LCM')}; for another scale, --remove"
+    refuse(few_steps[0], tmp_path / "out", there, f"{place.lora('one')}:0.5")
+    refuse(few_steps[0], tmp_path / "out", "is there already", place.lora("two"), f"{place.lora('two')}:2")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("add", "remove", "clear", "message"),
     [
-        ((), "nothing is to be changed; give --add"),
-        (("--add", "style.safetensors:strong"), "'style.safetensors:strong' is not FILE[:SCALE]"),
-        (("--add", "style.safetensors:nan"), "'style.safetensors:nan' is not FILE[:SCALE]"),
-        (("--add", "nowhere.safetensors"), "LoRA nowhere.safetensors not found"),
-        (("--remove", "other"), "the bundle has no LoRA other; it has /"),
-        (("--clear", "--remove", "copy.safetensors"), "--clear removes all LoRAs already; leave out --remove"),
+        ((), (), False, "nothing is to be changed; give --add"),
+        (("style.safetensors:strong",), (), False, "'style.safetensors:strong' is not FILE[:SCALE]"),
+        (("style.safetensors:nan",), (), False, "'style.safetensors:nan' is not FILE[:SCALE]"),
+        (("nowhere.safetensors",), (), False, "LoRA nowhere.safetensors not found"),
+        ((), ("other",), False, "the bundle has no LoRA other; it has /"),
+        ((), ("copy-LCM.safetensors",), True, "--clear removes all LoRAs already; leave out --remove"),
     ],
 )
 def test_changes_that_make_no_sense_are_refused(
-    place: Workplace, with_one: Path, tmp_path: Path, options: tuple[str, ...], message: str
+    few_steps: tuple[Path, str],
+    tmp_path: Path,
+    add: tuple[str, ...],
+    remove: tuple[str, ...],
+    clear: bool,
+    message: str,
 ) -> None:
-    assert message in place.refusal(with_one, *options, "--out", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    refuse(few_steps[0], tmp_path / "out", message, *add, remove=remove, clear=clear)
 
 
 def test_clearing_nothing_is_refused(place: Workplace, tmp_path: Path) -> None:
-    assert "has no LoRA that --clear could" in place.refusal(
-        place.folder / "base", "--clear", "--out", tmp_path / "out"
-    )
+    refuse(place.folder / "base", tmp_path, "the bundle has no LoRA that --clear could remove", clear=True)
 
 
-def test_places_that_are_taken_are_refused(place: Workplace, with_one: Path, tmp_path: Path) -> None:
-    before = contents(with_one)
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken/thesis.txt").write_text("three years")
-    assert f"{tmp_path / 'taken'} exists" in place.refusal(with_one, "--clear", "--out", tmp_path / "taken")
-    assert f"{place.folder / 'base'} exists" in place.refusal(with_one, "--clear", "--out", place.folder / "base")
-    assert "is inside the bundle" in place.refusal(with_one, "--clear", "--out", with_one / "new")
-    assert "is inside the bundle" in place.refusal(with_one, "--clear", "--out", with_one)
-    assert contents(with_one) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+def test_places_that_are_taken_are_refused(place: Workplace, few_steps: tuple[Path, str], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("three years")
+    for taken in (tmp_path, tmp_path / "thesis.txt", place.folder / "base"):
+        refuse(few_steps[0], taken, f"{taken} exists; choose another --out", clear=True)
+    for inside in (few_steps[0], few_steps[0] / "new"):
+        refuse(few_steps[0], inside, f"{inside} is inside the bundle", clear=True)
 
 
 def test_a_lora_for_another_architecture_is_refused_by_its_first_layer(
-    place: Workplace, with_one: Path, tmp_path: Path
+    place: Workplace, few_steps: tuple[Path, str], tmp_path: Path
 ) -> None:
-    said = place.refusal(with_one, "--add", "tiny-lcm", "--out", tmp_path / "out")
-    assert "does not fit the checkpoint: " in said
-    assert "unet." in said
+    done = place.start("lora", few_steps[0], "--add", "tiny-lcm", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "tiny-lcm-lora.safetensors does not fit the checkpoint: " in done.stderr
+    assert "unet.down_blocks.0." in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_bundle_was_made_from_has_to_be_there_as_it_was(place: Workplace, tmp_path: Path) -> None:
     model = Path(shutil.copytree(place.model, tmp_path / "model"))
     lora = Path(shutil.copy(place.lora("one"), tmp_path / "mine.safetensors"))
+    bundle, out, two = tmp_path / "bundle", tmp_path / "out", place.lora("two")
     own = Workplace(place.folder, model)
-    own.export(tmp_path / "bundle", "--lora", lora, precision="fp32")
-    change = (tmp_path / "bundle", "--add", place.lora("two"), "--out", tmp_path / "out")
+    own.export(bundle, "--lora", lora, precision="fp32")
 
     write_lora(lora, place.model, ("to_q",), seed=9)
-    assert f"the LoRA {lora} has changed since the bundle was made; bring it back, or --remove" in own.refusal(*change)
+    refuse(bundle, out, f"the LoRA {lora} has changed since the bundle was made; bring it back, or --remove", two)
     lora.unlink()
-    assert f"the LoRA {lora} is gone, which the bundle was made with" in own.refusal(*change)
-    own("lora", tmp_path / "bundle", "--remove", "mine.safetensors", "--out", tmp_path / "without")
+    refuse(bundle, out, f"the LoRA {lora} is gone, which the bundle was made with", two)
+    own("lora", bundle, "--remove", "mine.safetensors", "--out", tmp_path / "without")
 
-    shutil.copy(place.lora("one"), lora)
     other = save_minimal_pipeline(tmp_path, seed=3, guidance_width=None)
     shutil.copytree(other, model, dirs_exist_ok=True)
-    assert f"{model} is another checkpoint now than the one that the bundle was made from" in own.refusal(*change)
+    done = own.start("lora", tmp_path / "without", "--add", two, "--out", out)
+    assert done.returncode == 2
+    assert f"{model} is another checkpoint now than the one that the bundle was made from" in done.stderr
     shutil.rmtree(model)
-    assert f"{model} is gone, which {tmp_path / 'bundle'} was made from" in own.refusal(*change)
-    assert not (tmp_path / "out").exists()
+    refuse(tmp_path / "without", out, f"{model} is gone, which {tmp_path / 'without'} was made from", two)
+    assert not out.exists()
 
 
 def test_a_bundle_that_does_not_say_what_it_was_made_from_is_refused(
-    place: Workplace, with_one: Path, tmp_path: Path
+    few_steps: tuple[Path, str], tmp_path: Path
 ) -> None:
-    old = Path(shutil.copytree(with_one, tmp_path / "old"))
+    old = Path(shutil.copytree(few_steps[0], tmp_path / "old"))
     (old / "request.json").unlink()
     manifest = json.loads((old / "sdc.json").read_text())
     del manifest["files"]["request.json"]
     (old / "sdc.json").write_text(json.dumps(manifest))
-    assert "does not say what it was made from" in place.refusal(old, "--clear", "--out", tmp_path / "out")
-
-
-def test_an_export_with_an_lcm_lora_names_its_sampler(place: Workplace, tmp_path: Path) -> None:
-    shutil.copy(place.lora("one"), tmp_path / "my-LCM.safetensors")
-    said = place.export(tmp_path / "few", "--lora", tmp_path / "my-LCM.safetensors", precision="fp32")
-    assert said.endswith('--prompt "..." --sampler lcm --steps 4 --guidance 1\n')
-    said = place("lora", tmp_path / "few", "--clear", "--out", tmp_path / "many")
-    assert said.endswith('--prompt "..."\n')
+    refuse(old, tmp_path / "out", "does not say what it was made from: it has no request.json", clear=True)
