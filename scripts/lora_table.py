@@ -10,8 +10,7 @@ prompts and seeds.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +78,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     judge = load_judge(MODELS_FOLDER / "judge.safetensors")
-    real = list(real_pictures(options.data))
-    references = [Gaussian.fit(features(judge, each)) for each in real[:2]]
+    plain, striped = real_pictures(options.data)
+    references = [Gaussian.fit(features(judge, each)) for each in (plain, striped)]
     style, few = options.style, options.few_steps
     rows = [
         Row((), "ddim", 20, options.guidance),
@@ -90,28 +89,38 @@ def main() -> None:
         Row((style,), "lcm", 4, options.guidance),
     ]
     print(markdown_row(*HEADINGS), markdown_row(*["---"] * len(HEADINGS)), sep="\n")
-    for each in real:
-        print_row(
-            judge, references, Pictures(each.name, each.pixels[: options.samples], each.triples[: options.samples])
-        )
+    some = [first(each, options.samples) for each in (plain, striped)]
+    for each in (*some, *map(reconstructed, some)):
+        print_row(judge, references, each)
     for row in rows:
         settings = Settings(options.samples, 0, row.sampler, row.steps, row.guidance, threads=options.threads)
         print_row(judge, references, draw(row, export(options.out, row.loras), settings))
 
 
-def real_pictures(folder: Path) -> Iterator[Pictures]:
-    """The test pictures, plain and with stripes, and both after the autoencoder."""
+def real_pictures(folder: Path) -> tuple[Pictures, Pictures]:
+    """The test pictures, plain and with stripes."""
     test = load_grey_pictures(folder, "t10k")
     triples = balanced_triples(test.garments, seed=0)
+    plain, striped = (render(each, *triples[:, 1:].T) for each in (test.pixels, paint_stripes(test.pixels)))
+    return (
+        Pictures("real, plain", (plain / 2 + 0.5).numpy(), triples),
+        Pictures("real, striped", (striped / 2 + 0.5).numpy(), triples),
+    )
+
+
+def first(pictures: Pictures, count: int) -> Pictures:
+    """As many of them."""
+    return replace(pictures, pixels=pictures.pixels[:count], triples=pictures.triples[:count])
+
+
+@torch.no_grad()
+def reconstructed(pictures: Pictures) -> Pictures:
+    """What the autoencoder makes of them: no picture of the UNet can be nearer."""
     vae = load_checkpoint(JUDGED_MODEL).vae()
-    sides = {"plain": test.pixels, "striped": paint_stripes(test.pixels)}
-    drawn = {name: render(pixels, triples[:, 1], triples[:, 2]) for name, pixels in sides.items()}
-    for name, pictures in drawn.items():
-        yield Pictures(f"real, {name}", (pictures / 2 + 0.5).numpy(), triples)
-    with torch.no_grad():
-        for name, pictures in drawn.items():
-            decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in pictures.split(250)])
-            yield Pictures(f"real, {name}, after the autoencoder", (decoded / 2 + 0.5).clamp(0, 1).numpy(), triples)
+    parts = torch.from_numpy(2 * pictures.pixels - 1).split(100)
+    decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in parts])
+    pixels = (decoded / 2 + 0.5).clamp(0, 1).numpy()
+    return replace(pictures, name=f"{pictures.name}, after the autoencoder", pixels=pixels)
 
 
 def export(folder: Path, loras: tuple[str, ...]) -> Path:
