@@ -17,6 +17,7 @@ from sdc.engines.errors import InputError, PassError
 from sdc.engines.specs import ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME
 from sdc.passes.precision.calibration_table import CalibrationTable, check_digest
+from sdc.passes.precision.other_weights import table_for
 from sdc.passes.precision.smoothing_rule import SmoothingRule
 
 
@@ -36,6 +37,7 @@ class Calibration:
         fuse: as for the engines.
         smoothing: of SmoothQuant; None leaves the graph as it is.
         table: an earlier calibration to use instead of a new one.
+        other_weights: whether that may be of the same layers with other weights.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Calibration:
     fuse: bool
     smoothing: SmoothingRule | None = None
     table: Path | None = None
+    other_weights: bool = False
     steps: int | None = None
     size_px: int | None = None
     timesteps: int | None = None
@@ -61,13 +64,15 @@ def calibrate_stage(inputs: Calibration, folder: Path, report: Callable[[int, in
         InputError: the table that is given belongs to another graph.
     """
     unet, _ = fused_component(inputs.unet, inputs.unet_folder, inputs.fuse)
-    table = _measured(inputs, unet, report) if inputs.table is None else _given(inputs.table, unet)
+    table = _measured(inputs, unet, report) if inputs.table is None else _given(inputs, inputs.table, unet)
     (folder / TABLE_NAME).write_bytes(json_bytes(table.to_json()))
     return {"prompts": len(table.prompts), "timesteps": len(table.timesteps), "tensors": len(table.tensors)}
 
 
-def _given(file: Path, unet: Component) -> CalibrationTable:
+def _given(inputs: Calibration, file: Path, unet: Component) -> CalibrationTable:
     table = read_table(file)
+    if inputs.other_weights:
+        return table_for(unet.model, table)
     try:
         check_digest(unet.model, table.source_digest)
     except PassError as error:

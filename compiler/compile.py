@@ -34,6 +34,7 @@ from sdc.compiler.stages import (
     TABLE_NAME,
     Opened,
     Recipe,
+    Source,
     build_stage,
     export_stage,
     open_source,
@@ -45,6 +46,7 @@ from sdc.compiler.workshop.staging import exclusive
 from sdc.compiler.workshop.worker import Worker
 from sdc.compiler.workshop.workshop import Workshop
 from sdc.engines.environment import cache_folder
+from sdc.engines.errors import InputError
 from sdc.engines.manifest import Manifest
 from sdc.engines.specs import COMPONENTS
 from sdc.passes.precision.plan_file import read_plan
@@ -62,12 +64,14 @@ class ExportSummary:
     Attributes:
         out: the bundle.
         manifest: what its `sdc.json` says.
+        few_steps: whether a LoRA for the sampler lcm is folded in.
         up_to_date: the same bundle was there already, and was left as it is.
         records: the stages.
     """
 
     out: Path
     manifest: Manifest
+    few_steps: bool
     up_to_date: bool
     records: tuple[StageRecord, ...]
 
@@ -103,27 +107,29 @@ def export_bundle(
         shop = Workshop(cache, worker, StageLog(progress or Silent()))
         opened = _load(shop, request)
         plan = plan_export(request, opened)
-        automatic = _known_choice(shop, plan)
+        automatic = _known(shop, "plan", plan.automatic_key)
+        overflows = _known(shop, "check-fp16", plan.half_key)
         undecided = plan.automatic_key is not None and automatic is None
-        if automatic is not None:
-            request, plan = _with_choice(request, opened, automatic)
-        missing = _all_builds(request) if undecided else _missing_builds(shop, plan)
+        unchecked = plan.half_key is not None and overflows is None
+        request, plan = _with_findings(request, opened, automatic, overflows)
+        missing = _all_builds(request) if undecided or unchecked else _missing_builds(shop, plan)
         exported = _export_components(shop, request, opened, plan, missing)
         worker.close()  # torch and its memory go
         calibrates = plan.calibration_key is not None and missing["unet"]
         table = calibrate_unet(shop, request, opened, plan, exported) if calibrates else None
-        checked = plan.half_key is not None and any(missing.values())
-        overflows = _check_half(shop, request, opened, plan, exported) if checked else None
+        if unchecked:
+            overflows = _check_half(shop, request, opened, plan, exported)
         if undecided:
             assert table is not None
             assert overflows is not None
             automatic = _choose_precisions(shop, request, opened, plan, exported, table, overflows)
-            request, plan = _with_choice(request, opened, automatic)
+        request, plan = _with_findings(request, opened, automatic, overflows)
         worker.close()  # what was held for the checks goes
         built = _build_engines(shop, request, plan, exported, table, overflows, automatic)
         up_to_date, manifest = _write(shop, request, opened, built)
     cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())
-    return ExportSummary(request.out, manifest, up_to_date, tuple(shop.stages.records))
+    few_steps = any(lora.few_steps for lora in opened.loras)
+    return ExportSummary(request.out, manifest, few_steps, up_to_date, tuple(shop.stages.records))
 
 
 def _load(shop: Workshop, request: ExportRequest) -> Opened:
@@ -131,20 +137,28 @@ def _load(shop: Workshop, request: ExportRequest) -> Opened:
         done = shop.worker.call(open_source, request.source)
         outcome.peak_memory_bytes = done.peak_memory_bytes
         opened: Opened = done.value
+    if request.base_digests not in (None, opened.base_digests):
+        raise InputError(
+            f"{request.source.model} is another checkpoint now than the one that the bundle was made from",
+            hint="bring that one back, or export this one",
+        )
     return opened
 
 
-def _known_choice(shop: Workshop, plan: ExportPlan) -> Entry | None:
-    """The precisions that an earlier export with the same keys has chosen."""
-    entry = None if plan.automatic_key is None else shop.cache.find("plan", plan.automatic_key)
+def _known(shop: Workshop, stage: str, key: str | None) -> Entry | None:
+    """What an earlier export with the same key has found."""
+    entry = None if key is None else shop.cache.find(stage, key)
     return None if entry is None or entry.damage() is not None else entry
 
 
-def _with_choice(request: ExportRequest, opened: Opened, automatic: Entry) -> tuple[ExportRequest, ExportPlan]:
-    """The request with the plan that was chosen for it, and the keys of its engines."""
-    chosen = read_plan(automatic.folder / PLAN_NAME)
-    request = replace(request, precision=replace(request.precision, plan=chosen))
-    return request, plan_export(request, opened)
+def _with_findings(
+    request: ExportRequest, opened: Opened, automatic: Entry | None, overflows: Entry | None
+) -> tuple[ExportRequest, ExportPlan]:
+    """The request with the plan that was chosen for it, if any; and the keys of its engines, as far as all is found."""
+    if automatic is not None:
+        chosen = read_plan(automatic.folder / PLAN_NAME)
+        request = replace(request, precision=replace(request.precision, plan=chosen))
+    return request, plan_export(request, opened, None if overflows is None else overflows.result)
 
 
 def _all_builds(request: ExportRequest) -> dict[str, list[str]]:
@@ -170,16 +184,17 @@ def _export_components(
 ) -> dict[str, Entry]:
     """The graphs that later stages need, one after the other."""
     needed = [name for name in COMPONENTS if missing[name]]
-    if plan.half_key and needed:
-        needed = list(COMPONENTS)
-    elif plan.calibration_key and missing["unet"]:
+    if plan.calibration_key and missing["unet"]:
         needed = [name for name in COMPONENTS if name in (*needed, "text_encoder")]
-    return {
-        name: shop.produce(
-            f"export {name}", "export", plan.export_keys[name], export_stage, request.source, name, opened.configs
-        )
-        for name in needed
-    }
+    return {name: export_one(shop, request.source, opened, plan, name) for name in needed}
+
+
+def export_one(shop: Workshop, source: Source, opened: Opened, plan: ExportPlan, name: str) -> Entry:
+    """The graph of a component, from the cache or made; with LoRAs from the graph without them, if that is there."""
+    key, base_key = plan.export_keys[name], plan.base_export_keys[name]
+    base = None if base_key == key else _known(shop, "export", base_key)
+    folder = None if base is None else base.folder
+    return shop.produce(f"export {name}", "export", key, export_stage, source, name, opened.configs, folder)
 
 
 def calibrate_unet(
@@ -199,6 +214,7 @@ def calibrate_unet(
         fuse=request.fuse,
         smoothing=request.calibration.smoothing,
         table=request.calibration.table_file,
+        other_weights=request.other_weights,
         steps=request.calibration.steps,
         size_px=request.calibration.size_px,
         timesteps=request.calibration.timesteps,
@@ -315,6 +331,7 @@ def _build_engines(
                 rule=request.calibration.rule_for(target),
                 correct_bias=request.calibration.correct_bias,
                 automatic=automatic.result if automatic and name in QUANTISED else None,
+                other_weights=request.other_weights,
             )
             key = plan.build_keys[name, target.name]
             label = f"build {name} for {target.name}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from sdc.compiler.calibration.options import DEFAULT_CALIBRATION, CalibrationOptions
 from sdc.compiler.doctor import processor
@@ -82,6 +83,8 @@ class ExportRequest:
         calibration: how "int8" is calibrated.
         deepcache: depth of the skip connection at which DeepCache's shallow UNet is cut; None for no such engine.
         shards: number of engines that the UNet is cut into, which run one after another; None leaves it whole.
+        other_weights: whether the calibration table and the plan may be those of the same layers with other weights.
+        base_digests: by component, of the checkpoint without LoRAs; another one is refused. None takes any.
     """
 
     source: Source
@@ -93,6 +96,8 @@ class ExportRequest:
     calibration: CalibrationOptions = DEFAULT_CALIBRATION
     deepcache: int | None = None
     shards: int | None = None
+    other_weights: bool = False
+    base_digests: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class ExportPlan:
 
     Attributes:
         specs: interfaces of the components, before anything is hoisted out of them.
-        export_keys: by component.
+        export_keys: by component; likewise `base_export_keys`, of the checkpoint without LoRAs.
         calibration_key: None unless something is quantised.
         automatic_key: of the choice of precisions; None where the user has made it.
         half_key: of the check of float16; None where nothing is in float16.
@@ -111,6 +116,7 @@ class ExportPlan:
 
     specs: Mapping[str, ComponentSpec]
     export_keys: Mapping[str, str]
+    base_export_keys: Mapping[str, str]
     calibration_key: str | None
     automatic_key: str | None
     half_key: str | None
@@ -118,19 +124,25 @@ class ExportPlan:
     prompts: tuple[str, ...] | None
 
 
-def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
+def plan_export(request: ExportRequest, opened: Opened, overflows: Mapping[str, Any] | None = None) -> ExportPlan:
     """Work out the keys; nothing is computed yet.
 
-    Those of engines are final once an automatic plan is chosen and in the request.
+    Those of engines are final once an automatic plan is chosen and in the request, and float16 is checked.
+
+    Args:
+        request: what to export.
+        opened: the checkpoint.
+        overflows: result of the stage `check-fp16`; None if it is not known yet, or not asked for.
 
     Raises:
         InputError: the networks do not fit together, or the file of prompts cannot be used.
     """
     specs = {name: component_spec(name, opened.configs) for name in COMPONENTS}
     exporting = [digest_sources(EXPORT_SOURCES), versions_of(EXPORT_TOOLS)]
-    export_keys = {
-        name: digest_of(["export", *exporting, opened.digests[name], specs[name].to_json()]) for name in COMPONENTS
-    }
+    export_keys, base_export_keys = (
+        {name: digest_of(["export", *exporting, digests[name], specs[name].to_json()]) for name in COMPONENTS}
+        for digests in (opened.digests, opened.base_digests)
+    )
     file = request.calibration.prompts_file
     prompts = None if file is None else read_prompts(file)
     calibration_key = None
@@ -173,7 +185,7 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
                 in_float32(target),
                 [calibration_key, *_range_options(request.calibration, target)] if name in QUANTISED else None,
                 automatic_key if name in QUANTISED else None,
-                half_key,
+                half_key if overflows is None else ["overflows", digest_of(overflows.get(name))],
                 request.hoist and name in HOISTED_FROM,
                 *(("deepcache", depth) if (depth := component_depth(name, request)) is not None else ()),
                 *(("shards", count) if (count := component_shards(name, request)) is not None else ()),
@@ -184,7 +196,9 @@ def plan_export(request: ExportRequest, opened: Opened) -> ExportPlan:
         for name in COMPONENTS
         for target in request.targets
     }
-    return ExportPlan(specs, export_keys, calibration_key, automatic_key, half_key, build_keys, prompts)
+    return ExportPlan(
+        specs, export_keys, base_export_keys, calibration_key, automatic_key, half_key, build_keys, prompts
+    )
 
 
 def component_precision(component: str, precision: PrecisionRequest) -> str:

@@ -17,6 +17,7 @@ from sdc.compiler.bundle.writer import json_bytes
 from sdc.compiler.calibration.table_file import read_table
 from sdc.compiler.component import Component
 from sdc.compiler.deepcache import divide_unet
+from sdc.compiler.lora_argument import FoldedLora, LoraSource, parse_lora
 from sdc.compiler.memory.graph_json import describe_memory
 from sdc.compiler.precision.planning import passes_from_plan, plan_for
 from sdc.compiler.sharding import shard_component
@@ -30,6 +31,7 @@ from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.correct_bias import CorrectBias
 from sdc.passes.precision.formats import FLOATING, Format
 from sdc.passes.precision.insert_qdq import InsertQdq
+from sdc.passes.precision.other_weights import plan_for_weights
 from sdc.passes.precision.plan import PrecisionPlan
 from sdc.passes.precision.plan_file import text_from_plan
 from sdc.passes.precision.range_rules import DEFAULT_RULE, DYNAMIC, RangeRule
@@ -71,22 +73,29 @@ class Opened:
 
     Attributes:
         entry: for the manifest.
-        digests: of each component's weights and configuration.
+        digests: of each component's weights and configuration, LoRAs among them.
+        base_digests: likewise without LoRAs.
+        loras: those that are folded in, in order.
         configs: of each network, with the defaults of its class filled in.
         files: small files of the bundle, by path: see `small_files`.
     """
 
     entry: ModelEntry
     digests: Mapping[str, str]
+    base_digests: Mapping[str, str]
+    loras: tuple[FoldedLora, ...]
     configs: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, bytes]
 
 
 def open_source(source: Source) -> Opened:
     """Stage `load`: check that the checkpoint is whole, and digest it."""
+    from sdc.compiler.load import Checkpoint
+    from sdc.compiler.load.lora import is_consistency_lora
     from sdc.compiler.load.networks import NETWORKS, make_empty
 
     checkpoint = _checkpoint(source)
+    base = replace(checkpoint, loras=()) if isinstance(checkpoint, Checkpoint) else checkpoint
     loras = tuple(LoraEntry(lora.path.name, lora.scale) for lora in checkpoint.loras)
     configs = {
         network: _plain(make_empty(network, checkpoint.config(network), origin=checkpoint.source).config)
@@ -96,6 +105,11 @@ def open_source(source: Source) -> Opened:
     return Opened(
         entry=ModelEntry(checkpoint.name, checkpoint.source, loras, weights),
         digests={component: checkpoint.digest(component) for component in COMPONENTS},
+        base_digests={component: base.digest(component) for component in COMPONENTS},
+        loras=tuple(
+            FoldedLora(LoraSource(each.path).name, each.scale, each.sha256, few_steps=is_consistency_lora(each.path))
+            for each in checkpoint.loras
+        ),
         configs=configs,
         files=small_files(
             tokenizer_files=checkpoint.tokenizer_files,
@@ -106,17 +120,31 @@ def open_source(source: Source) -> Opened:
     )
 
 
-def export_stage(source: Source, component: str, configs: Mapping[str, Mapping[str, Any]], folder: Path) -> Any:
-    """Stage `export`: one torch module, or a graph that was brought along, to ``model.onnx``, compared with it."""
+def export_stage(
+    source: Source, component: str, configs: Mapping[str, Mapping[str, Any]], base: Path | None, folder: Path
+) -> Any:
+    """Stage `export`: one torch module, or a graph that was brought along, to ``model.onnx``, compared with it.
+
+    Args:
+        source: the checkpoint.
+        component: of it.
+        configs: as in `Opened`.
+        base: where the stage left the component without LoRAs; None if it has not, or there are none.
+        folder: gets the graph.
+    """
     from sdc.compiler.load import GraphCheckpoint
     from sdc.compiler.trace.adopt import adopt_graph
     from sdc.compiler.trace.export import export_component
+    from sdc.compiler.trace.patch import patch_component
 
-    checkpoint = _checkpoint(source)
+    checkpoint, path = _checkpoint(source), folder / MODEL_NAME
     if isinstance(checkpoint, GraphCheckpoint):
-        difference = adopt_graph(checkpoint.graphs[component], component, configs, folder / MODEL_NAME)
+        difference = adopt_graph(checkpoint.graphs[component], component, configs, path)
     else:
-        difference = export_component(checkpoint, component, configs, folder / MODEL_NAME)
+        patched = None
+        if base is not None:
+            patched = patch_component(checkpoint, component, configs, base=base / MODEL_NAME, path=path)
+        difference = export_component(checkpoint, component, configs, path) if patched is None else patched
     return {"relative_difference": float(f"{difference:.0e}")}
 
 
@@ -139,6 +167,7 @@ class Recipe:
         rule: how ranges follow from the calibration.
         correct_bias: whether biases make up for rounded weights.
         automatic: result of the stage `plan`, for the report; None where no precision was chosen.
+        other_weights: whether the plan may be one of the same layers with other weights.
     """
 
     spec: ComponentSpec
@@ -155,6 +184,7 @@ class Recipe:
     rule: RangeRule = DEFAULT_RULE
     correct_bias: bool = False
     automatic: Mapping[str, Any] | None = None
+    other_weights: bool = False
 
 
 def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
@@ -213,7 +243,10 @@ def _planned_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[s
     if recipe.precision in FLOATING:
         reports["precision"] = _run(precision_passes(recipe.precision, float32=islands), component)
         return component, reports, None
-    plan = plan_for(component, recipe.precision, recipe.plan)
+    given = recipe.plan
+    if given is not None and recipe.other_weights:
+        given = plan_for_weights(component.model, given)
+    plan = plan_for(component, recipe.precision, given)
     passes = planned_passes(
         plan,
         recipe.table,
@@ -313,7 +346,7 @@ def _checkpoint(source: Source) -> Checkpoint | GraphCheckpoint:
     """The opened checkpoint; it holds no weights, so the worker keeps it between stages."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    from sdc.compiler.load import Weights, load_model, parse_lora
+    from sdc.compiler.load import Weights, load_model
 
     # The progress bars of torch's and Hugging Face's libraries share a semaphore of the system by default, which would
     # stay behind when the worker is killed.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from sdc.compiler.bundle.request_file import REQUEST_NAME, request_json
 from sdc.compiler.bundle.writer import CachedFile, Contents, compact_json_bytes, file_entries, json_bytes
 from sdc.compiler.export_plan import QUANTISED, ExportRequest, tool_versions
 from sdc.compiler.hoisting import common_specs
@@ -32,6 +33,7 @@ def bundle_contents(request: ExportRequest, opened: Opened, built: Built) -> Con
             contents[f"calibration/{component}.json"] = CachedFile(entry, TABLE_NAME)
         if component in QUANTISED and PLAN_NAME in entry.files:
             contents[f"precision/{component}.toml"] = CachedFile(entry, PLAN_NAME)
+    contents[REQUEST_NAME] = json_bytes(request_json(request, opened))
     contents["reports/passes.json"] = json_bytes(_by_component(built, "passes"))
     contents[MEMORY_REPORT] = compact_json_bytes(_by_component(built, "memory"))
     contents["reports/export.json"] = json_bytes(

@@ -36,7 +36,7 @@ from sdc.passes.mapped_tensors import release_weights
 from sdc.passes.precision.calibration_table import CalibrationTable, Smoothing
 from sdc.passes.precision.observe_activations import MAXIMA, MEANS, MINIMA, ObserveActivations, Observed, samples_name
 from sdc.passes.precision.quantisation import Kind, find_layers
-from sdc.passes.precision.smooth_quant import SmoothQuant
+from sdc.passes.precision.smooth_quant import smooth
 from sdc.passes.precision.smoothing_rule import SmoothingRule
 from sdc.passes.precision.timestep_drift import choose_timesteps, relative_magnitudes
 from sdc.passes.simplify.inline_functions import InlineFunctions
@@ -102,9 +102,8 @@ def calibrate(
     if smoothing is None:
         return _measure(unet, surroundings, settings, timesteps, progress)
     magnitudes = {name: tuple(each.channel_magnitudes.tolist()) for name, each in seen.tensors.items()}
-    found = Smoothing(seen.graph_digest, smoothing, magnitudes)
     smoothed = Component(unet.spec, unet.model.clone())
-    SmoothQuant(found).run(smoothed.model)
+    found = smooth(smoothed.model, Smoothing(seen.graph_digest, smoothing, magnitudes))
     return replace(_measure(smoothed, surroundings, settings, timesteps, progress), smoothing=found)
 
 

@@ -195,8 +195,15 @@ def summary_text(summary: ExportSummary) -> str:
     return (
         f"{_relative(summary.out)} {state}: {values['model']}, {values['precision']}, "
         f"for {', '.join(values['targets'])}; {values['bytes'] / 1e6:.1f} MB (UNet {unet}), {values['seconds']:.1f} s\n"
-        f'next: sdc run {_relative(summary.out)} --prompt "..."'
+        f'next: sdc run {_relative(summary.out)} --prompt "..."{_sampling(summary)}'
     )
+
+
+def _sampling(summary: ExportSummary) -> str:
+    """How to draw with a model of few steps; a LoRA for them has its guidance inside."""
+    if summary.few_steps:
+        return " --sampler lcm --steps 4 --guidance 1"
+    return "" if summary.manifest.pipeline.time_cond_proj_dim is None else " --sampler lcm --steps 4"
 
 
 def _unet_bytes(engines: dict[str, int]) -> int:

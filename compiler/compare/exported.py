@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdc.compiler.compare.subject import lone_spec
-from sdc.compiler.compile import calibrate_unet
+from sdc.compiler.compile import calibrate_unet, export_one
 from sdc.compiler.export_plan import QUANTISED, ExportRequest, component_precision, plan_export
 from sdc.compiler.inspect.onnx_file import inspect_onnx
 from sdc.compiler.precision.planning import PrecisionRequest
-from sdc.compiler.stages import MODEL_NAME, TABLE_NAME, Opened, Source, export_stage, open_source
+from sdc.compiler.stages import MODEL_NAME, TABLE_NAME, Opened, Source, open_source
 from sdc.compiler.workshop.cache import StageCache
 from sdc.compiler.workshop.progress import Progress, StageLog
 from sdc.compiler.workshop.worker import Worker
@@ -87,9 +87,7 @@ def exported_graph(
             opened: Opened = worker.call(open_source, source).value
         plan = plan_export(request, opened)
         exported = {
-            name: shop.produce(
-                f"export {name}", "export", plan.export_keys[name], export_stage, source, name, opened.configs
-            )
+            name: export_one(shop, source, opened, plan, name)
             for name in (component, *(("text_encoder",) if precision == "int8" else ()))
         }
         worker.close()  # torch and its memory go

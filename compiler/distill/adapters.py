@@ -14,12 +14,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sdc.compiler.distill.consistency import Predict, Roles
+from sdc.compiler.lora_argument import DISTILLED
 from sdc.engines.errors import InputError
 
 STUDENT, TARGET = "student", "target"
-
-METADATA = "sdc.distill"
-"""Key of the settings in the file; the only one, as the order of several differs from process to process."""
 
 LAYERS = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
@@ -112,6 +110,8 @@ class LoraRoles:
     def save(self, path: Path, *, metadata: dict[str, Any]) -> None:
         """Write the target as diffusers writes a UNet's LoRA, in float16; the file appears whole or not at all.
 
+        Its metadata have one key alone, as the order of several differs from process to process.
+
         Raises:
             InputError: the file cannot be written.
         """
@@ -120,7 +120,7 @@ class LoraRoles:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:
             try:
-                unfinished.write_bytes(save(tensors, metadata={METADATA: json.dumps(metadata)}))
+                unfinished.write_bytes(save(tensors, metadata={DISTILLED: json.dumps(metadata)}))
                 unfinished.replace(path)
             finally:
                 unfinished.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ from accelerate import Accelerator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from sdc.compiler.distill.adapters import LoraRoles
-from sdc.compiler.distill.consistency import Batch, SolverGrid, distillation_loss, make_solver_grid
+from sdc.compiler.distill.consistency import Batch
+from sdc.compiler.distill.objectives import OBJECTIVES
 from sdc.compiler.distill.pictures import Latents, Pictures, encode_once
 from sdc.compiler.distill.preview import save_preview
 from sdc.compiler.distill.progress_files import Checkpoint as SavedRun
@@ -118,7 +119,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision)
         device = self.accelerator.device
         self.schedule = schedule_from_config(checkpoint.scheduler_config)
-        self.grid: SolverGrid = make_solver_grid(self.schedule).to(device)
+        self.objective = OBJECTIVES[settings.objective](self.schedule, settings, device)
         self.tokenizer = _tokenizer(checkpoint)
         self.text_encoder = checkpoint.text_encoder().to(device)
         self.vae = channels_last(checkpoint.vae()).to(device)
@@ -173,13 +174,7 @@ class Trainer:
             group["lr"] = learning_rate
         batch = self._batch(step)
         with self.accelerator.autocast():
-            loss = distillation_loss(
-                self.lora.roles(),
-                batch,
-                self.grid,
-                prediction_type=self.schedule.prediction_type,
-                huber_width=self.settings.huber_width,
-            )
+            loss = self.objective.loss(self.lora.roles(), batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         norm = float(nn.utils.clip_grad_norm_(self.lora.student.values(), GRADIENT_NORM))
@@ -197,10 +192,13 @@ class Trainer:
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
         chosen = random.integers(len(self.pictures), size=settings.batch)
         captions = [_draw_one(self.pictures.captions[i], random) for i in chosen.tolist()]
+        if settings.empty_captions:
+            empty = random.random(settings.batch) < settings.empty_captions
+            captions = ["" if left_empty else text for text, left_empty in zip(captions, empty, strict=True)]
         mean, deviation = self.latents.mean[chosen], self.latents.deviation[chosen]
         clean = mean + deviation * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)
-        steps = torch.randint(len(self.grid), (settings.batch,), generator=generator)
+        steps = torch.randint(self.objective.levels, (settings.batch,), generator=generator)
         low, high = settings.guidance
         guidance = low + (high - low) * torch.rand(settings.batch, generator=generator)
         states = self._encode([*captions, ""])
@@ -230,9 +228,15 @@ class Trainer:
         painter = (self.lora.roles().target, self.vae, self.schedule)
         with self.accelerator.autocast():
             save_preview(
-                path, painter, prompts=prompts, states=self._encode(prompts), size=tuple(self.latents.mean.shape[1:])
+                path,
+                painter,
+                columns=self.objective.preview,
+                prompts=prompts,
+                states=self._encode(prompts),
+                size=tuple(self.latents.mean.shape[1:]),
             )
-        self.reporting.tell(f"{path}: pictures in 1, 2, 4 and 8 steps")
+        columns = ", ".join(f"{sampler} {steps}" for sampler, steps in self.objective.preview)
+        self.reporting.tell(f"{path}: pictures of {columns}")
 
 
 def _draw_one(captions: Sequence[str], random: np.random.Generator) -> str:

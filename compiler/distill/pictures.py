@@ -18,12 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdc.compiler.load.tensor_files import digest_files, read_metadata, read_tensors
-from sdc.compiler.tiny.data import BACKGROUNDS, TEMPLATES, caption, load_grey_pictures, render
+from sdc.compiler.tiny.data import BACKGROUNDS, TEMPLATES, GreyPictures, caption, load_grey_pictures, render
 from sdc.compiler.tiny.train_unet import allowed_colours
 from sdc.engines.errors import InputError
 
 METADATA_FILE = "metadata.jsonl"
 CHUNK = 64
+
+Paint = Callable[[np.ndarray], np.ndarray]
+"""Changes the pixels of grey pictures."""
 
 
 class Pictures(ABC):
@@ -53,15 +56,18 @@ class TinyPictures(Pictures):
     Args:
         folder: of the gzipped IDX files.
         seed: of colours and backgrounds.
+        paint: what becomes of grey pictures [N, 28, 28] before they are coloured; None leaves them.
+        count: the first so many pictures; None for all.
 
     Raises:
         InputError: a file is missing or is not in IDX format.
     """
 
-    def __init__(self, folder: Path, *, seed: int) -> None:
-        data = load_grey_pictures(folder, "train")
+    def __init__(self, folder: Path, *, seed: int, paint: Paint | None = None, count: int | None = None) -> None:
+        everything = load_grey_pictures(folder, "train")
+        data = GreyPictures(everything.pixels[:count], everything.garments[:count])
         random = np.random.default_rng(seed)
-        self._pixels = data.pixels
+        self._pixels = data.pixels if paint is None else paint(data.pixels)
         self._colours = allowed_colours(data.garments, random)
         self._backgrounds = random.integers(len(BACKGROUNDS), size=len(data.pixels))
         labels = zip(data.garments.tolist(), self._colours.tolist(), self._backgrounds.tolist(), strict=True)

@@ -15,11 +15,8 @@ from sdc.compiler.evaluate.grid import draw_grid
 from sdc.engines.denoise import DENOISERS, Latents
 from sdc.engines.noise import noise_from_seeds
 from sdc.engines.picture import save_png
-from sdc.engines.samplers.lcm import lcm, plan_lcm
+from sdc.engines.samplers import SAMPLERS
 from sdc.engines.schedule import Schedule
-
-STEPS = (1, 2, 4, 8)
-"""Steps of the grid's columns."""
 
 Painter = tuple[Predict, AutoencoderKL, Schedule]
 """The network, the autoencoder and the schedule to draw with."""
@@ -27,13 +24,20 @@ Painter = tuple[Predict, AutoencoderKL, Schedule]
 
 @torch.no_grad()
 def save_preview(
-    path: Path, painter: Painter, *, prompts: Sequence[str], states: Tensor, size: tuple[int, ...]
+    path: Path,
+    painter: Painter,
+    *,
+    columns: Sequence[tuple[str, int]],
+    prompts: Sequence[str],
+    states: Tensor,
+    size: tuple[int, ...],
 ) -> None:
-    """Draw each prompt in 1, 2, 4 and 8 steps from one seed, without guidance, and write the grid as PNG.
+    """Draw each prompt in several ways from one seed, without guidance, and write the grid as PNG.
 
     Args:
         path: of the grid.
         painter: what draws.
+        columns: name of the sampler and number of steps of each.
         prompts: beside the rows.
         states: [P, T, D], of the prompts.
         size: (C, H, W) of the latents.
@@ -46,13 +50,14 @@ def save_preview(
         return prediction.float().cpu().numpy()
 
     denoise = DENOISERS[schedule.prediction_type](predict)
-    columns = []
-    for steps in STEPS:
-        draw_noise = noise_from_seeds(list(range(len(prompts))))
-        x = draw_noise((len(prompts), *size))
-        latents = lcm(denoise, x, plan_lcm(schedule, steps).transitions, draw_noise).astype(np.float32)
-        columns.append(np.concatenate([_decode(vae, latents[i : i + 1], states.device) for i in range(len(prompts))]))
-    save_png(draw_grid(list(prompts), [np.stack(columns, axis=1)]), path)
+    drawn = []
+    for name, steps in columns:
+        sampler, draw_noise = SAMPLERS[name], noise_from_seeds(list(range(len(prompts))))
+        trajectory = sampler.plan(schedule, steps)
+        x = trajectory.start_scale * draw_noise((len(prompts), *size))
+        latents = sampler.sample(denoise, x, trajectory.transitions, draw_noise).astype(np.float32)
+        drawn.append(np.concatenate([_decode(vae, latents[i : i + 1], states.device) for i in range(len(prompts))]))
+    save_png(draw_grid(list(prompts), [np.stack(drawn, axis=1)]), path)
 
 
 def _decode(vae: AutoencoderKL, latents: Latents, device: torch.device) -> Latents:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sdc.compiler.lora_argument import CONSISTENCY
 from sdc.engines.errors import InputError
 
 PRECISIONS = ("fp32", "bf16")
+
+DENOISING = "denoising"
+"""What a LoRA learns, beside `CONSISTENCY`: see `sdc.compiler.distill.objectives`."""
 
 WARM_UP_STEPS = 32
 """Over which the learning rate rises."""
@@ -24,12 +28,15 @@ class DistillSettings:
         steps: optimiser steps.
         batch: pictures a step.
         learning_rate: the largest; see `learning_rate_at`.
-        guidance: smallest and largest guidance scale of the teacher, 1 being none; drawn evenly for each picture.
+        guidance: smallest and largest guidance scale of the teacher, 1 being none; drawn evenly for each picture. Of
+            consistency alone.
         average_decay: of the target, the average of the student's LoRA, which is also the result.
-        huber_width: where the loss turns from squares to absolute values.
+        huber_width: where the loss turns from squares to absolute values; of consistency alone.
         seed: of the LoRA's first weights, of batches and of noise.
         precision: "fp32", or "bf16" for autocast of the networks.
         gradient_checkpointing: less memory, more time; the same losses.
+        objective: what is learnt, ``CONSISTENCY`` or ``DENOISING``.
+        empty_captions: share of captions that are left empty, so that guidance finds the style in both of its halves.
     """
 
     rank: int = 64
@@ -42,6 +49,8 @@ class DistillSettings:
     seed: int = 0
     precision: str = "fp32"
     gradient_checkpointing: bool = False
+    objective: str = CONSISTENCY
+    empty_captions: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("rank", "steps", "batch"):
@@ -58,6 +67,10 @@ class DistillSettings:
             raise InputError(f"the average's decay must be in 0 to 1, found {self.average_decay}")
         if self.precision not in PRECISIONS:
             raise InputError(f"unknown precision {self.precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
+        if self.objective not in (CONSISTENCY, DENOISING):
+            raise InputError(f"unknown objective {self.objective!r}", hint=f"choose {CONSISTENCY} or {DENOISING}")
+        if not 0 <= self.empty_captions < 1:
+            raise InputError(f"the share of empty captions must be in 0 to 1, found {self.empty_captions}")
 
     def to_json(self) -> dict[str, Any]:
         """As a checkpoint and the result's metadata hold it."""
@@ -69,6 +82,19 @@ def settings_for(model: str) -> DistillSettings:
     if model == "tiny":
         return DistillSettings(rank=4, steps=700, batch=32, learning_rate=2e-3, guidance=(1.6, 2.2))
     return DistillSettings()
+
+
+STYLE_OF_TINY = DistillSettings(
+    rank=4,
+    steps=600,
+    batch=32,
+    learning_rate=2e-3,
+    guidance=(1.0, 1.0),
+    average_decay=0.98,
+    objective=DENOISING,
+    empty_captions=0.1,
+)
+"""What `scripts/train_style_lora.py` trains with."""
 
 
 def learning_rate_at(step: int, settings: DistillSettings) -> float:

@@ -3,7 +3,7 @@
 from sdc.compiler.load.checkpoint import Checkpoint, NetworkSource, Weights, WeightSource
 from sdc.compiler.load.graph_folder import GraphCheckpoint
 from sdc.compiler.load.load import load_checkpoint, load_model
-from sdc.compiler.load.lora import LoraSource, parse_lora
+from sdc.compiler.lora_argument import LoraSource, parse_lora
 
 __all__ = [
     "Checkpoint",

@@ -12,10 +12,11 @@ from sdc.compiler.load.checkpoint import Checkpoint, Weights
 from sdc.compiler.load.folder import open_folder, open_shipped
 from sdc.compiler.load.graph_folder import GraphCheckpoint, holds_graphs, open_graphs
 from sdc.compiler.load.hub import is_hub_id, open_hub
-from sdc.compiler.load.lora import LoraSource, match_lora
+from sdc.compiler.load.lora import match_lora
 from sdc.compiler.load.networks import make_empty
 from sdc.compiler.load.single_file import open_single_file
 from sdc.compiler.load.tensor_files import refuse_pickle
+from sdc.compiler.lora_argument import LoraSource
 from sdc.engines.errors import InputError
 
 ALIASES = {"sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5"}

@@ -5,10 +5,9 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -16,19 +15,9 @@ from torch import nn
 
 from sdc.compiler.load.lora_files import LoraLayer, read_lora_layers
 from sdc.compiler.load.lora_names import guess_architecture, layer_names
-from sdc.compiler.load.tensor_files import digest_files
+from sdc.compiler.load.tensor_files import digest_files, read_metadata
+from sdc.compiler.lora_argument import CONSISTENCY, DISTILLED, LoraSource
 from sdc.engines.errors import InputError
-
-LORAS = {"tiny-lcm": "models/tiny-lcm-lora.safetensors"}
-"""Short names of LoRAs that ship with sdc, and their files in `sdc.compiler`."""
-
-
-@dataclass(frozen=True)
-class LoraSource:
-    """A LoRA file and how strongly it is applied."""
-
-    path: Path
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,28 +46,10 @@ class Lora:
             part.weight = nn.Parameter(folded, requires_grad=False)
 
 
-def parse_lora(text: str) -> LoraSource:
-    """Read ``FILE[:SCALE]``, where the file may be a key of ``LORAS``; a drive letter is part of the file's name.
-
-    Raises:
-        InputError: the scale is not a finite number, or there is no file name.
-    """
-    file, colon, scale_text = text.rpartition(":")
-    is_scale = colon and not any(mark in scale_text for mark in ("/", "\\")) and not _is_file_name(scale_text)
-    if not is_scale:
-        file, scale_text = text, "1"
-    try:
-        scale = float(scale_text)
-    except ValueError:
-        scale = math.nan
-    if not file or not math.isfinite(scale):
-        raise InputError(f"LoRA {text!r} is not FILE[:SCALE]", hint="for example style.safetensors:0.8")
-    packaged = LORAS.get(file)
-    return LoraSource(Path(file) if packaged is None else Path(str(files("sdc.compiler").joinpath(packaged))), scale)
-
-
-def _is_file_name(text: str) -> bool:
-    return text.lower().endswith(".safetensors")
+def is_consistency_lora(path: Path) -> bool:
+    """Whether a LoRA was distilled for few steps: `sdc distill` says so in the file, of others the name has to."""
+    settings = json.loads(read_metadata(path).get(DISTILLED, "{}"))
+    return settings.get("objective", CONSISTENCY) == CONSISTENCY if settings else "lcm" in path.name.lower()
 
 
 def match_lora(source: LoraSource, modules: Mapping[str, nn.Module]) -> Lora:

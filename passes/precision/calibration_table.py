@@ -28,11 +28,15 @@ class Smoothing:
         graph_digest: of the graph before.
         rule: what moves from activations to weights.
         magnitudes: largest magnitude of each channel of each tensor of that graph, by the tensor's name.
+        factors: what the channels of tensors were divided by, by the tensor's name; tensors that were left alone have
+            none. What was measured holds for these factors alone, so they are used again where the weights are others.
+            None: they follow from the rule.
     """
 
     graph_digest: str
     rule: SmoothingRule
     magnitudes: Mapping[str, tuple[float, ...]]
+    factors: Mapping[str, tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,12 +209,17 @@ def _json_from_smoothing(smoothing: Smoothing) -> dict[str, Any]:
         "alpha": smoothing.rule.alpha,
         "outlier_ratio": smoothing.rule.outlier_ratio,
         "magnitudes": {name: pack(np.array(row, np.float32)) for name, row in smoothing.magnitudes.items()},
+        "factors": None
+        if smoothing.factors is None
+        else {name: pack(np.array(row, np.float64)) for name, row in smoothing.factors.items()},
     }
 
 
 def _smoothing_from_json(value: Mapping[str, Any]) -> Smoothing:
+    factors = value.get("factors")
     return Smoothing(
         graph_digest=str(value["graph_digest"]),
         rule=SmoothingRule(float(value["alpha"]), float(value["outlier_ratio"])),
         magnitudes={name: tuple(unpack(row).tolist()) for name, row in value["magnitudes"].items()},
+        factors=None if factors is None else {name: tuple(unpack(row).tolist()) for name, row in factors.items()},
     )

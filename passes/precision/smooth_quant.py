@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -49,7 +50,7 @@ class SmoothQuant(Pass):
     the prompt's embedding and other inputs, and a gate that is not fused. Constants that other nodes share are copied.
 
     Attributes:
-        smoothing: magnitudes and rule; another graph is refused.
+        smoothing: magnitudes and rule, or factors; another graph is refused.
 
     Source: Xiao et al., "SmoothQuant", arXiv:2211.10438, equations 3 and 4; pairs beside norm → linear as in Nagel et
     al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721, section 4.1.
@@ -68,27 +69,44 @@ class SmoothQuant(Pass):
         if model.metadata_props.get(_MARK) == self.smoothing.graph_digest:
             return PassReport(self.name, 0)
         check_digest(model, self.smoothing.graph_digest)
-        layers, _ = find_layers(model)
-        sites, skipped = find_sites(layers)
-        largest, scaled = 1.0, 0
-        for each in reversed(sites):
-            factors = self._factors(each)
-            if (factors == 1).all():
-                continue
-            largest = max(largest, float(factors.max()), float(1 / factors.min()))
-            scaled += 1
-            _scale_site(model.graph, each, factors)
+        sites, skipped = find_sites(find_layers(model)[0])
+        scaled = scale_sites(model, sites, self.smoothing)
         model.metadata_props[_MARK] = self.smoothing.graph_digest
+        largest = max((max(factors.max(), 1 / factors.min()) for factors in scaled.values()), default=1.0)
         details = {"rule": self.smoothing.rule.label, "sites": len(sites), "largest_factor": float(f"{largest:.4g}")}
-        return PassReport(self.name, scaled, tuple(skipped), details=details)
+        return PassReport(self.name, len(scaled), tuple(skipped), details=details)
 
-    def _factors(self, found: SmoothingSite) -> np.ndarray:
-        name = found.tensor.name or ""
-        if name not in self.smoothing.magnitudes:
-            raise PassError(f"no magnitudes of tensor {name!r} to smooth it with", hint="calibrate again")
-        activations = np.asarray(self.smoothing.magnitudes[name], np.float64)
-        weights = np.max([_input_magnitudes(layer) for layer in found.readers], axis=0)
-        return self.smoothing.rule.factors(activations, weights)
+
+def smooth(model: ir.Model, smoothing: Smoothing) -> Smoothing:
+    """Do to `model` what the pass does; returns `smoothing` with the factors that it came to.
+
+    Raises:
+        PassError: the magnitudes of a tensor are missing.
+    """
+    scaled = scale_sites(model, find_sites(find_layers(model)[0])[0], smoothing)
+    return replace(smoothing, factors={name: tuple(factors.tolist()) for name, factors in scaled.items()})
+
+
+def scale_sites(model: ir.Model, sites: Sequence[SmoothingSite], smoothing: Smoothing) -> dict[str, np.ndarray]:
+    """Scale every site that has outliers once, from the last to the first; returns the factors by the tensor's name."""
+    scaled: dict[str, np.ndarray] = {}
+    for each in reversed(sites):
+        factors = _factors(each, smoothing)
+        if (factors != 1).any():
+            scaled[each.tensor.name or ""] = factors
+            _scale_site(model.graph, each, factors)
+    return scaled
+
+
+def _factors(found: SmoothingSite, smoothing: Smoothing) -> np.ndarray:
+    name = found.tensor.name or ""
+    if name not in smoothing.magnitudes:
+        raise PassError(f"no magnitudes of tensor {name!r} to smooth it with", hint="calibrate again")
+    activations = np.asarray(smoothing.magnitudes[name], np.float64)
+    if smoothing.factors is not None:
+        return np.asarray(smoothing.factors.get(name, np.ones(len(activations))), np.float64)
+    weights = np.max([_input_magnitudes(layer) for layer in found.readers], axis=0)
+    return smoothing.rule.factors(activations, weights)
 
 
 def _input_magnitudes(layer: Layer) -> np.ndarray:

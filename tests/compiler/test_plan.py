@@ -190,7 +190,7 @@ def test_a_damaged_graph_is_refused(change: dict[str, Any], message: str) -> Non
 def test_arenas_of_sd15_are_close_to_the_lower_bound(component: str, tmp_path: Path) -> None:
     source = Source("sd15", weights="random")
     configs = open_source(source).configs
-    export_stage(source, component, configs, tmp_path)
+    export_stage(source, component, configs, None, tmp_path)
     for backend in (*BACKENDS, ORT_CUDA):
         fused, _ = fused_component(component_spec(component, configs), tmp_path, fuse=True)
         run_passes(

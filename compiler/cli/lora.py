@@ -1,0 +1,36 @@
+"""`sdc lora`: a bundle with other LoRAs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "make a bundle with other LoRAs out of a bundle"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bundle", type=Path, help="made by `sdc export` or `sdc lora`; it stays as it is")
+    parser.add_argument(
+        "--add", action="append", default=[], metavar="FILE[:SCALE]", help="fold a LoRA in, behind those that are there"
+    )
+    parser.add_argument(
+        "--remove", action="append", default=[], metavar="FILE", help="leave one out, by its name or path"
+    )
+    parser.add_argument("--clear", action="store_true", help="leave out all that are there")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new bundle; nothing may be there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the bundle; the summary goes to standard output, progress to standard error."""
+    from sdc.compiler.cli.export import summary_text
+    from sdc.compiler.cli.progress import show_progress
+    from sdc.compiler.compile import export_bundle
+    from sdc.compiler.lora import LoraChange, request_with_loras
+
+    change = LoraChange(add=tuple(args.add), remove=tuple(args.remove), clear=args.clear)
+    request = request_with_loras(args.bundle, change, args.out)
+    with show_progress() as progress:
+        summary = export_bundle(request, progress=progress, verbose=args.verbose)
+    print(summary_text(summary))
+    return 0
