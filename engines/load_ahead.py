@@ -40,6 +40,10 @@ class LoadAhead:
         self._loading[component] = _Loading(wanted, executor.submit(self._load, component, wanted))
         executor.shutdown(wait=False)  # the thread ends with its work
 
+    def is_loading(self, component: str) -> bool:
+        """Whether an engine was begun and not taken yet."""
+        return component in self._loading
+
     def take(self, component: str) -> Session | None:
         """The engine, once it is ready; None if it was not begun.
 

@@ -15,7 +15,7 @@ from sdc.engines.errors import NumericalError
 from sdc.engines.generation import largest_batch
 from sdc.engines.load_ahead import LoadAhead
 from sdc.engines.session import Session
-from sdc.engines.specs import ComponentSpec
+from sdc.engines.specs import SHALLOW, ComponentSpec
 from sdc.engines.tiles import decode_in_tiles
 from sdc.engines.unet import Feeds, PreparedUnet
 from sdc.engines.wiring import changes_with_timestep, input_shapes
@@ -133,6 +133,9 @@ class Networks:
         """
         if len(self._rows) >= _MOST_TIMESTEPS:
             self._rows.clear()
+        for component in ("unet",) if full_steps is None else ("unet", SHALLOW):
+            if not self._ahead.is_loading(component):  # else it is waited for when the engines beside it have run
+                self.session(component)
         unet = PreparedUnet(
             self.session,
             self.specs,

@@ -51,7 +51,7 @@ class PreparedUnet:
 
     Args:
         open_session: gives its engine, or that of the shallow UNet, by name; called when all engines beside it have run
-            on what is known, since it may be on its way in another thread.
+            on what is known, as it may be on its way in another thread until then.
         specs: interfaces of it and of the engines beside it.
         run_part: runs one of these.
         conditions: its inputs other than the sample and the timestep, as a classic UNet takes them.

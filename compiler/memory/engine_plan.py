@@ -20,7 +20,7 @@ from sdc.passes.memory.buffers import SizedGraph
 from sdc.passes.memory.plan import MemoryPlan, plan_memory
 
 UNETS = ("unet", SHALLOW)
-"""Engines that run in turn; they may be loaded while those of `HOISTED` run."""
+"""Engines that run in turn; `Networks` opens their sessions before those of `HOISTED`, though they run later."""
 
 
 @dataclass(frozen=True)
