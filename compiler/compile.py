@@ -49,6 +49,7 @@ from sdc.engines.environment import cache_folder
 from sdc.engines.errors import InputError
 from sdc.engines.manifest import Manifest
 from sdc.engines.specs import COMPONENTS
+from sdc.passes.precision.formats import Format
 from sdc.passes.precision.plan_file import read_plan
 
 log = logging.getLogger(__name__)
@@ -316,14 +317,15 @@ def _build_engines(
     for name in COMPONENTS:
         for target in request.targets:
             graph = exported.get(name)  # None: the engine is in the cache
+            precision = component_precision(name, request.precision, target)
             recipe = graph and Recipe(
                 spec=plan.specs[name],
                 graph=graph,
                 fuse=request.fuse,
-                precision=component_precision(name, request.precision),
+                precision=precision,
                 plan=component_plan(name, request.precision),
                 in_float32=in_float32(target),
-                overflows=overflows.folder / OVERFLOWS_NAME if overflows else None,
+                overflows=overflows.folder / OVERFLOWS_NAME if overflows and precision != Format.BF16.value else None,
                 table=table.folder / TABLE_NAME if table and name in QUANTISED else None,
                 hoist=request.hoist and name in HOISTED_FROM,
                 deepcache=component_depth(name, request),

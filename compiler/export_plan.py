@@ -180,7 +180,7 @@ def plan_export(request: ExportRequest, opened: Opened, overflows: Mapping[str, 
                 "build",
                 *building,
                 export_keys[name],
-                component_precision(name, request.precision),
+                component_precision(name, request.precision, target),
                 _plan_text(name, request.precision),
                 in_float32(target),
                 [calibration_key, *_range_options(request.calibration, target)] if name in QUANTISED else None,
@@ -201,10 +201,15 @@ def plan_export(request: ExportRequest, opened: Opened, overflows: Mapping[str, 
     )
 
 
-def component_precision(component: str, precision: PrecisionRequest) -> str:
-    """The precision of one component in a bundle."""
+def component_precision(component: str, precision: PrecisionRequest, target: Target) -> str:
+    """The precision of one component in a bundle.
+
+    What "int8" does not quantise is stored in 16 bits. For OpenVINO it is bfloat16, which it computes in where it can:
+    float16 constants it expands to float32 at each start, and keeps both.
+    """
     if component not in QUANTISED:
-        return precision.default.value
+        in_bfloat16 = precision.name == Format.INT8.value and target.backend == OPENVINO
+        return Format.BF16.value if in_bfloat16 else precision.default.value
     return MIXED if precision.name == AUTO else precision.name
 
 

@@ -31,9 +31,10 @@ def load(
         verify: check the digests of files before they are used.
         threads: CPU threads of the engines; the backend's choice when missing.
         keep_loaded: whether engines stay loaded for the next picture. If not, each is released as soon as a picture
-            does not need it any more: memory holds the text encoder, the UNet or the autoencoder, one at a time.
-        prefetch: of a UNet in shards (`sdc export --shards`), load the next one while one runs: memory holds two, or
-            else one.
+            does not need it any more: memory holds the text encoder, the UNet or the autoencoder, one at a time, but
+            for what `prefetch` loads before.
+        prefetch: load engines while others run: on the CPU in OpenVINO the UNet beside the text encoder, and of a UNet
+            in shards (`sdc export --shards`) the next one. Without, memory holds one at a time.
 
     Raises:
         BundleError: the bundle is missing or damaged.

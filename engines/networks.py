@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from sdc.engines.denoise import Latents, Predict
 from sdc.engines.errors import NumericalError
 from sdc.engines.generation import largest_batch
+from sdc.engines.load_ahead import LoadAhead
 from sdc.engines.session import Session
 from sdc.engines.specs import SHALLOW, ComponentSpec
 from sdc.engines.tiles import decode_in_tiles
 from sdc.engines.unet import Feeds, PreparedUnet
-from sdc.engines.wiring import changes_with_timestep
+from sdc.engines.wiring import changes_with_timestep, input_shapes
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,26 @@ class Networks:
         self.specs = specs
         self._load_session = load_session
         self._sessions: dict[str, Session] = {}
+        self._ahead = LoadAhead(load_session)
         self._rows: dict[float, Feeds] = {}
 
     def session(self, component: str) -> Session:
         """The engine of a component, loaded if it is not yet."""
         if component not in self._sessions:
-            self._sessions[component] = self._load_session(component)
+            self._sessions[component] = self._ahead.take(component) or self._load_session(component)
         return self._sessions[component]
+
+    def load_unet_ahead(self, samples: Iterable[Sequence[int]]) -> None:
+        """Begin to load the UNet's engine in another thread, if it is not loaded; `session` waits for it.
+
+        Meanwhile other engines may be loaded and run. What fails is raised where the engine is asked for.
+
+        Args:
+            samples: shapes of the samples that it will be run on, for which it is made ready.
+        """
+        if "unet" not in self._sessions:
+            distinct = sorted({tuple(sample) for sample in samples})
+            self._ahead.begin("unet", [input_shapes(self.specs["unet"], sample) for sample in distinct])
 
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """[N, 77], int64, to the text encoder's last hidden states, [N, 77, D], float32."""
@@ -119,17 +133,18 @@ class Networks:
         """
         if len(self._rows) >= _MOST_TIMESTEPS:
             self._rows.clear()
-        session = self.session("unet")
-        shallow = None if full_steps is None else self.session(SHALLOW)
+        for component in ("unet",) if full_steps is None else ("unet", SHALLOW):
+            if not self._ahead.is_loading(component):  # else it is waited for when the engines beside it have run
+                self.session(component)
         unet = PreparedUnet(
-            session,
+            self.session,
             self.specs,
             self._run_part,
             conditions,
             timesteps=timesteps,
             rows=self._rows,
             fewer_rows=fewer_rows,
-            shallow=shallow,
+            uses_shallow=full_steps is not None,
         )
         index = 0
 
@@ -167,6 +182,7 @@ class Networks:
 
     def release(self, *, but: Container[str] = ()) -> None:
         """Release all engines, or all but some; they are loaded again if they are needed again."""
+        self._ahead.release(but=but)
         for component in [name for name in self._sessions if name not in but]:
             self._sessions.pop(component).close()
 

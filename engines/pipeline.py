@@ -32,6 +32,7 @@ from sdc.engines.schedule import Schedule, Trajectory
 from sdc.engines.schedule_config import read_schedule
 from sdc.engines.session import Session
 from sdc.engines.specs import SHALLOW, ComponentSpec
+from sdc.engines.targets import OPENVINO
 from sdc.engines.tokenizer import ClipTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class Pipeline:
         specs: the interface of every component.
         load_session: loads the engine of a component.
         keep_loaded: whether engines stay loaded; if not, each stage of a picture releases those of the one before.
+        load_ahead: whether the UNet is loaded while the text encoder is loaded and runs; `load_session` is then called
+            in another thread too.
         provenance: JSON values that go into every picture's parameters; "model" is shown in their text form.
     """
 
@@ -67,6 +70,7 @@ class Pipeline:
         specs: Mapping[str, ComponentSpec],
         load_session: Callable[[str], Session],
         keep_loaded: bool = True,
+        load_ahead: bool = False,
         provenance: Mapping[str, str] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
@@ -75,6 +79,7 @@ class Pipeline:
         self.provenance = {"model": "unknown", **(provenance or {})}
         self.networks = Networks(specs, load_session)
         self._keep_loaded = keep_loaded
+        self._load_ahead = load_ahead
 
     def __call__(
         self,
@@ -225,6 +230,8 @@ class Pipeline:
         trajectory = trajectory or sampler.plan(self.schedule, generation.steps)
         denoiser = DENOISERS[self.schedule.prediction_type]
         latent_size = (generation.height_px // settings.vae_reduction, generation.width_px // settings.vae_reduction)
+        if self._load_ahead:
+            self.networks.load_unet_ahead(self._sample_shapes(generation, latent_size))
         predictors = self._predictors(generation, [now.timestep for now, _ in trajectory.transitions], on_step)
         made = []
         for rows, predict in zip(generation.groups, predictors, strict=True):
@@ -257,6 +264,15 @@ class Pipeline:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _sample_shapes(self, generation: Generation, latent_size: tuple[int, int]) -> set[tuple[int, ...]]:
+        """Of all samples that the UNet gets."""
+        guided = takes_two_batches(generation.guidance_scale, self.settings)
+        pictures = {rows.stop - rows.start for rows in generation.groups}
+        rows = {2 * count for count in pictures} if guided else pictures
+        if generation.guidance_steps is not None:
+            rows |= pictures
+        return {(count, self.settings.latent_channels, *latent_size) for count in rows}
 
     def _predictors(self, generation: Generation, timesteps: Sequence[float], on_step: OnStep | None) -> list[Predict]:
         """For each group of pictures the UNet with its conditions, and guidance around it."""
@@ -315,6 +331,7 @@ def open_pipeline(
         specs=manifest.components,
         load_session=lambda component: bundle.load_session(component, chosen, threads=threads, prefetch=prefetch),
         keep_loaded=keep_loaded,
+        load_ahead=prefetch and chosen.backend == OPENVINO,
         provenance={
             "model": manifest.model.name,
             "precision": manifest.precision,

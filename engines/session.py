@@ -55,8 +55,8 @@ class Session(Protocol):
 class Preparable(Protocol):
     """A session that gets ready for the sizes of its inputs when it is first run, or is told them before."""
 
-    def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Get ready for inputs of these shapes, by name; all of them are given.
+    def prepare(self, *shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Get ready for inputs of these shapes, by name; all of them are given. Of several, runs will have any.
 
         Raises:
             BundleError: the backend cannot.

@@ -50,7 +50,8 @@ class PreparedUnet:
     """A UNet with its conditions, whether or not work was hoisted out of it.
 
     Args:
-        session: its engine.
+        open_session: gives its engine, or that of the shallow UNet, by name; called when all engines beside it have run
+            on what is known, as it may be on its way in another thread until then.
         specs: interfaces of it and of the engines beside it.
         run_part: runs one of these.
         conditions: its inputs other than the sample and the timestep, as a classic UNet takes them.
@@ -59,12 +60,12 @@ class PreparedUnet:
             more than the timestep.
         fewer_rows: that samples of some calls have; they go with the last rows of the conditions. None if all have as
             many.
-        shallow: engine of the shallow UNet, for DeepCache.
+        uses_shallow: whether there will be calls of the shallow UNet, for DeepCache.
     """
 
     def __init__(
         self,
-        session: Session,
+        open_session: Callable[[str], Session],
         specs: Mapping[str, ComponentSpec],
         run_part: RunPart,
         conditions: Feeds,
@@ -72,7 +73,7 @@ class PreparedUnet:
         timesteps: Iterable[float],
         rows: dict[float, Feeds],
         fewer_rows: int | None = None,
-        shallow: Session | None = None,
+        uses_shallow: bool = False,
     ) -> None:
         self._inputs = {tensor.name for tensor in specs["unet"].inputs}
         self._conditions = conditions
@@ -84,17 +85,20 @@ class PreparedUnet:
         for part in parts:
             if not changes_with_timestep(part):
                 held |= self._run(part, conditions)
+        needed = {tensor.name for part in self._timestep_parts for tensor in part.inputs}
+        self._rows = rows if needed <= {TIMESTEP} else {}
+        for timestep in timesteps:
+            self._rows_of(timestep)
+        session = open_session("unet")
         self._whole = _HeldStep(held, session.hold(held))
         self._fewer_rows = fewer_rows
         self._fewer: _HeldStep | None = None
         if fewer_rows is not None:
             of_fewer = _last_rows(held, fewer_rows)
             self._fewer = _HeldStep(of_fewer, session.hold(of_fewer))
-        self._shallow = None if shallow is None else _ShallowUnet(shallow, specs["unet"], held, fewer_rows)
-        needed = {tensor.name for part in self._timestep_parts for tensor in part.inputs}
-        self._rows = rows if needed <= {TIMESTEP} else {}
-        for timestep in timesteps:
-            self._rows_of(timestep)
+        self._shallow: _ShallowUnet | None = None
+        if uses_shallow:
+            self._shallow = _ShallowUnet(open_session(SHALLOW), specs["unet"], held, fewer_rows)
 
     def predict(self, sample: Latents, timestep: float, *, shallow: bool = False) -> Prediction:
         """Call the UNet.

@@ -8,7 +8,7 @@ A classic UNet takes the sample, the timestep and the conditions. Where work was
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sdc.engines.errors import BundleError
 from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec, TensorSpec, is_shard_name, shard_name
@@ -76,6 +76,15 @@ def check_wiring(specs: Mapping[str, ComponentSpec], *, place: str) -> None:
                     f"{place}: nothing provides the input {tensor.name!r} of {taker.name}",
                     hint="export the bundle again, or use the version of sdc that wrote it",
                 )
+
+
+def input_shapes(unet: ComponentSpec, sample: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all inputs of the UNet for a sample of this shape, which has all of its free dimensions."""
+    shapes = {tensor.name: tensor.shape for tensor in unet.inputs}
+    sizes = dict(zip(shapes[SAMPLE], sample, strict=True))
+    return {
+        name: tuple(sizes[size] if isinstance(size, str) else size for size in shape) for name, shape in shapes.items()
+    }
 
 
 def cached_tensors(unet: ComponentSpec, shallow: ComponentSpec) -> tuple[str, ...]:

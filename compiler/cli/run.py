@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-prefetch",
         action="store_true",
-        help="of a UNet in shards, have one in memory, not the next one too: slower",
+        help="load no engine while another runs, the UNet beside the text encoder or a shard beside the one before: "
+        "slower, and takes less memory",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("out.png"), metavar="F.png",
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     step_seconds: list[float] = []
     engines: list[str] = []
-    with load(args.bundle, args.target, threads=args.threads, keep_loaded=False, prefetch=not args.no_prefetch) as pipe:
+    prefetch = not args.no_prefetch and args.memory_limit is None  # what engines take together is not predicted
+    with load(args.bundle, args.target, threads=args.threads, keep_loaded=False, prefetch=prefetch) as pipe:
         generation = pipe.plan(
             args.prompt,
             args.negative_prompt,

@@ -74,8 +74,8 @@ def exported_graph(
         raise InputError(f"unknown component {component!r}", hint=f"choose one of {', '.join(COMPONENTS)}")
     if precision == "int8" and component not in QUANTISED:
         raise InputError(
-            f"int8 quantises {', '.join(QUANTISED)} alone; {component} is in a bundle what it is in fp16",
-            hint=f"choose --precision {component_precision(component, PrecisionRequest(precision))}",
+            f"int8 quantises {', '.join(QUANTISED)} alone; {component} stays in floating point",
+            hint=f"choose --precision {component_precision(component, PrecisionRequest(precision), target)}",
         )
     request = ExportRequest(source, PrecisionRequest(precision), (target,), out=Path())
     with (

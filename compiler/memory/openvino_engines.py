@@ -11,11 +11,11 @@ from pathlib import Path
 
 from sdc.engines.errors import BundleError
 
-GRAPH_BYTES_PER_NODE = 25_000
+GRAPH_BYTES_PER_NODE = 33_000
 """What stays of a node beside its constants: the model, its clones, descriptors, kernels that were compiled for it.
 
-Source: resident memory after compiling, less the blocks that hold constants, of SD 1.5's UNet (int8: 7,960 nodes, 25 kB
-each; bf16: 4,947, 25), VAE decoder (1,419, 15) and text encoder (1,128, 36); OpenVINO 2026.4.
+Source: resident memory, less constants and activations, of SD 1.5's UNet in int8 (5,658 nodes, 35 kB each) and text
+encoder (1,053, 44); of the VAE decoder before sizes were folded, over what is left of it (673, 31); OpenVINO 2026.4.
 """
 
 PROCESS_BYTES = 130_000_000

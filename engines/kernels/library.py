@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from sdc.engines.kernels.build import build_kernels, missing_to_build
 log = logging.getLogger(__name__)
 
 _SWITCHED_OFF = "they are switched off by SDC_KERNELS=0"
+_finding = threading.Lock()
+"""Engines are loaded in several threads; the kernels are built once."""
 
 
 class _Tensor(ctypes.Structure):
@@ -142,7 +145,8 @@ class Kernels:
 
 def find_kernels() -> Kernels | str:
     """The kernels for this machine, built at the first call on it; or in one line why there are none."""
-    return _find_kernels() if kernels_wanted() else _SWITCHED_OFF
+    with _finding:
+        return _find_kernels() if kernels_wanted() else _SWITCHED_OFF
 
 
 def missing_for_kernels() -> str | None:

@@ -92,9 +92,10 @@ class OpenVinoSession:
 
         return run
 
-    def prepare(self, shapes: Shapes) -> None:
-        """Compile for inputs of these shapes; see `Preparable.prepare`."""
-        self._request_for(shapes)
+    def prepare(self, *shapes: Shapes) -> None:
+        """Compile for inputs of these shapes, of several for every size; see `Preparable.prepare`."""
+        self._has_sizes_to_come |= any(other != shapes[0] for other in shapes)
+        self._request_for(shapes[0])
 
     @property
     def memory_bytes(self) -> int:

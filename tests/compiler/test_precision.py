@@ -79,11 +79,15 @@ def test_what_a_request_stands_for():
     assert PrecisionRequest("w4").formats() == {Format.W4, Format.FP16}
     assert not PrecisionRequest("w4").calibrates
     assert PrecisionRequest("fp8").calibrates
-    assert component_precision("vae_decoder", PrecisionRequest("int8")) == "fp16"
-    assert component_precision("vae_decoder", PrecisionRequest("bf16")) == "bf16"
+    cpu, other = TARGETS["cpu"], TARGETS["ort-cpu"]
+    assert component_precision("vae_decoder", PrecisionRequest("int8"), other) == "fp16"
+    assert component_precision("vae_decoder", PrecisionRequest("int8"), cpu) == "bf16"
+    assert component_precision("unet", PrecisionRequest("int8"), cpu) == "int8"
+    assert component_precision("vae_decoder", PrecisionRequest("fp16"), cpu) == "fp16"
+    assert component_precision("vae_decoder", PrecisionRequest("bf16"), other) == "bf16"
     plan = uniform_plan(make_fused_denoiser(), Format.INT8, default=Format.BF16)
     mixed = PrecisionRequest(MIXED, plan)
-    assert component_precision("vae_decoder", mixed) == "bf16"
+    assert component_precision("vae_decoder", mixed, cpu) == "bf16"
     # ONNX Runtime computes in float32 what a quantised graph leaves alone.
     assert Format.BF16 not in formats_on(TARGETS["ort-cpu"], mixed)
     assert Format.BF16 in formats_on(TARGETS["ort-cpu"], PrecisionRequest("bf16"))

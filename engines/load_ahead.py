@@ -1,0 +1,76 @@
+"""Engines that are loaded in a thread of their own, before they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sdc.engines.session import Preparable, Session
+from sdc.engines.sessions.feeds import Shapes
+
+
+@dataclass(frozen=True)
+class _Loading:
+    """An engine on its way, and what it is made ready for."""
+
+    shapes: tuple[Shapes, ...]
+    session: Future[Session]
+
+
+class LoadAhead:
+    """Begins to load engines, and hands them over. All but the loading itself is for one thread.
+
+    Args:
+        load_session: loads the engine of a component; called in threads, beside other calls of it.
+    """
+
+    def __init__(self, load_session: Callable[[str], Session]) -> None:
+        self._load_session = load_session
+        self._loading: dict[str, _Loading] = {}
+
+    def begin(self, component: str, shapes: Sequence[Shapes]) -> None:
+        """Load an engine and make it ready for inputs of these shapes; what is loaded for others is released first."""
+        wanted = tuple(shapes)
+        loading = self._loading.get(component)
+        if loading is not None and loading.shapes == wanted:
+            return
+        self.release(but=self._loading.keys() - {component})
+        executor = ThreadPoolExecutor(1, f"sdc-load-{component}")
+        self._loading[component] = _Loading(wanted, executor.submit(self._load, component, wanted))
+        executor.shutdown(wait=False)  # the thread ends with its work
+
+    def is_loading(self, component: str) -> bool:
+        """Whether an engine was begun and not taken yet."""
+        return component in self._loading
+
+    def take(self, component: str) -> Session | None:
+        """The engine, once it is ready; None if it was not begun.
+
+        Raises:
+            Exception: what loading it raised. It is forgotten, so that it can be tried again.
+        """
+        loading = self._loading.get(component)
+        if loading is None:
+            return None
+        loading.session.exception()  # if this wait is interrupted, `release` still knows the engine
+        del self._loading[component]
+        return loading.session.result()
+
+    def release(self, *, but: Container[str] = ()) -> None:
+        """Wait for all engines, or all but some, and release them; if one failed, nobody needs it any more."""
+        for component in [name for name in self._loading if name not in but]:
+            loading = self._loading[component]
+            if loading.session.exception() is None:
+                loading.session.result().close()
+            del self._loading[component]
+
+    def _load(self, component: str, shapes: tuple[Shapes, ...]) -> Session:
+        session = self._load_session(component)
+        if isinstance(session, Preparable):
+            try:
+                session.prepare(*shapes)
+            except BaseException:
+                session.close()
+                raise
+        return session
