@@ -1,12 +1,13 @@
 """Memory of one picture: diffusers in float32, and bundles of the same model, each in a process of its own.
 
     python scripts/save_checkpoint.py --model sd15 --weights random build/sd15-folder
-    python scripts/memory_beside_diffusers.py build/sd15-folder build/sd15-int8 build/sd15-bf16 --size 768
+    python scripts/memory_beside_diffusers.py build/sd15-folder build/sd15-fp32 build/sd15-int8 --size 768
 
 Memory is a process's largest resident set, interpreter and libraries included. diffusers' pipeline is as it comes
 (`scaled_dot_product_attention`, which keeps no scores), and with its plain attention processor, which computes as the
-articles of the time of SD 1.5 do. Bundles are drawn with `sdc run` on the target cpu. All draw from the same noise;
-PSNR is to diffusers' picture.
+articles of the time of SD 1.5 do. Bundles are drawn on the target cpu: with all engines kept, which in fp32 shows what
+sharing memory within engines saves alone, and with `sdc run`, which releases every engine that a picture needs no more.
+All draw from the same noise; PSNR is to diffusers' picture.
 """
 
 from __future__ import annotations
@@ -48,6 +49,16 @@ if plain == "plain":
 picture.save(out)
 """
 
+KEPT = """
+import sys
+from sdc.engines import load
+
+bundle, size, steps, prompt, seed, threads, out = sys.argv[1:]
+with load(bundle, "cpu", threads=int(threads), keep_loaded=True) as pipe:
+    (picture,) = pipe(prompt, height=int(size), width=int(size), steps=int(steps), guidance_scale=5.0, seed=int(seed))
+picture.save(out)
+"""
+
 
 def main() -> None:
     """Print a row for each."""
@@ -68,6 +79,8 @@ def main() -> None:
         for name in ("plain", "own")
     }
     for bundle in options.bundles:
+        common = [str(bundle), size, steps, options.prompt, seed, threads]
+        commands[f"{bundle.name}, engines kept"] = [sys.executable, "-c", KEPT, *common]
         drawn = ["--height", size, "--width", size, "--steps", steps, "--seed", seed, "--threads", threads]
         commands[bundle.name] = [
             *(sys.executable, "-c", SDC, "run", str(bundle), "--target", "cpu", "--prompt", options.prompt),

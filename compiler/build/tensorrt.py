@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import onnx_ir as ir
 import tensorrt_rtx as trt
@@ -50,14 +50,13 @@ def build_tensorrt(component: Component, target: Target, folder: Path) -> BuiltE
             )
         attentions = _allow_unfused_attention(network)
         config = _make_config(builder, component.spec, target)
-        serialized = builder.build_serialized_network(network, config)
-        if serialized is None:
+        with (temporary / plan).open("wb") as file:
+            done = builder.build_serialized_network_to_stream(network, config, _PlanFile(file))
+        if not done:
             raise ExportError(
                 f"TensorRT cannot build {component.spec.name} for {target.name}: {one_line(messages.errors())}",
                 hint=_hint(target),
             )
-        with (temporary / plan).open("wb") as file:
-            file.write(serialized)
         layers = network.num_layers
     unfused = count_unfused_attentions(component.model)
     if unfused:
@@ -69,6 +68,18 @@ def build_tensorrt(component: Component, target: Target, folder: Path) -> BuiltE
         seconds=time.perf_counter() - begin,
         details={"layers": layers, "attentions": attentions, "attentions_without_fused_kernel": unfused},
     )
+
+
+class _PlanFile(trt.IStreamWriter):  # type: ignore[misc]
+    """Takes a plan in parts: as a whole it would be in memory once more."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        trt.IStreamWriter.__init__(self)
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        """TensorRT calls this for every part; returns how much of it was written."""
+        return self._file.write(data)
 
 
 class _Messages(trt.ILogger):  # type: ignore[misc]

@@ -27,6 +27,7 @@ from sdc.engines.samplers.ddim import plan_ddim_through
 from sdc.engines.schedule import Schedule
 from sdc.engines.session import Session
 from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.sessions.onnxruntime import RUN_IN_ORDER
 from sdc.engines.specs import TensorSpec
 from sdc.engines.targets import ONNXRUNTIME
 from sdc.engines.tokenizer import ClipTokenizer
@@ -44,8 +45,6 @@ from sdc.passes.simplify.inline_functions import InlineFunctions
 log = logging.getLogger(__name__)
 
 _SAMPLER = "ddim"
-
-_BACKEND = ONNXRUNTIME
 
 OnRun = Callable[[int, int], None]
 """Called with the number of UNet calls done, and of all."""
@@ -186,7 +185,7 @@ def _observing_session(unet: Component, tensors: tuple[Observed, ...]) -> Iterat
         path = Path(folder) / "model.onnx"
         save_onnx(observed, path)
         release_weights(observed)
-        with open_session(EngineSource(spec, _BACKEND, (path,), {"inference_precision": "f32"})) as session:
+        with open_session(EngineSource(spec, ONNXRUNTIME, (path,), {RUN_IN_ORDER: True})) as session:
             yield session
 
 

@@ -19,7 +19,7 @@ from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule import Schedule
 from sdc.engines.session import Run, Session
 from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.sessions.onnxruntime import RUN_FEW_TIMES
+from sdc.engines.sessions.onnxruntime import RUN_FEW_TIMES, RUN_IN_ORDER
 from sdc.engines.specs import TensorSpec
 from sdc.engines.targets import ONNXRUNTIME
 from sdc.engines.tokenizer import ClipTokenizer
@@ -88,7 +88,8 @@ def find_overflows(
             if on_run is not None:
                 on_run(index + 1, len(drawn.prompts))
         stack.close()  # the text encoder and the UNet go before the VAE comes
-        pictures = [pipeline.decode(each) for each in latents]
+        # A result is ONNX Runtime's own memory, and would keep all that the decoder has allocated.
+        pictures = [pipeline.decode(each).copy() for each in latents]
         stack.close()
         for each in pictures:
             pipeline.networks.session("vae_encoder").run({"sample": each})
@@ -121,7 +122,8 @@ def _recording(component: Component) -> Iterator[_Recorder]:
         path = Path(folder) / "model.onnx"
         save_onnx(observed.model, path)
         release_weights(observed.model)
-        with open_session(EngineSource(spec, ONNXRUNTIME, (path,), {RUN_FEW_TIMES: True})) as session:
+        options = {RUN_FEW_TIMES: True, RUN_IN_ORDER: True}
+        with open_session(EngineSource(spec, ONNXRUNTIME, (path,), options)) as session:
             yield _Recorder(session, observed)
 
 

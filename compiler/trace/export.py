@@ -20,6 +20,7 @@ from sdc.compiler.trace.interfaces import component_spec
 from sdc.compiler.trace.tidy import tidy_export
 from sdc.compiler.trace.traceable import traceable_module
 from sdc.engines.errors import ExportError
+from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.specs import ComponentSpec, DimensionRange
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def export_component(checkpoint: Checkpoint, name: str, configs: Mapping[str, Ma
     vocabulary = int(configs["text_encoder"]["vocab_size"])
     feeds, expected = _export_module(traceable_module(checkpoint, name), spec, path, vocabulary=vocabulary)
     gc.collect()  # the exported program refers to itself, and with it to all weights
+    give_memory_back()
     difference = compare_with_reference(path, spec, feeds, expected)
     log.info("%s: largest difference to torch %.1e", name, difference)
     return difference

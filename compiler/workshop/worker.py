@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 from sdc.compiler.workshop.memory import PeakMemory
 from sdc.engines.errors import ExportError
+from sdc.engines.freed_memory import give_memory_back
 
 LOG_TAIL_LINES = 5
 
@@ -159,6 +161,9 @@ def _serve(connection: Connection, log_path: Path | None, log_level: int) -> Non
             connection.send((kind, value, memory.peak_bytes))
         except BrokenPipeError:
             return
+        del function, arguments, value
+        gc.collect()
+        give_memory_back()  # the next stage shall not add to what this one has freed
 
 
 def _die_with_parent() -> None:

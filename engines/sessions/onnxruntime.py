@@ -14,7 +14,11 @@ from sdc.engines.sessions.source import EngineSource
 
 PROVIDERS = ["CPUExecutionProvider"]
 RUN_FEW_TIMES = "run_few_times"
-"""Option of an engine: load fast. Optimising a UNet takes longer than a few runs of it save."""
+"""Option of an engine: load fast. Optimising a UNet takes longer than a few runs of it save, and packed weights are a
+second copy."""
+RUN_IN_ORDER = "run_in_order"
+"""Option of an engine: nodes run in the order of the file, as far as it optimises nothing. By default it goes from each
+output as deep as it can: where outputs read tensors throughout a network, all of these are held until the end."""
 _ERRORS_ONLY = 3
 _FLOAT32_LEVEL = "1"
 """Source: ONNX Runtime's MatMulNBits, accuracy_level: 1 computes in float32."""
@@ -30,6 +34,9 @@ class OnnxRuntimeSession:
         options.enable_mem_pattern = False
         if source.options.get(RUN_FEW_TIMES):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if source.options.get(RUN_IN_ORDER):
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         session = open_inference_session(source, options)
         check_tensors(source, session)
         self._session: onnxruntime.InferenceSession | None = session

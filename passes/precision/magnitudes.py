@@ -63,6 +63,8 @@ class Overflow:
 def observe_magnitudes(model: ir.Model) -> Observed:
     """A copy of `model` with the largest magnitude of every float32 tensor as one small output.
 
+    What reads a tensor for it stands directly behind the node that writes it: in this order nothing is held longer.
+
     Raises:
         PassError: it has no such tensor.
     """
@@ -117,7 +119,9 @@ def _add_output(graph: ir.Graph, values: Sequence[ir.Value]) -> None:
         magnitude = ir.node("Abs", [value])
         largest = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0})
         row = ir.node("Reshape", [largest.outputs[0], shape])
-        graph.extend([magnitude, largest, row])
+        writer = value.producer()
+        assert writer is not None  # observed values are outputs of nodes
+        graph.insert_after(writer, [magnitude, largest, row])
         row.outputs[0].name = f"{MAGNITUDES}.{index}"
         rows.append(row.outputs[0])
     joined = ir.node("Concat", rows, {"axis": 0})

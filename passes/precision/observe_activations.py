@@ -59,7 +59,8 @@ class ObserveActivations(Pass):
 
     Minima, maxima and means are those of all values: the reductions happen inside the run. Of a tensor with more than
     `sample_limit` values, every k-th is handed out, k being the smallest number of no small prime factor that keeps the
-    limit: the same values for the same sizes. Memory and time do not grow with the tensors' sizes.
+    limit: the same values for the same sizes. What reads a tensor stands directly behind the node that writes it: in
+    this order nothing is held longer than it was.
 
     Attributes:
         tensors: in the order of the outputs.
@@ -95,6 +96,7 @@ class _Writer:
 
     def __init__(self, graph: ir.Graph, limit: int) -> None:
         self._graph = graph
+        self._nodes: list[ir.Node] = []
         self._rows: dict[str, list[ir.Value]] = {MINIMA: [], MAXIMA: [], MEANS: []}
         self._flat = self._constant("flat", [-1])
         self._begin = self._constant("begin", [0])
@@ -111,22 +113,32 @@ class _Writer:
             rows = self._add("Reshape", [value, self._constant(f"rows.{index}", [-1, tensor.channels])])
         for name, operator in ((MINIMA, "ReduceMin"), (MAXIMA, "ReduceMax"), (MEANS, "ReduceMean")):
             self._rows[name].append(self._add(operator, [rows, axes], {"keepdims": 0}))
-        if not tensor.sampled:
-            return
-        flat = self._add("Reshape", [value, self._flat])
-        times = self._add("Div", [self._add("Shape", [flat]), self._limit])
-        stride = self._add("Gather", [self._strides, self._add("Min", [times, self._last])])
-        samples = self._add("Slice", [flat, self._begin, self._end, self._begin, stride])
-        self._output(samples, samples_name(index))
+        if tensor.sampled:
+            flat = self._add("Reshape", [value, self._flat])
+            times = self._add("Div", [self._add("Shape", [flat]), self._limit])
+            stride = self._add("Gather", [self._strides, self._add("Min", [times, self._last])])
+            samples = self._add("Slice", [flat, self._begin, self._end, self._begin, stride])
+            self._output(samples, samples_name(index))
+        self._place_behind(value)
 
     def join(self) -> None:
         """Put the reductions of all tensors behind each other."""
         for name, rows in self._rows.items():
             self._output(self._add("Concat", rows, {"axis": 0}), name)
+        self._graph.extend(self._nodes)
+
+    def _place_behind(self, value: ir.Value) -> None:
+        """Put the nodes added since the last time behind the one that writes `value`; those of an input in front."""
+        writer = value.producer()
+        if writer is None:
+            self._graph.insert_before(self._graph[0], self._nodes)
+        else:
+            self._graph.insert_after(writer, self._nodes)
+        self._nodes = []
 
     def _add(self, operator: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None) -> ir.Value:
         node = ir.node(operator, inputs, attributes or {})
-        self._graph.append(node)
+        self._nodes.append(node)
         return node.outputs[0]
 
     def _output(self, value: ir.Value, name: str) -> None:

@@ -3,11 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 
 from sdc.compiler.build import build_engine
+from sdc.compiler.workshop.memory import PeakMemory
 from sdc.engines.errors import BundleError, InputError
 from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.sessions.onnxruntime import RUN_FEW_TIMES, RUN_IN_ORDER
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
 
@@ -102,3 +105,34 @@ def test_refuses_an_engine_with_other_tensors(source, small_unet, tmp_path):
     other = type(spec)(spec.name, spec.inputs[:2], spec.outputs, spec.dimensions)
     with pytest.raises(BundleError, match="expected tensors"):
         open_session(EngineSource(other, source.backend, source.files))
+
+
+def save_observed_chain(path: Path, *, length: int) -> ComponentSpec:
+    """A chain of tensors as large as its input; one output has the maximum of each, read where it is written."""
+    nodes, rows = [], []
+    for index in range(length):
+        nodes += [
+            onnx.helper.make_node("Neg", [f"x{index}"], [f"x{index + 1}"]),
+            onnx.helper.make_node("ReduceMax", [f"x{index + 1}"], [f"m{index}"], keepdims=1),
+        ]
+        rows.append(f"m{index}")
+    nodes.append(onnx.helper.make_node("Concat", rows, ["maxima"], axis=0))
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N"]) for name in ("x0", "maxima")]
+    graph = onnx.helper.make_graph(nodes, "chain", tensors[:1], tensors[1:])
+    opset = onnx.helper.make_opsetid("", 20)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10), path)
+    free = {"N": DimensionRange(1, 2**21, 2**21)}
+    inputs, outputs = ((TensorSpec(name, "float32", ("N",)),) for name in ("x0", "maxima"))
+    return ComponentSpec("unet", inputs, outputs, free)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's high-water mark")
+def test_what_runs_in_order_holds_no_tensor_for_longer_than_the_file_says(tmp_path):
+    spec = save_observed_chain(tmp_path / "chain.onnx", length=40)
+    x = np.linspace(1, 2, 2**21, dtype=np.float32)  # 8 MiB
+    source = EngineSource(spec, "onnxruntime", (tmp_path / "chain.onnx",), {RUN_FEW_TIMES: True, RUN_IN_ORDER: True})
+    with open_session(source, threads=1) as session, PeakMemory() as memory:
+        before = psutil.Process().memory_info().rss
+        maxima = session.run({"x0": x})["maxima"]
+    np.testing.assert_array_equal(maxima, [-1, 2] * 20)
+    assert memory.peak_bytes - before < 10 * x.nbytes  # of 40

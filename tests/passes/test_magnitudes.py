@@ -67,6 +67,15 @@ def overflow_of(model: ir.Model) -> Overflow | None:
     return find_overflow(observed, run_model(observed.model, feed())[MAGNITUDES])
 
 
+def test_tensors_are_read_where_they_are_written():
+    observed = observe_magnitudes(make_block(1.0, fused=False))
+    nodes = list(observed.model.graph)
+    places = {value.name: index for index, node in enumerate(nodes) for value in node.outputs}
+    for name in observed.tensors:
+        behind = nodes[places[name] + 1]
+        assert (behind.op_type, behind.inputs[0].name) == ("Abs", name)
+
+
 def test_magnitudes_are_those_of_the_tensors():
     observed = observe_magnitudes(make_block(3.0, fused=False))
     graph = observed.model

@@ -39,6 +39,14 @@ def test_observed_graph_gains_outputs():
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_tensors_are_read_where_they_are_written():
+    model = make_model(TEXT, {})
+    ObserveActivations((Observed("h", 6, 2), Observed("x", 6, 2))).run(model)
+    reads = ["ReduceMin", "ReduceMax", "ReduceMean", "Reshape", "Shape", "Div", "Min", "Gather", "Slice"]
+    expected = [*reads, "Neg", *reads, "Exp", "Concat", "Concat", "Concat"]
+    assert [node.op_type for node in model.graph] == expected
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 40])
 def test_samples_are_few_and_meet_every_channel(rows: int):
     model = make_model(TEXT, {})

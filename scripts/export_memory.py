@@ -1,0 +1,135 @@
+"""Memory that `sdc export` takes, stage by stage: a Markdown table.
+
+    python scripts/export_memory.py --model sd15 --weights random --precision fp16 --target rtx
+
+It takes the arguments of `sdc export`. Nothing is in the cache at first: cache and bundle are in a folder of their own,
+which is removed. Two figures, since neither says all:
+
+- tree: what cannot be given back without swapping, anonymous and shared memory, of this process (which does what
+  `sdc export` does) and all processes below it together, sampled. Pages of files that are mapped are not counted, as
+  the kernel takes them back when it needs memory.
+- process: the largest resident set of the one process that did the work, pages of files included, from the kernel's
+  own high-water mark, so nothing between two samples is missed.
+
+Source: Linux, proc(5): ``RssAnon``, ``RssShmem`` and ``RssFile`` of /proc/PID/status; getrusage(2) for the last row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from sdc.compiler.byte_sizes import gibibytes
+from sdc.compiler.cli.export import add_arguments, request_from_arguments
+from sdc.compiler.compile import export_bundle
+from sdc.compiler.text_table import markdown_row
+from sdc.compiler.workshop.cache import StageCache
+from sdc.compiler.workshop.progress import StageRecord
+
+INTERVAL_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Memory of one or several processes, in bytes."""
+
+    held_bytes: int = 0
+    file_bytes: int = 0
+
+    def __add__(self, other: Resident) -> Resident:
+        return Resident(self.held_bytes + other.held_bytes, self.file_bytes + other.file_bytes)
+
+
+class TreeMemory:
+    """Progress of an export that samples the memory of all its processes, and keeps each stage's largest."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[StageRecord, Resident]] = []
+        self._largest = Resident()
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def begin(self, name: str) -> None:
+        """A stage begins: what was seen before is not its own."""
+        print(name, file=sys.stderr)
+        with self._lock:
+            self._largest = Resident()
+
+    def advance(self, done: int, total: int) -> None:
+        """Nothing."""
+
+    def end(self, record: StageRecord) -> None:
+        """A stage is over."""
+        with self._lock:
+            self.stages.append((record, self._largest))
+
+    def stop(self) -> None:
+        """End the sampling."""
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._done.wait(INTERVAL_SECONDS):
+            found = resident_tree()
+            with self._lock:
+                self._largest = max(self._largest, found, key=lambda each: each.held_bytes)
+
+
+def resident_tree() -> Resident:
+    """Of this process and all below it."""
+    this = psutil.Process()
+    total = Resident()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(OSError):  # it has ended
+            total += resident_from_status(Path(f"/proc/{process.pid}/status").read_text())
+    return total
+
+
+def resident_from_status(status: str) -> Resident:
+    """Of the text of /proc/PID/status; nothing of a process that has ended and waits for its parent."""
+    lines = (line.split() for line in status.splitlines() if line.startswith("Rss"))
+    kibibytes = {name.removesuffix(":"): int(size) for name, size, _ in lines}
+    held = kibibytes.get("RssAnon", 0) + kibibytes.get("RssShmem", 0)
+    return Resident(1024 * held, 1024 * kibibytes.get("RssFile", 0))
+
+
+def main() -> None:
+    """Export, and print a row for each stage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="export-memory-", dir=os.environ.get("SDC_CACHE")) as folder:
+        request = replace(request_from_arguments(options), out=Path(folder, "bundle"))
+        memory = TreeMemory()
+        export_bundle(request, cache=StageCache(Path(folder, "cache")), progress=memory)
+        memory.stop()
+    print_table(memory.stages)
+
+
+def print_table(stages: list[tuple[StageRecord, Resident]]) -> None:
+    """The stages, and the largest of all."""
+    peak = max(tree.held_bytes for _, tree in stages)
+    print(markdown_row("stage", "seconds", "tree", "and pages of files", "process"))
+    print(markdown_row(*["---"] * 5))
+    for record, tree in stages:
+        name = f"**{record.name}**" if tree.held_bytes == peak else record.name
+        sizes = map(gibibytes, (tree.held_bytes, tree.file_bytes, record.peak_memory_bytes))
+        print(markdown_row(name, f"{record.seconds:.0f}", *sizes))
+    largest = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    seconds = sum(record.seconds for record, _ in stages)
+    print(markdown_row("all", f"{seconds:.0f}", gibibytes(peak), "", gibibytes(largest)))
+
+
+if __name__ == "__main__":
+    main()
