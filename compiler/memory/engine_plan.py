@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -126,6 +126,7 @@ class EnginePlanner:
         if key not in self._plans:
             bits, in_openvino = self._bits(component), self.entry.backend == OPENVINO
             graph = self.graphs[component].at(sizes, floating_bits=bits)
+            graph = results_elsewhere(graph) if in_openvino else graph
             self._plans[key] = EnginePlan(
                 component,
                 sizes,
@@ -141,7 +142,7 @@ class EnginePlanner:
         return floating_bits(self.entry.backend, self.entry.engines[component].options.get("inference_precision"))
 
     def _result_bytes(self, component: str, sizes: Mapping[str, int]) -> int:
-        """Of the outputs in their own type: the arena has them in that of the arithmetic."""
+        """Of the outputs in their own type."""
         graph = self.graphs[component]
         return sum(graph.buffers[output].bytes_at(sizes) for output in graph.outputs)
 
@@ -152,6 +153,12 @@ class EnginePlanner:
             path = self.bundle.file(self.entry.engines[component].files[0])
             self._held[component] = read_held_engine(path, self._bits(component) or 32)
         return self._held[component]
+
+
+def results_elsewhere(graph: SizedGraph) -> SizedGraph:
+    """The graph without memory for its outputs: they are written into tensors that are not of the arena."""
+    sizes = (0 if index in graph.outputs else size for index, size in enumerate(graph.bytes))
+    return replace(graph, bytes=tuple(sizes))
 
 
 def _attention_bytes(graph: SizedGraph) -> int:

@@ -40,7 +40,7 @@ class Measured:
     """A process's resident memory.
 
     Attributes:
-        libraries_bytes: with the interpreter and the backend's library in it, and no engine but one of a single node.
+        libraries_bytes: with the interpreter and the backend's library in it, which ran a small model.
         peak_bytes: the most while the work was done.
     """
 
@@ -118,11 +118,12 @@ def _measure(bundle: Path, target: str, work: Callable[..., None], *arguments: A
 def _import_libraries(module: str) -> None:
     backend = importlib.import_module(module)
     importlib.import_module("sdc.engines.pipeline")
-    if module == BACKEND_MODULES[OPENVINO]:  # its plugin is loaded with the first model
-        number = backend.opset13.parameter([1], np.float32)
-        backend.compile_model(backend.Model([backend.opset13.negative(number)], [number]), "CPU")(
-            [np.zeros(1, np.float32)]
-        )
+    if module == BACKEND_MODULES[OPENVINO]:  # its plugin, and the code of its kernels, are read with the first model
+        image = backend.opset13.parameter([1, 16, 8, 8], np.float32)
+        kernel = backend.opset13.constant(np.ones((16, 16, 3, 3), np.float32))
+        product = backend.opset13.convolution(image, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
+        product = backend.opset13.matmul(product, np.ones((8, 8), np.float32), False, False)
+        backend.compile_model(backend.Model([product], [image]), "CPU")([np.zeros((1, 16, 8, 8), np.float32)])
 
 
 def _run_engine(bundle: str, target: str, component: str, sizes: dict[str, int], threads: int | None) -> None:
