@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from sdc.engines.session import Preparable, Run, Session
 from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
+from sdc.engines.sessions.freed_memory import give_memory_back
 from sdc.engines.specs import ComponentSpec
 
 
@@ -124,13 +123,3 @@ class ShardedSession:
             self._next = None
             if future.exception() is None:
                 future.result().close()
-
-
-def give_memory_back() -> None:
-    """Let glibc give memory that was freed back to the system; it keeps much of it otherwise. Others need no asking.
-
-    Source: malloc_trim(3).
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
