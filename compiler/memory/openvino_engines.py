@@ -92,7 +92,8 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
     weights = 0
     for number, (element, shape) in constants.items():
         product = _product(number, kinds, readers)
-        weights += _constant_bytes(element, _elements(shape), product and kinds[product], floating_bits)
+        kind = None if product is None else kinds[product]
+        weights += _constant_bytes(element, _elements(shape), kind, floating_bits)
         if product is not None and element in _FLOATING and _is_scaled(product, kinds, readers, scalars):
             weights += _elements(shape) * _BITS[element] // 8
     stored = sum(_elements(shape) * _BITS.get(element, 0) // 8 for element, shape in constants.values())
