@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -131,7 +131,6 @@ class EnginePlanner:
         if key not in self._plans:
             bits, in_openvino = self._bits(component), self.entry.backend == OPENVINO
             graph = self.graphs[component].at(sizes, floating_bits=bits)
-            graph = results_elsewhere(graph) if in_openvino else graph
             memory = plan_memory(graph, in_place=in_openvino)  # its kernels write over operands where they can
             in_arena = self.entry.backend == ONNXRUNTIME
             self._plans[key] = EnginePlan(
@@ -150,7 +149,7 @@ class EnginePlanner:
         return floating_bits(self.entry.backend, self.entry.engines[component].options.get("inference_precision"))
 
     def _result_bytes(self, component: str, sizes: Mapping[str, int]) -> int:
-        """Of the outputs in their own type."""
+        """Of the outputs in their own type: the arena has them in that of the arithmetic."""
         graph = self.graphs[component]
         return sum(graph.buffers[output].bytes_at(sizes) for output in graph.outputs)
 
@@ -164,12 +163,6 @@ class EnginePlanner:
             else:
                 self._held[component] = read_onnx_engine(path)
         return self._held[component]
-
-
-def results_elsewhere(graph: SizedGraph) -> SizedGraph:
-    """The graph without memory for its outputs: they are written into tensors that are not of the arena."""
-    sizes = (0 if index in graph.outputs else size for index, size in enumerate(graph.bytes))
-    return replace(graph, bytes=tuple(sizes))
 
 
 def _attention_bytes(graph: SizedGraph) -> int:
