@@ -59,8 +59,8 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
     2. The weight of a product (convolution or MatMul) is packed for its kernel: integers as they are stored, floating
        point in the type of the arithmetic.
     3. Where that is bfloat16, a MatMul's float16 weight is kept once more as it was before packing.
-    4. Where a scalar multiplies the product (a Gemm's alpha, even 1), it is multiplied into a floating-point weight: a
-       copy of the weight.
+    4. Where a scalar multiplies the product (a Gemm's alpha, even 1), it is multiplied into a bfloat16 weight: a copy of
+       the weight. A float32 one has none.
     5. Other constants are read where they are, in the mapped file, whose pages do not stay.
 
     Weights alone of 8 or 4 bits (``w8``, ``w4``), which some products expand, are counted as they are stored.
@@ -94,7 +94,7 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
         product = _product(number, kinds, readers)
         kind = None if product is None else kinds[product]
         weights += _constant_bytes(element, _elements(shape), kind, floating_bits)
-        if product is not None and element in _FLOATING and _is_scaled(product, kinds, readers, scalars):
+        if product is not None and element == "bf16" and _is_scaled(product, kinds, readers, scalars):
             weights += _elements(shape) * _BITS[element] // 8
     stored = sum(_elements(shape) * _BITS.get(element, 0) // 8 for element, shape in constants.values())
     return HeldEngine(weights, GRAPH_BYTES_PER_NODE * len(nodes), min(stored // 2, READ_PAGES_BYTES))
