@@ -59,8 +59,8 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
     2. The weight of a product (convolution or MatMul) is packed for its kernel: integers as they are stored, floating
        point in the type of the arithmetic.
     3. Where that is bfloat16, a MatMul's float16 weight is kept once more as it was before packing.
-    4. Where a scalar multiplies the product (a Gemm's alpha, even 1), it is multiplied into a bfloat16 weight: a copy of
-       the weight. A float32 one has none.
+    4. Where a scalar multiplies the product (a Gemm's alpha, even 1), it is multiplied into a bfloat16 weight: a copy
+       of the weight. A float32 one has none.
     5. Other constants are read where they are, in the mapped file, whose pages do not stay.
 
     Weights alone of 8 or 4 bits (``w8``, ``w4``), which some products expand, are counted as they are stored.
