@@ -9,13 +9,15 @@ from typing import Any
 import onnx_ir as ir
 
 from sdc.compiler.memory.engine_graphs import engine_graphs, floating_bits
+from sdc.compiler.memory.onnxruntime_arena import touched_bytes
+from sdc.compiler.memory.onnxruntime_engines import read_onnx_engine
 from sdc.compiler.memory.openvino_engines import HeldEngine, read_held_engine
 from sdc.engines.bundle import Bundle
 from sdc.engines.errors import BundleError
 from sdc.engines.generation import largest_batch, takes_two_batches
 from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
-from sdc.engines.targets import OPENVINO
+from sdc.engines.targets import ONNXRUNTIME, OPENVINO
 from sdc.passes.memory.buffers import SizedGraph
 from sdc.passes.memory.plan import MemoryPlan, plan_memory
 
@@ -60,6 +62,7 @@ class EnginePlan:
         memory: of its activations.
         workspace_bytes: of our own attention kernels; those of all engines share it, and it stays.
         result_bytes: of outputs that are held beside the activations.
+        growth_bytes: what the backend's arena has beyond ours for the activations.
     """
 
     component: str
@@ -69,11 +72,12 @@ class EnginePlan:
     memory: MemoryPlan
     workspace_bytes: int = 0
     result_bytes: int = 0
+    growth_bytes: int = 0
 
     @property
     def activation_bytes(self) -> int:
         """Of one run, as they share memory in the order of the graph, and its results."""
-        return self.memory.written.arena.bytes + self.result_bytes
+        return self.memory.written.arena.bytes + self.growth_bytes + self.result_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -91,6 +95,7 @@ class EnginePlan:
             "graph_bytes": self.held.graph_bytes,
             "workspace_bytes": self.workspace_bytes,
             "result_bytes": self.result_bytes,
+            "growth_bytes": self.growth_bytes,
             "input_bytes": memory.input_bytes,
             "naive_bytes": memory.naive_bytes,
             "shared_bytes": memory.written.arena.bytes,
@@ -126,12 +131,15 @@ class EnginePlanner:
         if key not in self._plans:
             bits, in_openvino = self._bits(component), self.entry.backend == OPENVINO
             graph = self.graphs[component].at(sizes, floating_bits=bits)
+            memory = plan_memory(graph, in_place=in_openvino)  # its kernels write over operands where they can
+            in_arena = self.entry.backend == ONNXRUNTIME
             self._plans[key] = EnginePlan(
                 component,
                 sizes,
                 weight_bytes=self.graphs[component].weight_bytes,
                 held=self._holds(component),
-                memory=plan_memory(graph, in_place=in_openvino),  # its kernels write over operands where they can
+                memory=memory,
+                growth_bytes=touched_bytes(graph) - memory.written.arena.bytes if in_arena else 0,
                 workspace_bytes=_attention_bytes(graph) if in_openvino and bits == 16 else 0,
                 result_bytes=self._result_bytes(component, sizes) if in_openvino else 0,
             )
@@ -146,11 +154,14 @@ class EnginePlanner:
         return sum(graph.buffers[output].bytes_at(sizes) for output in graph.outputs)
 
     def _holds(self, component: str) -> HeldEngine:
-        if self.entry.backend != OPENVINO:
+        if self.entry.backend not in (OPENVINO, ONNXRUNTIME):
             return HeldEngine(self.graphs[component].weight_bytes, 0)
         if component not in self._held:
             path = self.bundle.file(self.entry.engines[component].files[0])
-            self._held[component] = read_held_engine(path, self._bits(component) or 32)
+            if self.entry.backend == OPENVINO:
+                self._held[component] = read_held_engine(path, self._bits(component) or 32)
+            else:
+                self._held[component] = read_onnx_engine(path)
         return self._held[component]
 
 

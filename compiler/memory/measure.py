@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from sdc.compiler.memory.engine_plan import Request
 from sdc.compiler.workshop.worker import Worker
@@ -19,7 +20,7 @@ from sdc.engines import load
 from sdc.engines.bundle import open_bundle
 from sdc.engines.errors import ExportError
 from sdc.engines.specs import ComponentSpec
-from sdc.engines.targets import BACKEND_MODULES, OPENVINO
+from sdc.engines.targets import BACKEND_MODULES, ONNXRUNTIME, OPENVINO
 
 _RUNS = 2
 """The second run of a size may lay its memory out anew."""
@@ -40,7 +41,7 @@ class Measured:
     """A process's resident memory.
 
     Attributes:
-        libraries_bytes: with the interpreter and the backend's library in it, and no engine but one of a single node.
+        libraries_bytes: with the interpreter and the backend's library in it, which ran a small model.
         peak_bytes: the most while the work was done.
     """
 
@@ -118,11 +119,39 @@ def _measure(bundle: Path, target: str, work: Callable[..., None], *arguments: A
 def _import_libraries(module: str) -> None:
     backend = importlib.import_module(module)
     importlib.import_module("sdc.engines.pipeline")
-    if module == BACKEND_MODULES[OPENVINO]:  # its plugin is loaded with the first model
-        number = backend.opset13.parameter([1], np.float32)
-        backend.compile_model(backend.Model([backend.opset13.negative(number)], [number]), "CPU")(
-            [np.zeros(1, np.float32)]
-        )
+    if module in _SMALL_MODELS:
+        _SMALL_MODELS[module](backend)
+
+
+def _run_openvino(openvino: Any) -> None:
+    """Its plugin, and the code of its kernels, are read with the first model."""
+    operators = openvino.opset13
+    image = operators.parameter([1, 16, 8, 8], np.float32)
+    kernel = operators.constant(np.ones((16, 16, 3, 3), np.float32))
+    product = operators.convolution(image, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
+    product = operators.matmul(product, np.ones((8, 8), np.float32), False, False)
+    model = openvino.Model([product], [image])
+    openvino.compile_model(model, "CPU")([np.zeros((1, 16, 8, 8), np.float32)])
+
+
+def _run_onnxruntime(onnxruntime: Any) -> None:
+    """Likewise: a convolution and a product."""
+    image, kernel, matrix = (ir.Value(name=name) for name in ("image", "kernel", "matrix"))
+    image.shape, image.type = ir.Shape([1, 16, 8, 8]), ir.TensorType(ir.DataType.FLOAT)
+    kernel.const_value = ir.tensor(np.ones((16, 16, 3, 3), np.float32), name="kernel")
+    matrix.const_value = ir.tensor(np.ones((6, 6), np.float32), name="matrix")
+    convolution = ir.node("Conv", [image, kernel])
+    product = ir.node("MatMul", [convolution.outputs[0], matrix])
+    product.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [image], product.outputs, nodes=[convolution, product], initializers=[kernel, matrix], opset_imports={"": 21}
+    )
+    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session.run(None, {"image": np.zeros((1, 16, 8, 8), np.float32)})
+
+
+_SMALL_MODELS = {BACKEND_MODULES[OPENVINO]: _run_openvino, BACKEND_MODULES[ONNXRUNTIME]: _run_onnxruntime}
 
 
 def _run_engine(bundle: str, target: str, component: str, sizes: dict[str, int], threads: int | None) -> None:

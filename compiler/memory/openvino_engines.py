@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ They are let go of every 0.05 s (`sdc.engines.sessions.mapped_files`). Source: a
 _PRODUCTS = frozenset({"Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul"})
 _SCALING = frozenset({"Convert", "Multiply", "Reshape", "Subtract", "Transpose"})
 """What stands between the integers of a weight and its product."""
+_FLOATING = frozenset({"f32", "f16", "bf16"})
 _BITS = {"f32": 32, "f16": 16, "bf16": 16, "i8": 8, "u8": 8, "i4": 4, "u4": 4}
 
 
@@ -58,7 +59,9 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
     2. The weight of a product (convolution or MatMul) is packed for its kernel: integers as they are stored, floating
        point in the type of the arithmetic.
     3. Where that is bfloat16, a MatMul's float16 weight is kept once more as it was before packing.
-    4. Other constants are read where they are, in the mapped file, whose pages do not stay.
+    4. Where a scalar multiplies the product (a Gemm's alpha, even 1), it is multiplied into a bfloat16 weight: a copy
+       of the weight. A float32 one has none.
+    5. Other constants are read where they are, in the mapped file, whose pages do not stay.
 
     Weights alone of 8 or 4 bits (``w8``, ``w4``), which some products expand, are counted as they are stored.
 
@@ -85,10 +88,14 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
         kinds = {number: node.attrib["type"] for number, node in nodes.items()}
     except (ElementTree.ParseError, KeyError, ValueError, OSError) as error:
         raise BundleError(f"{path} is no engine of OpenVINO: {error}", hint="export the bundle again") from error
-    weights = sum(
-        _constant_bytes(element, _elements(shape), _product(number, kinds, readers), floating_bits)
-        for number, (element, shape) in constants.items()
-    )
+    scalars = {number for number, (_, shape) in constants.items() if _elements(shape) == 1}
+    weights = 0
+    for number, (element, shape) in constants.items():
+        product = _product(number, kinds, readers)
+        kind = None if product is None else kinds[product]
+        weights += _constant_bytes(element, _elements(shape), kind, floating_bits)
+        if product is not None and element == "bf16" and _is_scaled(product, kinds, readers, scalars):
+            weights += _elements(shape) * _BITS[element] // 8
     stored = sum(_elements(shape) * _BITS.get(element, 0) // 8 for element, shape in constants.values())
     return HeldEngine(weights, GRAPH_BYTES_PER_NODE * len(nodes), min(stored // 2, READ_PAGES_BYTES))
 
@@ -97,8 +104,7 @@ def _constant_bytes(element: str, count: int, product: str | None, floating_bits
     held = 4 * count if element == "f16" else 0
     if product is None or element not in _BITS:
         return held
-    floating = element in ("f32", "f16", "bf16")
-    held += count * (floating_bits if floating else _BITS[element]) // 8
+    held += count * (floating_bits if element in _FLOATING else _BITS[element]) // 8
     if element == "f16" and product == "MatMul" and floating_bits == 16:
         held += 2 * count
     return held
@@ -108,14 +114,24 @@ def _elements(shape: str) -> int:
     return math.prod(int(size) for size in shape.split(",") if size.strip())
 
 
-def _product(number: int, kinds: Mapping[int, str], readers: Mapping[int, list[int]]) -> str | None:
-    """The kind of a product whose weight a constant is, through what scales integers; None if it is none."""
+def _product(number: int, kinds: Mapping[int, str], readers: Mapping[int, list[int]]) -> int | None:
+    """The product whose weight a constant is, through what scales integers; None if it is none."""
     reached, seen = [number], {number}
     while reached:
         for reader in readers.get(reached.pop(), ()):
             if kinds[reader] in _PRODUCTS:
-                return kinds[reader]
+                return reader
             if kinds[reader] in _SCALING and reader not in seen:
                 seen.add(reader)
                 reached.append(reader)
     return None
+
+
+def _is_scaled(
+    product: int, kinds: Mapping[int, str], readers: Mapping[int, list[int]], scalars: Collection[int]
+) -> bool:
+    """Whether all that is read of a product is what a scalar constant makes of it."""
+    if len(readers.get(product, ())) != 1 or kinds[readers[product][0]] != "Multiply":
+        return False
+    (multiply,) = readers[product]
+    return any(multiply in readers[scalar] for scalar in scalars)

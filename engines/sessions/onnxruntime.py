@@ -10,6 +10,7 @@ import onnxruntime
 from sdc.engines.processor import multiplies_bytes_exactly
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
+from sdc.engines.sessions.freed_memory import give_memory_back
 from sdc.engines.sessions.source import EngineSource
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -32,6 +33,8 @@ class OnnxRuntimeSession:
         options = session_options(threads)
         # From the second run on it would hold one more block for all activations, and be no faster.
         options.enable_mem_pattern = False
+        # A tensor's memory would be kept for a later one of its shape: in a UNet, from its way down to its way up.
+        options.enable_mem_reuse = False
         if source.options.get(RUN_FEW_TIMES):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")
@@ -39,6 +42,7 @@ class OnnxRuntimeSession:
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         session = open_inference_session(source, options)
         check_tensors(source, session)
+        give_memory_back()  # constants as they were before they were packed
         self._session: onnxruntime.InferenceSession | None = session
         self._weight_bytes = sum(file.stat().st_size for file in source.files)
 

@@ -51,6 +51,27 @@ def test_a_constant_in_all_its_forms(
         assert held.graph_bytes == (1 + len(kinds)) * GRAPH_BYTES_PER_NODE
 
 
+@pytest.mark.parametrize(
+    ("element", "kinds", "shape", "each"),
+    [
+        ("bf16", ("MatMul", "Multiply"), "", 2 + 2),
+        ("bf16", ("MatMul", "Multiply"), "1", 2 + 2),
+        ("f32", ("MatMul", "Multiply"), "", 2),
+        ("i8", ("Convert", "Multiply", "MatMul", "Multiply"), "", 1),
+        ("bf16", ("MatMul", "Multiply"), "5", 2),
+        ("bf16", ("MatMul", "Add"), "", 2),
+    ],
+)
+def test_a_weight_is_copied_where_a_scalar_multiplies_its_product(
+    tmp_path: Path, element: str, kinds: tuple[str, ...], shape: str, each: int
+) -> None:
+    path = write_engine(tmp_path / "engine.xml", (element, "7,3,5", kinds), ("f32", shape, ()))
+    scale, multiply = 1 + len(kinds), len(kinds)
+    text = path.read_text().replace("<edges>", f'<edges><edge from-layer="{scale}" to-layer="{multiply}"/>')
+    path.write_text(text)
+    assert read_held_engine(path, 16).weight_bytes == 7 * 3 * 5 * each
+
+
 def test_constants_add_up_and_scalars_count_once(tmp_path: Path) -> None:
     path = write_engine(tmp_path / "engine.xml", ("f16", "", ("Add",)), ("i8", "10", ("Convert", "MatMul")))
     assert read_held_engine(path, 16).weight_bytes == 4 + 10
