@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
+from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.processor import multiplies_bytes_exactly
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
-from sdc.engines.sessions.freed_memory import give_memory_back
 from sdc.engines.sessions.source import EngineSource
 
 PROVIDERS = ["CPUExecutionProvider"]

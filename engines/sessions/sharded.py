@@ -10,7 +10,6 @@ import numpy as np
 from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.session import Preparable, Run, Session
 from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
-from sdc.engines.sessions.freed_memory import give_memory_back
 from sdc.engines.specs import ComponentSpec
 
 
