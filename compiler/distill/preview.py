@@ -51,11 +51,11 @@ def save_preview(
         draw_noise = noise_from_seeds(list(range(len(prompts))))
         x = draw_noise((len(prompts), *size))
         latents = lcm(denoise, x, plan_lcm(schedule, steps).transitions, draw_noise).astype(np.float32)
-        columns.append(np.concatenate([_decode(vae, latents[i : i + 1], states.device) for i in range(len(prompts))]))
+        columns.append(np.concatenate([decode(vae, latents[i : i + 1], states.device) for i in range(len(prompts))]))
     save_png(draw_grid(list(prompts), [np.stack(columns, axis=1)]), path)
 
 
-def _decode(vae: AutoencoderKL, latents: Latents, device: torch.device) -> Latents:
+def decode(vae: AutoencoderKL, latents: Latents, device: torch.device) -> Latents:
     """Pictures [N, 3, H, W] in [0, 1]."""
     scaled = torch.from_numpy(latents).to(device) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
     pictures = vae.decode(scaled).sample.float().cpu().numpy()
