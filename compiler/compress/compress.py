@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,17 +117,11 @@ class _Compression:
         self.step, self.seconds = 0, 0.0
         self.optimizer_state: dict[str, Any] = {}
         if saved is None:
-            self._take_state(remove_blocks(whole, settings.student))
+            self.student = self.average = remove_blocks(whole, settings.student)
             return
         self.rounds, config = saved.structure["rounds"], saved.structure["config"]
-        self._take_state(UnetState(config, saved.weights[STUDENT]), UnetState(config, saved.weights[AVERAGE]))
+        self.student, self.average = (UnetState(config, saved.weights[role]) for role in (STUDENT, AVERAGE))
         self.step, self.seconds, self.optimizer_state = saved.step, saved.seconds, saved.optimizer
-
-    def _take_state(self, student: UnetState, average: UnetState | None = None) -> None:
-        """Make networks of their own of these weights."""
-        self.config = student.config
-        self.student = _network(student, self.device)
-        self.average = _network(average or student, self.device)
 
     def run(self, out: Path) -> Report:
         """All that is left to do, then the folder."""
@@ -154,7 +149,7 @@ class _Compression:
         self.reporting.tell(f"round {number} of {self.settings.rounds}")
         goal = round(self.whole_parameters * (1 - self.settings.share_after(number)))
         pruned = prune_round(
-            self._state(self.average),
+            self.average,
             self._probe(number),
             self.settings,
             goal=goal,
@@ -162,15 +157,11 @@ class _Compression:
             device=self.device,
             tell=self.reporting.tell,
         )
-        self._take_state(pruned.state)
+        self.student = self.average = pruned.state
         self.optimizer_state = {}
         self.rounds.append({"round": number, "step": self.step, **pruned.to_json()})
         self._note_quality("pruned")
-        self._save(self.step, self.seconds)
-
-    def _state(self, network: UNet2DConditionModel) -> UnetState:
-        weights = {name: each.detach().cpu().clone() for name, each in network.state_dict().items()}
-        return UnetState(self.config, weights)
+        self._save()
 
     def _probe(self, number: int) -> Probe | None:
         """Training latents over all timesteps, others in every round."""
@@ -217,7 +208,7 @@ class _Compression:
         assert self.data is not None
         begin = self._trained_on()
         return measure_quality(
-            self.average,
+            self.average.build().to(self.device),
             self.teacher,
             latents=self.data.latents.mean[begin:],
             states=self.data.encode([captions[0] for captions in self.data.pictures.captions[begin:]]),
@@ -228,39 +219,40 @@ class _Compression:
 
     def _recover(self, steps: range, phase_steps: int, losses: LossLog) -> None:
         """The steps that are left of a phase of `phase_steps`."""
-        self.student.requires_grad_(True)
-        if self.settings.gradient_checkpointing:
-            self.student.enable_gradient_checkpointing()
-            self.student.train()  # else diffusers does not checkpoint; SD's networks drop nothing
-        parameters = list(self.student.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=self.settings.learning_rate, weight_decay=0.0)
+        settings, config = self.settings, self.student.config
+        student, average = (_own_network(state, self.device) for state in (self.student, self.average))
+        student.requires_grad_(True)
+        if settings.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+            student.train()  # else diffusers does not checkpoint; SD's networks drop nothing
+        parameters = list(student.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
         if self.optimizer_state:
             optimizer.load_state_dict(self.optimizer_state)
         before = steps.stop - 1 - phase_steps
 
         def optimize(step: int) -> dict[str, float]:
             with self.accelerator.autocast():
-                loss = recovery_loss(
-                    self.student, self.teacher, self._batch(step), feature_weight=self.settings.feature_weight
-                )
+                loss = recovery_loss(student, self.teacher, self._batch(step), feature_weight=settings.feature_weight)
             within = step - before
-            rate = learning_rate_at(within, steps=phase_steps, largest=self.settings.learning_rate)
+            rate = learning_rate_at(within, steps=phase_steps, largest=settings.learning_rate)
             line = descend(loss, parameters, optimizer, accelerator=self.accelerator, step=step, learning_rate=rate)
-            self._follow(min(self.settings.average_decay, within / (within + 10)))
+            with torch.no_grad():
+                decay = min(settings.average_decay, within / (within + 10))
+                torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
             return line
 
         def save(step: int, seconds: float) -> None:
-            self.optimizer_state = optimizer.state_dict()
-            self._save(step, seconds)
+            self.step, self.seconds, self.optimizer_state = step, seconds, optimizer.state_dict()
+            self.student, self.average = _state(student, config), _state(average, config)
+            self._save()
 
-        training = Training(optimize, save, self._draw)
-        self.seconds = run_steps(training, steps, seconds=self.seconds, losses=losses, reporting=self.reporting)
-        self.step = steps.stop - 1
+        def draw(step: int) -> None:
+            self._draw(average, step)
 
-    @torch.no_grad()
-    def _follow(self, decay: float) -> None:
-        """Move the average towards the student: decay · average + (1 - decay) · student."""
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - decay)
+        self.seconds = run_steps(
+            Training(optimize, save, draw), steps, seconds=self.seconds, losses=losses, reporting=self.reporting
+        )
 
     def _batch(self, step: int) -> RecoveryBatch:
         """The batch of a step, drawn from generators of its own."""
@@ -274,22 +266,19 @@ class _Compression:
         probe = self._make_probe(drawn.clean, drawn.noise, timesteps, drawn.captions)
         return RecoveryBatch(probe, self.data.encode([""]).expand(pairs, -1, -1), guidance.to(self.device))
 
-    def _save(self, step: int, seconds: float) -> None:
-        weights = {role: dict(self._state(net).weights) for role, net in self._roles().items()}
-        structure = {"config": dict(self.config), "rounds": self.rounds}
-        saved = SavedRun(self.identity, step, seconds, weights, self.optimizer_state, structure)
+    def _save(self) -> None:
+        weights = {STUDENT: dict(self.student.weights), AVERAGE: dict(self.average.weights)}
+        structure = {"config": dict(self.student.config), "rounds": self.rounds}
+        saved = SavedRun(self.identity, self.step, self.seconds, weights, self.optimizer_state, structure)
         saved.save(self.reporting.folder / CHECKPOINT)
 
-    def _roles(self) -> dict[str, UNet2DConditionModel]:
-        return {STUDENT: self.student, AVERAGE: self.average}
-
-    def _draw(self, step: int) -> None:
+    def _draw(self, network: UNet2DConditionModel, step: int) -> None:
         assert self.data is not None
         path = self.reporting.folder / f"grid-{step:06}.png"
         with self.accelerator.autocast():
             save_side_by_side(
                 path,
-                (self.teacher, self.average),
+                (self.teacher, network),
                 self.data.vae,
                 self.schedule,
                 prompts=self.reporting.prompts,
@@ -300,7 +289,7 @@ class _Compression:
         self.reporting.tell(f"{path}: the teacher's pictures, and the student's of the same noise")
 
     def _write(self, out: Path, losses: list[float]) -> Report:
-        state = self._state(self.average)
+        state = self.average
         report = Report(
             model=self.checkpoint.source,
             settings=self.settings,
@@ -315,6 +304,11 @@ class _Compression:
         return report
 
 
-def _network(state: UnetState, device: torch.device) -> UNet2DConditionModel:
+def _own_network(state: UnetState, device: torch.device) -> UNet2DConditionModel:
     """A network with its own copies of the weights."""
     return channels_last(copy.deepcopy(state.build())).to(device)
+
+
+def _state(network: UNet2DConditionModel, config: Mapping[str, Any]) -> UnetState:
+    """The network's weights as they are now; on the CPU they are not copied."""
+    return UnetState(config, {name: each.detach().cpu() for name, each in network.state_dict().items()})

@@ -23,7 +23,7 @@ class Pruned:
     """What a round came to.
 
     Attributes:
-        state: the network without the units that went; it shares no weight that is trained with the one before.
+        state: the network without the units that went; what stays whole is shared with the one before.
         groups: of the network before.
         kept_units: of the groups that lost any, by name.
         curves: the measured error of each group by units kept; empty with uniform budgets.
