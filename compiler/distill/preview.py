@@ -56,11 +56,11 @@ def save_preview(
         trajectory = sampler.plan(schedule, steps)
         x = trajectory.start_scale * draw_noise((len(prompts), *size))
         latents = sampler.sample(denoise, x, trajectory.transitions, draw_noise).astype(np.float32)
-        drawn.append(np.concatenate([_decode(vae, latents[i : i + 1], states.device) for i in range(len(prompts))]))
+        drawn.append(np.concatenate([decode(vae, latents[i : i + 1], states.device) for i in range(len(prompts))]))
     save_png(draw_grid(list(prompts), [np.stack(drawn, axis=1)]), path)
 
 
-def _decode(vae: AutoencoderKL, latents: Latents, device: torch.device) -> Latents:
+def decode(vae: AutoencoderKL, latents: Latents, device: torch.device) -> Latents:
     """Pictures [N, 3, H, W] in [0, 1]."""
     scaled = torch.from_numpy(latents).to(device) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
     pictures = vae.decode(scaled).sample.float().cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,17 @@ class Checkpoint:
         run: what determines the result: settings, digests of model and data.
         step: the last one that was done.
         seconds: spent in training so far, over all processes.
-        adapters: the LoRAs of student and target.
+        weights: what is trained, by role: the LoRAs of student and target, or the weights of two networks.
         optimizer: state of the optimiser.
+        structure: of networks that change on the way, and how they did so far.
     """
 
     run: Mapping[str, Any]
     step: int
     seconds: float
-    adapters: dict[str, dict[str, torch.Tensor]]
+    weights: dict[str, dict[str, torch.Tensor]]
     optimizer: dict[str, Any]
+    structure: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write it so that `path` is the old checkpoint or the whole new one, whenever the process is killed."""

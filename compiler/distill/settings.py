@@ -97,16 +97,17 @@ STYLE_OF_TINY = DistillSettings(
 """What `scripts/train_style_lora.py` trains with."""
 
 
-def learning_rate_at(step: int, settings: DistillSettings) -> float:
+def learning_rate_at(step: int, *, steps: int, largest: float) -> float:
     """Rises over the first steps, is constant until half of them, and falls to zero along a cosine.
 
     Args:
         step: from 1.
-        settings: of the run.
+        steps: of the run.
+        largest: the constant one.
     """
     warm_up = min(1.0, step / WARM_UP_STEPS)
-    falling = max(0.0, 2 * (step - 1) / settings.steps - 1)
-    return settings.learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * falling))
+    falling = max(0.0, 2 * (step - 1) / steps - 1)
+    return largest * warm_up * 0.5 * (1 + math.cos(math.pi * falling))
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from sdc.compiler.load.widths import WIDTHS, set_widths
 from sdc.engines.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -75,13 +76,13 @@ def check_agreement(configs: Mapping[str, Mapping[str, Any]], *, origin: str) ->
 
 
 def make_empty(network: str, config: Mapping[str, Any], *, origin: str) -> nn.Module:
-    """Build a network whose parameters have shapes but no storage.
+    """Build a network whose parameters have shapes but no storage; its layers have the widths of a pruned one.
 
     Raises:
         InputError: the configuration is for another class, or does not make sense to its class.
     """
     check_class(network, config, origin=origin)
-    values = {name: value for name, value in config.items() if not name.startswith("_")}
+    values = {name: value for name, value in config.items() if not name.startswith(("_", "sdc_"))}
     values.pop("dtype", None)
     values.pop("torch_dtype", None)
     try:
@@ -95,6 +96,8 @@ def make_empty(network: str, config: Mapping[str, Any], *, origin: str) -> nn.Mo
                 module = AutoencoderKL.from_config(values)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"the configuration of {network} in {origin} cannot be built: {error}") from error
+    if WIDTHS in config:
+        set_widths(module, config[WIDTHS], origin=origin)
     return module
 
 

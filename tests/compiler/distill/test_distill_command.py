@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sdc.compiler.cli import main
-from sdc.compiler.cli.distill import parse_range, parse_size
+from sdc.compiler.cli.training_arguments import parse_range, parse_size
 from sdc.engines.errors import InputError
 
 STEPS = 60

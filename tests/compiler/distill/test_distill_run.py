@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdc.compiler.distill.adapters import LoraRoles
-from sdc.compiler.distill.distill import Distilled, Reporting, distill_lora
+from sdc.compiler.distill.distill import Distilled, distill_lora
 from sdc.compiler.distill.pictures import FolderPictures
 from sdc.compiler.distill.settings import DistillSettings, learning_rate_at, settings_for
+from sdc.compiler.distill.training_loop import Reporting
 from sdc.compiler.load import LoraSource, load_checkpoint
 from sdc.compiler.workshop.staging import exclusive
 from sdc.engines.errors import InputError
@@ -85,7 +86,7 @@ def test_grids_have_a_row_for_every_prompt(work: Path) -> None:
 
 
 def test_the_result_is_the_average(work: Path) -> None:
-    saved = torch.load(work / "checkpoint.pt", weights_only=True)["adapters"]
+    saved = torch.load(work / "checkpoint.pt", weights_only=True)["weights"]
     written = load_file(work.with_suffix(".safetensors"))
     assert len(written) == len(saved["target"]) > 50
     assert any(not torch.equal(saved["target"][name], saved["student"][name]) for name in saved["target"])
@@ -221,8 +222,7 @@ def test_one_unet_plays_three_roles(model: Path) -> None:
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    settings = DistillSettings(steps=1000, learning_rate=3.0)
-    found = [learning_rate_at(step, settings) for step in (1, 8, 32, 500, 751, 1000)]
+    found = [learning_rate_at(step, steps=1000, largest=3.0) for step in (1, 8, 32, 500, 751, 1000)]
     assert found == pytest.approx([3 / 32, 0.75, 3.0, 3.0, 1.5, 0.0], abs=1e-4)
 
 

@@ -1,0 +1,82 @@
+"""`sdc compress`: a checkpoint with a smaller UNet, that an export takes like any other."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sdc.compiler.cli.training_arguments import (
+    add_training_arguments,
+    grid_prompts,
+    open_pictures,
+    set_threads,
+    with_arguments,
+)
+from sdc.engines.errors import InputError
+
+SUMMARY = "make a model's UNet smaller: remove channels, and let it recover from the model as it was"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--model", required=True, help='"tiny", "sd15", an id on the hub, a diffusers folder or a file')
+    parser.add_argument(
+        "--weights", choices=("trained", "random"), default="trained", help="random: the architecture, no download"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the smaller model and its report")
+    parser.add_argument("--parameters", type=float, metavar="SHARE", help="of the UNet's that shall go (0.41)")
+    parser.add_argument(
+        "--importance",
+        choices=("fisher", "taylor", "magnitude"),
+        help="of a channel: by second or first order of the error, or by its weights (fisher)",
+    )
+    parser.add_argument(
+        "--budgets",
+        choices=("sensitivity", "uniform"),
+        help="widths of layers by their measured error, or one share for all (sensitivity)",
+    )
+    parser.add_argument(
+        "--student",
+        choices=("same", "base", "small"),
+        help="remove blocks first, as BK-SDM does: one of two pairs in each stage, and the middle too (same: none)",
+    )
+    parser.add_argument("--multiple", type=int, help="of channels that are kept: 1, 8, 16 or 32 (8)")
+    parser.add_argument("--rounds", type=int, help="of pruning (3)")
+    parser.add_argument("--round-steps", type=int, metavar="N", help="of recovery between rounds (200)")
+    parser.add_argument("--recover-steps", type=int, metavar="N", help="of recovery at the end (5000; 4000 for tiny)")
+    parser.add_argument("--probe-rows", type=int, metavar="N", help="latents to measure on (128; 512 for tiny)")
+    parser.add_argument("--batch", type=int, help="pictures a step (16; 64 for tiny)")
+    parser.add_argument("--learning-rate", type=float, help="the largest (5e-5; 1e-3 for tiny)")
+    parser.add_argument(
+        "--guidance", metavar="LOW:HIGH", help="range of scales at which guided predictions are compared (1:9; 1:3)"
+    )
+    parser.add_argument("--feature-weight", type=float, help="of the loss on what each stage gives (0.1)")
+    add_training_arguments(parser, data_required=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compress; progress goes to standard error, the report to standard output."""
+    from sdc.compiler.compress.compress import compress
+    from sdc.compiler.compress.settings import settings_for
+    from sdc.compiler.distill.training_loop import Reporting
+    from sdc.compiler.load import load_checkpoint
+
+    if args.out.exists():
+        raise InputError(f"{args.out} is there already", hint="remove it, or name another folder with --out")
+    if not args.out.absolute().parent.is_dir():
+        raise InputError(f"{args.out} cannot be written", hint="name a folder in one that exists")
+    settings = with_arguments(settings_for(args.model), args)
+    set_threads(args.threads)
+    checkpoint = load_checkpoint(args.model, weights=args.weights)
+    pictures = None if args.data is None else open_pictures(args, checkpoint, settings.seed)
+    reporting = Reporting(
+        args.work or args.out.with_name(f"{args.out.name}.work"),
+        [] if pictures is None else grid_prompts(args.model, pictures),
+        checkpoint_every=args.checkpoint_every,
+        grid_every=args.grid_every,
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    report = compress(checkpoint, pictures, settings, out=args.out, reporting=reporting)
+    print(f"{report.to_text()}\nnext: sdc export --model {args.out}")
+    return 0

@@ -1,0 +1,1 @@
+"""`sdc compress`: smaller networks, from a checkpoint to a checkpoint."""

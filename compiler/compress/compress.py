@@ -1,0 +1,314 @@
+"""`sdc compress`: removes channels of a UNet in rounds, lets it recover from its teacher, and writes a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from diffusers import UNet2DConditionModel
+
+from sdc.compiler.compress.blocks import remove_blocks
+from sdc.compiler.compress.preview import save_side_by_side
+from sdc.compiler.compress.probes import Probe, make_probe, spread_timesteps
+from sdc.compiler.compress.prune import UnetState
+from sdc.compiler.compress.quality import Quality, measure_quality
+from sdc.compiler.compress.recovery import PAIRED_SHARE, RecoveryBatch, recovery_loss
+from sdc.compiler.compress.report import Report, write_report
+from sdc.compiler.compress.rounds import prune_round
+from sdc.compiler.compress.settings import CompressSettings
+from sdc.compiler.distill.pictures import Pictures
+from sdc.compiler.distill.progress_files import Checkpoint as SavedRun
+from sdc.compiler.distill.progress_files import LossLog, load_checkpoint_of
+from sdc.compiler.distill.settings import learning_rate_at
+from sdc.compiler.distill.training_data import TrainingData
+from sdc.compiler.distill.training_loop import CHECKPOINT, LOSSES, Reporting, Training, descend, run_steps
+from sdc.compiler.load import Checkpoint
+from sdc.compiler.load.save import save_checkpoint
+from sdc.compiler.tiny.memory_layout import channels_last
+from sdc.compiler.workshop.staging import exclusive, staged_folder
+from sdc.engines.errors import InputError
+from sdc.engines.schedule_config import schedule_from_config
+
+STUDENT, AVERAGE = "student", "average"
+
+PROBE_STEP = 1 << 40
+"""Steps from here on are draws of probes, so that no training step has the same."""
+
+HELD_OUT_SHARE = 20
+"""One picture in so many is kept from training, for quality; at most as many as a probe has rows."""
+
+
+def compress(
+    checkpoint: Checkpoint,
+    pictures: Pictures | None,
+    settings: CompressSettings,
+    *,
+    out: Path,
+    reporting: Reporting,
+) -> Report:
+    """Make a smaller checkpoint, or go on from what is in the run's folder, and write it with its report.
+
+    A run that is killed and started again gives the same losses and the same files as one that is not, on one machine
+    with one number of threads.
+
+    Args:
+        checkpoint: the teacher; only its UNet becomes smaller.
+        pictures: with captions; None if `settings` need none.
+        settings: of the run.
+        out: the folder, in diffusers' layout; nothing may be there.
+        reporting: of the run.
+
+    Raises:
+        InputError: something is at `out`, the folder of the run is another run's, or the UNet cannot be made so small.
+        NumericalError: the loss is not finite.
+    """
+    if checkpoint.config("unet").get("time_cond_proj_dim") is not None and settings.needs_data:
+        raise InputError(f"{checkpoint.source} is a latent consistency model", hint="compress its base model")
+    if pictures is None and settings.needs_data:
+        raise InputError(
+            "pictures are needed to measure and to recover",
+            hint="give --data, or --importance magnitude --budgets uniform --round-steps 0 --recover-steps 0",
+        )
+
+    def wait() -> None:
+        reporting.tell(f"waiting for another process that works in {reporting.folder}")
+
+    with exclusive(reporting.folder, on_wait=wait), exclusive(out, on_wait=wait):
+        if out.exists():
+            raise InputError(f"{out} is there already", hint="remove it, or name another folder with --out")
+        reporting.folder.mkdir(exist_ok=True)
+        return _Compression(checkpoint, pictures, settings, reporting).run(out)
+
+
+class _Compression:
+    """The networks, the data and the optimiser of one run.
+
+    What the run is in the midst of is `self.rounds` (one entry for each round of pruning that is done), `self.step` and
+    the weights of student and average; everything else follows from these and the settings.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, pictures: Pictures | None, settings: CompressSettings, reporting: Reporting
+    ) -> None:
+        self.checkpoint, self.settings, self.reporting = checkpoint, settings, reporting
+        self.identity = {
+            **settings.to_json(),
+            "data": None if pictures is None else pictures.digest,
+            **{name: checkpoint.digest(name) for name in ("unet", "text_encoder", "vae_encoder")},
+        }
+        saved = load_checkpoint_of(self.identity, reporting.folder / CHECKPOINT)
+        self.accelerator = Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision)
+        self.device = self.accelerator.device
+        self.schedule = schedule_from_config(checkpoint.scheduler_config)
+        self.signal = torch.from_numpy(self.schedule.alphas_cumprod.copy())
+        self.data = None
+        if pictures is not None:
+            self.data = TrainingData(checkpoint, pictures, device=self.device, reporting=reporting)
+        teacher = checkpoint.unet()
+        self.teacher = channels_last(teacher).to(self.device)
+        whole = UnetState(checkpoint.config("unet"), {name: each.cpu() for name, each in teacher.state_dict().items()})
+        self.whole_parameters = whole.parameters
+        self.rounds: list[dict[str, Any]] = []
+        self.step, self.seconds = 0, 0.0
+        self.optimizer_state: dict[str, Any] = {}
+        if saved is None:
+            self.student = self.average = remove_blocks(whole, settings.student)
+            return
+        self.rounds, config = saved.structure["rounds"], saved.structure["config"]
+        self.student, self.average = (UnetState(config, saved.weights[role]) for role in (STUDENT, AVERAGE))
+        self.step, self.seconds, self.optimizer_state = saved.step, saved.seconds, saved.optimizer
+
+    def run(self, out: Path) -> Report:
+        """All that is left to do, then the folder."""
+        phases = self.settings.phases
+        if self.rounds:
+            self.reporting.tell(f"going on after round {len(self.rounds)}, step {self.step}")
+        losses = LossLog(self.reporting.folder / LOSSES, step=self.step)
+        try:
+            while True:
+                done = len(self.rounds)
+                end = sum(phases[:done])
+                if self.step < end:
+                    self._recover(range(self.step + 1, end + 1), phases[done - 1], losses)
+                if done and phases[done - 1]:
+                    self._note_quality("recovered")
+                if done == len(phases):
+                    break
+                self._prune(done + 1)
+        finally:
+            losses.close()
+        return self._write(out, losses.losses)
+
+    def _prune(self, number: int) -> None:
+        """Round `number`, from 1, on the average of the weights."""
+        self.reporting.tell(f"round {number} of {self.settings.rounds}")
+        goal = round(self.whole_parameters * (1 - self.settings.share_after(number)))
+        pruned = prune_round(
+            self.average,
+            self._probe(number),
+            self.settings,
+            goal=goal,
+            seed=self.settings.seed + number,
+            device=self.device,
+            tell=self.reporting.tell,
+        )
+        self.student = self.average = pruned.state
+        self.optimizer_state = {}
+        self.rounds.append({"round": number, "step": self.step, **pruned.to_json()})
+        self._note_quality("pruned")
+        self._save()
+
+    def _probe(self, number: int) -> Probe | None:
+        """Training latents over all timesteps, others in every round."""
+        if self.data is None:
+            return None
+        settings = self.settings
+        drawn = self.data.draw(
+            PROBE_STEP + number, batch=settings.probe_rows, seed=settings.seed, among=self._trained_on()
+        )
+        timesteps = spread_timesteps(settings.probe_rows, len(self.signal), drawn.generator)
+        return self._make_probe(drawn.clean, drawn.noise, timesteps, drawn.captions)
+
+    def _make_probe(self, clean: Any, noise: Any, timesteps: Any, captions: list[str]) -> Probe:
+        assert self.data is not None
+        made = make_probe(
+            clean,
+            noise,
+            timesteps,
+            self.data.encode(captions),
+            signal=self.signal,
+            prediction_type=self.schedule.prediction_type,
+        )
+        sample = made.sample.to(self.device, memory_format=torch.channels_last)
+        return Probe(sample, made.timesteps.to(self.device), made.states, made.truth.to(self.device))
+
+    def _held_out(self) -> int:
+        """Pictures at the end of the data that nothing is learnt from."""
+        assert self.data is not None
+        return min(self.settings.probe_rows, len(self.data.pictures) // HELD_OUT_SHARE)
+
+    def _trained_on(self) -> int:
+        assert self.data is not None
+        return len(self.data.pictures) - self._held_out()
+
+    def _note_quality(self, when: str) -> None:
+        """Add the average's quality to the last round's entry, once."""
+        if self.data is None or when in self.rounds[-1] or self._held_out() == 0:
+            return
+        found = self._quality()
+        self.rounds[-1][when] = found.to_json()
+        self.reporting.tell(f"{when}: the prediction's SNR is {found.student_snr_db:.2f} dB, {found.lost_db:.2f} less")
+
+    def _quality(self) -> Quality:
+        assert self.data is not None
+        begin = self._trained_on()
+        return measure_quality(
+            self.average.build().to(self.device),
+            self.teacher,
+            latents=self.data.latents.mean[begin:],
+            states=self.data.encode([captions[0] for captions in self.data.pictures.captions[begin:]]),
+            schedule=self.schedule,
+            rows=self.settings.batch,
+            seed=self.settings.seed,
+        )
+
+    def _recover(self, steps: range, phase_steps: int, losses: LossLog) -> None:
+        """The steps that are left of a phase of `phase_steps`."""
+        settings, config = self.settings, self.student.config
+        student, average = (_own_network(state, self.device) for state in (self.student, self.average))
+        student.requires_grad_(True)
+        if settings.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+            student.train()  # else diffusers does not checkpoint; SD's networks drop nothing
+        parameters = list(student.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+        if self.optimizer_state:
+            optimizer.load_state_dict(self.optimizer_state)
+        before = steps.stop - 1 - phase_steps
+
+        def optimize(step: int) -> dict[str, float]:
+            with self.accelerator.autocast():
+                loss = recovery_loss(student, self.teacher, self._batch(step), feature_weight=settings.feature_weight)
+            within = step - before
+            rate = learning_rate_at(within, steps=phase_steps, largest=settings.learning_rate)
+            line = descend(loss, parameters, optimizer, accelerator=self.accelerator, step=step, learning_rate=rate)
+            with torch.no_grad():
+                decay = min(settings.average_decay, within / (within + 10))
+                torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
+            return line
+
+        def save(step: int, seconds: float) -> None:
+            self.step, self.seconds, self.optimizer_state = step, seconds, optimizer.state_dict()
+            self.student, self.average = _state(student, config), _state(average, config)
+            self._save()
+
+        def draw(step: int) -> None:
+            self._draw(average, step)
+
+        self.seconds = run_steps(
+            Training(optimize, save, draw), steps, seconds=self.seconds, losses=losses, reporting=self.reporting
+        )
+
+    def _batch(self, step: int) -> RecoveryBatch:
+        """The batch of a step, drawn from generators of its own."""
+        assert self.data is not None
+        settings = self.settings
+        drawn = self.data.draw(step, batch=settings.batch, seed=settings.seed, among=self._trained_on())
+        timesteps = torch.randint(len(self.signal), (settings.batch,), generator=drawn.generator)
+        pairs = max(1, settings.batch // PAIRED_SHARE)
+        low, high = settings.guidance
+        guidance = low + (high - low) * torch.rand(pairs, generator=drawn.generator)
+        probe = self._make_probe(drawn.clean, drawn.noise, timesteps, drawn.captions)
+        return RecoveryBatch(probe, self.data.encode([""]).expand(pairs, -1, -1), guidance.to(self.device))
+
+    def _save(self) -> None:
+        weights = {STUDENT: dict(self.student.weights), AVERAGE: dict(self.average.weights)}
+        structure = {"config": dict(self.student.config), "rounds": self.rounds}
+        saved = SavedRun(self.identity, self.step, self.seconds, weights, self.optimizer_state, structure)
+        saved.save(self.reporting.folder / CHECKPOINT)
+
+    def _draw(self, network: UNet2DConditionModel, step: int) -> None:
+        assert self.data is not None
+        path = self.reporting.folder / f"grid-{step:06}.png"
+        with self.accelerator.autocast():
+            save_side_by_side(
+                path,
+                (self.teacher, network),
+                self.data.vae,
+                self.schedule,
+                prompts=self.reporting.prompts,
+                states=self.data.encode([*self.reporting.prompts, ""]),
+                size=self.data.latent_size,
+                guidance_scale=statistics.fmean(self.settings.guidance),
+            )
+        self.reporting.tell(f"{path}: the teacher's pictures, and the student's of the same noise")
+
+    def _write(self, out: Path, losses: list[float]) -> Report:
+        state = self.average
+        report = Report(
+            model=self.checkpoint.source,
+            settings=self.settings,
+            parameters_before=self.whole_parameters,
+            parameters_after=state.parameters,
+            rounds=self.rounds,
+            last_loss=statistics.fmean(losses[-max(1, self.settings.recover_steps // 10) :]) if losses else None,
+        )
+        with staged_folder(out, durable=False) as folder:
+            save_checkpoint(self.checkpoint, folder, unet=(state.config, state.weights))
+            write_report(report, folder)
+        return report
+
+
+def _own_network(state: UnetState, device: torch.device) -> UNet2DConditionModel:
+    """A network with its own copies of the weights."""
+    return channels_last(copy.deepcopy(state.build())).to(device)
+
+
+def _state(network: UNet2DConditionModel, config: Mapping[str, Any]) -> UnetState:
+    """The network's weights as they are now; on the CPU they are not copied."""
+    return UnetState(config, {name: each.detach().cpu() for name, each in network.state_dict().items()})

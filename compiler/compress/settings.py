@@ -1,0 +1,116 @@
+"""What determines the result of a compression."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from sdc.compiler.distill.settings import PRECISIONS
+from sdc.engines.errors import InputError
+
+Importance = Literal["taylor", "fisher", "magnitude"]
+Budgets = Literal["sensitivity", "uniform"]
+Student = Literal["same", "base", "small"]
+
+MULTIPLES = (1, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class CompressSettings:
+    """How a UNet is made smaller; equal settings, data and model give equal results on one machine.
+
+    Attributes:
+        parameters: share of the UNet's that shall go.
+        importance: what ranks the units of a group; see `importance.py`.
+        budgets: "sensitivity" for a width of each group by its measured error, "uniform" for one share of all.
+        student: "same", or BK-SDM's choice of blocks ("base", "small") to begin with; see `blocks.py`.
+        multiple: of the channels that are kept.
+        rounds: in which channels are removed.
+        round_steps: of recovery between rounds.
+        recover_steps: of recovery after the last round.
+        probe_rows: noisy latents that importance and sensitivity are measured on.
+        batch: pictures a step.
+        learning_rate: the largest; see `learning_rate_at`.
+        guidance: smallest and largest guidance scale at which guided predictions are compared, 1 being none.
+        feature_weight: of the loss on the blocks' outputs, beside that on the prediction.
+        average_decay: of the averaged weights, which are the result.
+        seed: of batches, noise and probes.
+        precision: "fp32", or "bf16" for autocast of the networks.
+        gradient_checkpointing: less memory, more time; the same losses.
+    """
+
+    parameters: float = 0.41
+    importance: Importance = "fisher"
+    budgets: Budgets = "sensitivity"
+    student: Student = "same"
+    multiple: int = 8
+    rounds: int = 3
+    round_steps: int = 200
+    recover_steps: int = 5000
+    probe_rows: int = 128
+    batch: int = 16
+    learning_rate: float = 5e-5
+    guidance: tuple[float, float] = (1.0, 9.0)
+    feature_weight: float = 0.1
+    average_decay: float = 0.999
+    seed: int = 0
+    precision: str = "fp32"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.parameters < 1:
+            raise InputError(f"the share of parameters must be between 0 and 1, found {self.parameters:g}")
+        for name, kinds in (("importance", Importance), ("budgets", Budgets), ("student", Student)):
+            if getattr(self, name) not in get_args(kinds):
+                known = ", ".join(get_args(kinds))
+                raise InputError(f"unknown {name} {getattr(self, name)!r}", hint=f"choose from {known}")
+        if self.multiple not in MULTIPLES:
+            raise InputError(f"channels cannot be multiples of {self.multiple}", hint=f"choose from {MULTIPLES}")
+        for name, least in (("rounds", 1), ("round_steps", 0), ("recover_steps", 0), ("probe_rows", 1), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be {least} or more, found {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 32:
+            raise InputError(f"the seed must be in 0 to 2**32 - 1, found {self.seed}")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise InputError(f"the learning rate must be above 0, found {self.learning_rate}")
+        low, high = self.guidance
+        if not 1 <= low <= high:
+            raise InputError(f"guidance {low:g}:{high:g} is no range of scales", hint="give LOW:HIGH of 1 or more")
+        if not self.feature_weight >= 0:
+            raise InputError(f"the weight of features must be 0 or more, found {self.feature_weight}")
+        if not 0 <= self.average_decay < 1:
+            raise InputError(f"the average's decay must be in 0 to 1, found {self.average_decay}")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"unknown precision {self.precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether latents of pictures are looked at."""
+        by_weights = self.importance == "magnitude" and self.budgets == "uniform"
+        return not by_weights or self.total_steps > 0
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """Steps of recovery after each round."""
+        return (self.round_steps,) * (self.rounds - 1) + (self.recover_steps,)
+
+    @property
+    def total_steps(self) -> int:
+        """Of recovery, in all phases."""
+        return sum(self.phases)
+
+    def share_after(self, round_: int) -> float:
+        """Share of the parameters that is gone after a round, from 1: each takes an equal share of what is there."""
+        return float(1 - (1 - self.parameters) ** (round_ / self.rounds))
+
+    def to_json(self) -> dict[str, Any]:
+        """As a checkpoint and the report hold it."""
+        return {**asdict(self), "guidance": list(self.guidance)}
+
+
+def settings_for(model: str) -> CompressSettings:
+    """What suits a model: `tiny` has a recipe of its own."""
+    if model == "tiny":
+        return CompressSettings(probe_rows=512, batch=64, learning_rate=1e-3, guidance=(1.0, 3.0), recover_steps=4000)
+    return CompressSettings()

@@ -1,0 +1,173 @@
+"""`sdc compress` as users start it, in processes of their own: killed, started again, and refused."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdc.compiler.cli import main
+from sdc.compiler.load import load_checkpoint
+
+ROUND_STEPS, RECOVER_STEPS = 12, 20
+WHEN = ("pruned", "recovered")
+
+
+def command(model: Path, pictures: Path, out: Path, *more: str) -> list[str]:
+    program = "import sys; from sdc.compiler.cli import main; sys.exit(main())"
+    options = {
+        "--model": model,
+        "--data": pictures,
+        "--out": out,
+        "--parameters": 0.35,
+        "--rounds": 2,
+        "--round-steps": ROUND_STEPS,
+        "--recover-steps": RECOVER_STEPS,
+        "--probe-rows": 6,
+        "--batch": 3,
+        "--multiple": 1,
+        "--learning-rate": 0.001,
+        "--guidance": "1:3",
+        "--checkpoint-every": 5,
+        "--grid-every": 1000,
+        "--threads": 1,
+    }
+    return [sys.executable, "-c", program, "compress", *map(str, sum(options.items(), ())), *more]
+
+
+def lines_of(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def run_until_killed(arguments: list[str], losses: Path, lines: int) -> None:
+    """Start, and kill once so many losses are written."""
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+    try:
+        while lines_of(losses) < lines and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL, "ended before it could be killed"
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole") / "smaller"
+    subprocess.run(command(model, picture_folder, out), check=True, capture_output=True)
+    return out
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    whole: Path, model: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    """Killed within the recovery of each round: the losses and all files are the same."""
+    out, losses = tmp_path / "smaller", tmp_path / "smaller.work" / "losses.jsonl"
+    arguments = command(model, picture_folder, out)
+    for lines in (7, ROUND_STEPS + 8):
+        run_until_killed(arguments, losses, lines)
+        assert lines <= lines_of(losses) < ROUND_STEPS + RECOVER_STEPS
+        assert not out.exists()
+    again = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    assert "going on after round 2, step" in again.stderr
+    assert losses.read_bytes() == (whole.with_name("smaller.work") / "losses.jsonl").read_bytes()
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    for file in files:
+        assert (out / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_the_report_says_what_was_done(whole: Path, model: Path) -> None:
+    report = json.loads((whole / "compression.json").read_text())
+    before, after = (
+        sum(each.numel() for each in load_checkpoint(str(folder)).unet().parameters()) for folder in (model, whole)
+    )
+    assert (report["parameters_before"], report["parameters_after"]) == (before, after)
+    assert 0.35 <= report["removed_share"] < 0.45
+    assert [each["round"] for each in report["rounds"]] == [1, 2]
+    for each in report["rounds"]:
+        assert len(each["pruned"]["timesteps"]) == 10
+        kept = [group["kept"] / group["channels"] for group in each["groups"]]
+        assert len({round(share, 3) for share in kept}) > 2, "one ratio for all"
+    last = report["rounds"][-1]
+    pruned, recovered = (sum(row["difference_from_teacher"] for row in last[when]["timesteps"]) for when in WHEN)
+    assert recovered < 0.95 * pruned, "recovery did not help"
+    text = (whole / "compression.txt").read_text()
+    assert f"{100 * report['removed_share']:.1f} % fewer" in text
+    assert f"{report['rounds'][1]['recovered']['lost_db']:.2f}" in text
+
+
+def test_the_result_is_the_average_of_the_weights(whole: Path) -> None:
+    saved = torch.load(whole.with_name("smaller.work") / "checkpoint.pt", weights_only=True)["weights"]
+    written = load_file(whole / "unet" / "diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(saved["student"][name], written[name]) for name in written)
+    assert all(torch.equal(saved["average"][name], written[name]) for name in written)
+
+
+def test_without_data_by_weights_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "smaller"
+    alone = ["--importance", "magnitude", "--budgets", "uniform", "--recover-steps", "0", "--round-steps", "0"]
+    assert main(["compress", "--model", str(model), "--out", str(out), "--parameters", "0.3", *alone]) == 0
+    assert "% fewer" in capsys.readouterr().out
+    assert load_checkpoint(str(out)).unet() is not None
+    again = ["compress", "--model", str(out), "--out", str(tmp_path / "smallest"), "--parameters", "0.1", *alone]
+    assert main(again) == 0, "a pruned model can be pruned again"
+
+
+@pytest.mark.slow
+def test_bf16_and_gradient_checkpointing(model: Path, picture_folder: Path, tmp_path: Path) -> None:
+    more = ("--precision", "bf16", "--gradient-checkpointing", "--size", "40x48")
+    subprocess.run(command(model, picture_folder, tmp_path / "half", *more), check=True, capture_output=True)
+    assert lines_of(tmp_path / "half.work" / "losses.jsonl") == ROUND_STEPS + RECOVER_STEPS
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--parameters", "0"], "share of parameters must be between 0 and 1, found 0"),
+        (["--parameters", "1"], "share of parameters must be between 0 and 1, found 1"),
+        (["--parameters", "nan"], "share of parameters must be between 0 and 1"),
+        (["--parameters", "0.95"], "parameters shall go, but at most"),
+        (["--multiple", "3"], "channels cannot be multiples of 3"),
+        (["--rounds", "0"], "rounds must be 1 or more, found 0"),
+        (["--recover-steps", "5"], "pictures are needed"),
+        (["--importance", "fisher"], "pictures are needed to measure and to recover; give --data"),
+        (["--guidance", "0:2"], "guidance 0:2 is no range"),
+        (["--learning-rate", "nan"], "learning rate must be above 0"),
+        (["--student", "base"], "BK-SDM's students are of UNets with two layers a block"),
+        (["--out", "nowhere/out"], "name a folder in one that exists"),
+        (["--out", "."], ". is there already; remove it"),
+        (["--model", "nothing"], "unknown model 'nothing'"),
+        (["--data", "nowhere"], "there is no folder nowhere of pictures"),
+        (["--threads", "0"], "--threads must be 1 or more"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    change: list[str],
+    message: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["compress", "--model", str(model), "--out", "out", "--importance", "magnitude", "--budgets", "uniform"]
+    assert main([*arguments, "--recover-steps", "0", "--round-steps", "0", *change]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_with_guidance_as_an_input_is_refused(
+    minimal_folder: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compress", "--model", str(minimal_folder), "--data", str(picture_folder)]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "is a latent consistency model; compress its base model" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""A pruned `tiny` is exported as the whole one is: every fusion finds its sites, and the graph computes the same."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sdc.compiler.compress.channels import find_groups
+from sdc.compiler.compress.prune import UnetState, prune
+from sdc.compiler.load import load_checkpoint
+from sdc.compiler.load.save import save_checkpoint
+from sdc.compiler.trace.export import export_component
+from sdc.passes.base import run_passes
+from sdc.passes.pipeline import canonical_passes, fusion_passes
+
+sys.path.append(str(Path(__file__).parents[2] / "passes"))
+from exported_graphs import load_graph
+
+
+@pytest.fixture(scope="module")
+def pruned_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny` with random units of every group gone, each group at another width."""
+    checkpoint = load_checkpoint("tiny")
+    whole = UnetState(checkpoint.config("unet"), checkpoint.unet().state_dict())
+    groups, random = find_groups(whole.build_empty()), np.random.default_rng(1)
+    kept = {
+        group.name: np.sort(random.choice(group.units, random.choice(group.kept_units(8)[1:]), replace=False))
+        for group in groups
+    }
+    pruned = prune(whole, groups, kept)
+    folder = tmp_path_factory.mktemp("pruned") / "tiny"
+    save_checkpoint(checkpoint, folder, unet=(pruned.config, pruned.weights))
+    return folder
+
+
+def fused_operators(model: ir.Model) -> Counter[str]:
+    run_passes((*canonical_passes(), *fusion_passes("unet")), model)
+    return Counter(node.op_type for node in model.graph)
+
+
+def test_all_fusion_sites_are_found(pruned_tiny: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(str(pruned_tiny))
+    configs = {name: checkpoint.config(name) for name in ("text_encoder", "unet", "vae")}
+    difference = export_component(checkpoint, "unet", configs, tmp_path / "model.onnx")
+    assert difference < 1e-4, "the graph is not the pruned network"
+    found, whole = fused_operators(ir.load(tmp_path / "model.onnx")), fused_operators(load_graph("unet"))
+    assert whole["MultiHeadAttention"] == 22
+    assert found == whole
