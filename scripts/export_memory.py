@@ -11,14 +11,14 @@ which is removed. Two figures, since neither says all:
 - process: the largest resident set of the one process that did the work, pages of files included, from the kernel's
   own high-water mark, so nothing between two samples is missed.
 
-Source: Linux, proc(5): ``RssAnon``, ``RssShmem`` and ``RssFile`` of /proc/PID/status; getrusage(2) for the last row.
+Source: Linux, proc(5): ``RssAnon``, ``RssShmem``, ``RssFile`` and ``VmHWM`` of /proc/PID/status. The mark is reset
+before each stage, and with it what getrusage(2) tells, so the last row has the largest of the stages.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import resource
 import sys
 import tempfile
 import threading
@@ -126,7 +126,7 @@ def print_table(stages: list[tuple[StageRecord, Resident]]) -> None:
         name = f"**{record.name}**" if tree.held_bytes == peak else record.name
         sizes = map(gibibytes, (tree.held_bytes, tree.file_bytes, record.peak_memory_bytes))
         print(markdown_row(name, f"{record.seconds:.0f}", *sizes))
-    largest = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    largest = max(record.peak_memory_bytes for record, _ in stages)
     seconds = sum(record.seconds for record, _ in stages)
     print(markdown_row("all", f"{seconds:.0f}", gibibytes(peak), "", gibibytes(largest)))
 
