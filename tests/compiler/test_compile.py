@@ -159,7 +159,7 @@ def test_interrupted_export_cleans_up_and_says_one_word(
     exporter = warm.with_own_cache(tmp_path / "cache", emptied="build")
     out = tmp_path / "out" / "bundle"
     process = exporter.start(out, precision="int8")
-    read_until(process, "check fp16")  # every build is still to come
+    read_until(process, "calibrate unet")  # every build is still to come
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
@@ -233,10 +233,10 @@ def test_bundles_carry_the_buffers_of_their_engines(warm: Exporter) -> None:
 def test_a_hoisted_part_runs_while_the_unet_is_loaded(warm: Exporter) -> None:
     plan = plan_pictures(open_bundle(warm.cache.parent / "fp32"), "ort-cpu", Request(40, 40, 1, 5.0))
     prompt, unet = (next(each for each in plan.stages if each.component == name) for name in ("unet_prompt", "unet"))
-    own = {name: engine.memory.written.arena.bytes for name, engine in plan.engines.items()}
-    weights = {name: engine.weight_bytes for name, engine in plan.engines.items()}
-    assert prompt.released_bytes == weights["unet"] + weights["unet_prompt"] + own["unet_prompt"] + prompt.input_bytes
-    assert unet.released_bytes == weights["unet"] + own["unet"] + unet.input_bytes
+    own = {name: engine.activation_bytes for name, engine in plan.engines.items()}
+    held = {name: engine.held.weight_bytes + engine.held.graph_bytes for name, engine in plan.engines.items()}
+    assert prompt.released_bytes == held["unet"] + held["unet_prompt"] + own["unet_prompt"] + prompt.input_bytes
+    assert unet.released_bytes == held["unet"] + own["unet"] + unet.input_bytes
     assert plan.released_bytes == max(stage.released_bytes for stage in plan.stages) < plan.peak.total_bytes
 
 
@@ -252,7 +252,7 @@ def test_deepcache_builds_the_unet_alone_anew(warm: Exporter, tmp_path: Path, ca
     assert shallow == {"unet_shallow/model.onnx", "unet_shallow/model.onnx_data"}
     changed = {name for name in plain if found[name] != plain[name]}
     reports = {f"reports/{name}.json" for name in ("export", "memory", "passes")}
-    assert changed == {"sdc.json", "unet/model.onnx", *reports}
+    assert changed == {"sdc.json", "request.json", "unet/model.onnx", *reports}
     assert found.keys() - plain.keys() == shallow
     with load(out, "ort-cpu") as pipe:
         whole, cached = (pipe("a bag", steps=4, seed=1, deepcache=interval)[0] for interval in (1, 2))
@@ -318,11 +318,11 @@ def test_both_unets_are_planned_to_be_in_memory(warm: Exporter, tmp_path: Path) 
         "unet_shallow",
     ]
     assert "unet_shallow" not in {stage.component for stage in without.stages}
-    weights = {name: engine.weight_bytes for name, engine in plan.engines.items()}
-    own = plan.engines["unet_shallow"].memory.written.arena.bytes
-    both = weights["unet"] + weights["unet_shallow"]
-    assert stages["unet_shallow"].released_bytes == both + own + stages["unet_shallow"].input_bytes
+    unet, shallow = (plan.engines[name] for name in ("unet", "unet_shallow"))
+    both = sum(engine.held.weight_bytes + engine.held.graph_bytes for engine in (unet, shallow))
+    own = shallow.activation_bytes + stages["unet_shallow"].input_bytes
+    assert stages["unet_shallow"].released_bytes == both + own
     assert "unet_shallow" in stages["unet_prompt"].loaded
-    assert plan.peak.weight_bytes == without.peak.weight_bytes + weights["unet_shallow"]
+    assert plan.peak.weight_bytes == without.peak.weight_bytes + shallow.held.weight_bytes
     with pytest.raises(InputError, match="has no shallow UNet; export it with --deepcache"):
         plan_pictures(open_bundle(warm.cache.parent / "fp32"), "ort-cpu", Request(40, 40, 1, 5.0, deepcache=True))
