@@ -141,7 +141,7 @@ def _load(shop: Workshop, request: ExportRequest) -> Opened:
     if request.base_digests not in (None, opened.base_digests):
         raise InputError(
             f"{request.source.model} is another checkpoint now than the one that the bundle was made from",
-            hint="bring that one back, or export this one",
+            hint=f"bring that one back ({opened.entry.source} is what was found), or export this one",
         )
     return opened
 
@@ -229,7 +229,15 @@ def _check_half(
     assert plan.half_key is not None
     inputs = _drawing(request, opened, plan, exported)
     entry = shop.produce("check fp16", "check-fp16", plan.half_key, check_half_stage, inputs, reports=True)
+    # Where all targets have a component in bfloat16, it holds whatever float32 does.
+    bfloat16 = {
+        name
+        for name in COMPONENTS
+        if all(component_precision(name, request.precision, each) == Format.BF16.value for each in request.targets)
+    }
     for name, overflow in entry.result.items():
+        if name in bfloat16:
+            continue
         log.warning(
             "%s: node %r reaches %.3g and float16 holds 65504; %d nodes around such values stay in float32",
             name,

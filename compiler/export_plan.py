@@ -32,7 +32,7 @@ QUANTISED = ("unet",)
 HOISTED_FROM = ("unet",)
 """Components that run in a loop: what does not change in it is taken out, and what changes little may be cached."""
 
-EXPORT_SOURCES = ("sdc.compiler.trace", "sdc.compiler.load")
+EXPORT_SOURCES = ("sdc.compiler.trace", "sdc.compiler.load", "sdc.compiler.build.built")
 EXPORT_TOOLS = ("torch", "diffusers", "transformers", "onnxscript", "onnx-ir", "onnx", "peft")
 CALIBRATE_SOURCES = (
     "sdc.compiler.calibration",
@@ -85,6 +85,7 @@ class ExportRequest:
         shards: number of engines that the UNet is cut into, which run one after another; None leaves it whole.
         other_weights: whether the calibration table and the plan may be those of the same layers with other weights.
         base_digests: by component, of the checkpoint without LoRAs; another one is refused. None takes any.
+        prompts: to draw with where no file of prompts is given; None for the model's own.
     """
 
     source: Source
@@ -98,6 +99,7 @@ class ExportRequest:
     shards: int | None = None
     other_weights: bool = False
     base_digests: Mapping[str, str] | None = None
+    prompts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,7 @@ def plan_export(request: ExportRequest, opened: Opened, overflows: Mapping[str, 
         {name: digest_of(["export", *exporting, digests[name], specs[name].to_json()]) for name in COMPONENTS}
         for digests in (opened.digests, opened.base_digests)
     )
-    file = request.calibration.prompts_file
-    prompts = None if file is None else read_prompts(file)
+    prompts = prompts_of(request)
     calibration_key = None
     # What is found before precisions are chosen does not depend on the choice.
     asked = replace(request.precision, plan=None) if request.precision.name == AUTO else request.precision
@@ -252,6 +253,16 @@ def formats_on(target: Target, precision: PrecisionRequest) -> frozenset[Format]
     formats = precision.formats()
     substituted = in_float32(target) and not formats <= FLOATING
     return formats - (FLOATING - {Format.FP32}) | {Format.FP32} if substituted else formats
+
+
+def prompts_of(request: ExportRequest) -> tuple[str, ...] | None:
+    """What calibration and the check of float16 draw; None for the model's own.
+
+    Raises:
+        InputError: the file of prompts cannot be used.
+    """
+    file = request.calibration.prompts_file
+    return request.prompts if file is None else read_prompts(file)
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

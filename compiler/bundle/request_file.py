@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdc.compiler.calibration.options import CalibrationOptions
-from sdc.compiler.export_plan import ExportRequest
+from sdc.compiler.export_plan import ExportRequest, prompts_of
 from sdc.compiler.lora_argument import FoldedLora
 from sdc.compiler.precision.planning import AUTO, PrecisionRequest
 from sdc.compiler.stages import Opened, Source
@@ -44,7 +44,7 @@ class StoredRequest:
 
 def request_json(request: ExportRequest, opened: Opened) -> dict[str, Any]:
     """Plain JSON values; `read_request` is the inverse."""
-    source, calibration = request.source, request.calibration
+    source, calibration, prompts = request.source, request.calibration, prompts_of(request)
     return {
         "model": _lasting_name(source.model, opened.entry.source),
         "weights": source.weights,
@@ -62,6 +62,7 @@ def request_json(request: ExportRequest, opened: Opened) -> dict[str, Any]:
             "method": calibration.method,
             "symmetric": calibration.symmetric,
             "correct_bias": calibration.correct_bias,
+            "prompts": None if prompts is None else list(prompts),
         },
     }
 
@@ -111,6 +112,7 @@ def read_request(bundle: Bundle) -> StoredRequest:
         shards=_optional(root.member("shards"), lambda value: value.integer(2)),
         other_weights=True,
         base_digests=_texts(root.member("checkpoint")),
+        prompts=_optional(calibration.member("prompts"), lambda value: tuple(each.text() for each in value.elements())),
     )
     return StoredRequest(request, tuple(_read_lora(each) for each in root.member("loras").elements()))
 

@@ -75,6 +75,11 @@ def compress(
             hint="give --data, or --importance magnitude --budgets uniform --round-steps 0 --recover-steps 0",
         )
 
+    if reporting.folder.resolve().is_relative_to(out.resolve()):
+        raise InputError(
+            f"the run's folder {reporting.folder} is in the result's place, {out}", hint="name another --work"
+        )
+
     def wait() -> None:
         reporting.tell(f"waiting for another process that works in {reporting.folder}")
 

@@ -149,7 +149,10 @@ def _compile(toolchain: Toolchain, library: Path) -> Path | str:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         output = Path(folder) / library.name
         command = toolchain.command(output)
-        built = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+        # In a session of its own: an interrupt of ours, which may come while another thread builds, is none of its.
+        built = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, start_new_session=True
+        )
         if built.returncode != 0:
             lines = (built.stderr or built.stdout).splitlines()
             said = next((line for line in lines if "error" in line), f"exit status {built.returncode}")

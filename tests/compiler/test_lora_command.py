@@ -177,8 +177,13 @@ def there_and_back(place: Workplace, bundle: Path, folder: Path) -> Path:
 
 def test_options_of_the_export_are_kept(place: Workplace, tmp_path: Path) -> None:
     calibration = ("--no-bias-correction", "--calibration", "max", "--smooth-quant", "0.5:1")
-    place.export(tmp_path / "base", "--deepcache", "1", "--no-fuse", *calibration)
-    there_and_back(place, tmp_path / "base", tmp_path)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a bag\na red coat\n")
+    place.export(tmp_path / "base", "--deepcache", "1", "--no-fuse", "--calibration-prompts", prompts, *calibration)
+    prompts.unlink()
+    changed = there_and_back(place, tmp_path / "base", tmp_path)
+    again = request_with_loras(changed, LoraChange(clear=True), tmp_path / "again")
+    assert again.prompts == ("a bag", "a red coat"), "float16 is checked with what it was checked with"
     table = read_table(tmp_path / "base/calibration/unet.json")
     assert table.smoothing is not None
     assert table.smoothing.factors, "nothing was smoothed, so that it shows nothing"

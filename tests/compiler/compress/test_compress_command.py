@@ -148,6 +148,8 @@ def test_bf16_and_gradient_checkpointing(model: Path, picture_folder: Path, tmp_
         (["--model", "nothing"], "unknown model 'nothing'"),
         (["--data", "nowhere"], "there is no folder nowhere of pictures"),
         (["--threads", "0"], "--threads must be 1 or more"),
+        (["--work", "out/work"], "the run's folder out/work is in the result's place, out; name another --work"),
+        (["--work", "out"], "the run's folder out is in the result's place, out; name another --work"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
