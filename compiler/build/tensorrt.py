@@ -70,7 +70,7 @@ def build_tensorrt(component: Component, target: Target, folder: Path) -> BuiltE
     )
 
 
-class _PlanFile(trt.IStreamWriter):  # type: ignore[misc]
+class _PlanFile(trt.IStreamWriter):  # type: ignore[misc]  # tensorrt_rtx has no types: its classes are Any
     """Takes a plan in parts: as a whole it would be in memory once more."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -82,7 +82,7 @@ class _PlanFile(trt.IStreamWriter):  # type: ignore[misc]
         return self._file.write(data)
 
 
-class _Messages(trt.ILogger):  # type: ignore[misc]
+class _Messages(trt.ILogger):  # type: ignore[misc]  # likewise
     """Keeps TensorRT's errors for our own, and passes the rest on to the log."""
 
     LEVELS: Mapping[Any, int] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from sdc.compiler.compress.blocks import remove_blocks

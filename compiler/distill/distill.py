@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate import Accelerator
 
 from sdc.compiler.distill.adapters import LoraRoles
 from sdc.compiler.distill.consistency import Batch

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sdc.compiler.distill.progress_files import LossLog

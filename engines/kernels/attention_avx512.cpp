@@ -45,31 +45,7 @@ size_t packed_bytes(const SdcAttention& attention) {
     return (2 * packed_words(attention) * sizeof(uint32_t) + 63) / 64 * 64;
 }
 
-/// What a block works in, each [rows][16 · vectors].
-struct Scratch {
-    uint32_t* queries;        ///< head_size / 2 rows: pairs of features
-    float* scores;            ///< kKeysPerBlock rows
-    uint32_t* probabilities;  ///< kKeysPerBlock / 2 rows: pairs of keys
-    float* outputs;           ///< head_size rows
-};
-
-size_t scratch_bytes(const SdcAttention& attention) {
-    const int64_t rows = attention.head_size / 2 + kKeysPerBlock + kKeysPerBlock / 2 + attention.head_size;
-    return static_cast<size_t>(rows * kQueriesPerBlock) * sizeof(float);
-}
-
-Scratch split_scratch(std::byte* memory, int64_t head_size) {
-    auto* words = reinterpret_cast<uint32_t*>(memory);
-    Scratch scratch{};
-    scratch.queries = words;
-    words += head_size / 2 * kQueriesPerBlock;
-    scratch.scores = reinterpret_cast<float*>(words);
-    words += kKeysPerBlock * kQueriesPerBlock;
-    scratch.probabilities = words;
-    words += kKeysPerBlock / 2 * kQueriesPerBlock;
-    scratch.outputs = reinterpret_cast<float*>(words);
-    return scratch;
-}
+size_t scratch_bytes(const SdcAttention& attention) { return bytes_of_scratch(attention.head_size, 2); }
 
 /// Queries as [pairs of features][16 · vectors]; rows behind the last query are zero.
 template <int vectors>
@@ -193,7 +169,7 @@ SDC_AVX512 void attend_block(const SdcAttention& attention, int64_t batch, int64
     const auto* keys = reinterpret_cast<const uint32_t*>(packed);
     const uint32_t* values = keys + packed_words(attention);
     const float log2_scale = attention.scale * kLog2E;
-    const Scratch scratch = split_scratch(memory, head_size);
+    const Scratch scratch = split_scratch(memory, head_size, 2);
     pack_queries<vectors>(attention.query, row_of(attention.query, batch, head, first_query), count, head_size,
                           scratch.queries);
     Softmax<vectors> softmax = {};

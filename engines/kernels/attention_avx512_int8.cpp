@@ -70,31 +70,7 @@ size_t packed_bytes(const SdcAttention& attention) {
     return (layout_of(attention).end * sizeof(uint32_t) + 63) / 64 * 64;
 }
 
-/// What a block works in, each [rows][16 · vectors].
-struct Scratch {
-    uint32_t* queries;        ///< quads rows: four features
-    float* scores;            ///< kKeysPerBlock rows, without the queries' scales
-    uint32_t* probabilities;  ///< kKeysPerBlock / 4 rows: four keys
-    float* outputs;           ///< 4 · quads rows; pairs of features while queries are packed
-};
-
-size_t scratch_bytes(const SdcAttention& attention) {
-    const int64_t rows = 5 * quads_of(attention) + kKeysPerBlock + kKeysPerBlock / 4;
-    return static_cast<size_t>(rows * kQueriesPerBlock) * sizeof(float);
-}
-
-Scratch split_scratch(std::byte* memory, int64_t quads) {
-    auto* words = reinterpret_cast<uint32_t*>(memory);
-    Scratch scratch{};
-    scratch.queries = words;
-    words += quads * kQueriesPerBlock;
-    scratch.scores = reinterpret_cast<float*>(words);
-    words += kKeysPerBlock * kQueriesPerBlock;
-    scratch.probabilities = words;
-    words += kKeysPerBlock / 4 * kQueriesPerBlock;
-    scratch.outputs = reinterpret_cast<float*>(words);
-    return scratch;
-}
+size_t scratch_bytes(const SdcAttention& attention) { return bytes_of_scratch(4 * quads_of(attention), 4); }
 
 /// The features `feature` to `feature` + 15 of a row of bf16; 0 behind the last one.
 SDC_AVX512_INLINE __m512 load_features(const uint16_t* row, int64_t feature, int64_t head_size) {
@@ -335,7 +311,7 @@ SDC_AVX512 void attend_block(const SdcAttention& attention, int64_t batch, int64
     const int64_t queries = std::min(kQueriesPerBlock, attention.queries - first_query);
     const auto* words = reinterpret_cast<const uint32_t*>(packed);
     const auto* floats = reinterpret_cast<const float*>(packed);
-    const Scratch scratch = split_scratch(memory, quads);
+    const Scratch scratch = split_scratch(memory, 4 * quads, 4);
     __m512 logit_scales[vectors];
     pack_queries<vectors>(attention, row_of(attention.query, batch, head, first_query), queries, scratch, logit_scales);
     Softmax<vectors> softmax = {};

@@ -37,6 +37,33 @@ SDC_AVX512_INLINE void load_query_pairs(const SdcTensor& query, const uint16_t* 
     transpose(rows);
 }
 
+/// What a block of queries works in, each [rows][16 · vectors]. A word holds `per_word` features or keys: 2 of bf16, or 4
+/// bytes; `features` is the head size, padded to whole words.
+struct Scratch {
+    uint32_t* queries;        ///< features / per_word rows
+    float* scores;            ///< kKeysPerBlock rows
+    uint32_t* probabilities;  ///< kKeysPerBlock / per_word rows
+    float* outputs;           ///< `features` rows
+};
+
+inline size_t bytes_of_scratch(int64_t features, int64_t per_word) {
+    const int64_t rows = features / per_word + kKeysPerBlock + kKeysPerBlock / per_word + features;
+    return static_cast<size_t>(rows * kQueriesPerBlock) * sizeof(float);
+}
+
+inline Scratch split_scratch(std::byte* memory, int64_t features, int64_t per_word) {
+    auto* words = reinterpret_cast<uint32_t*>(memory);
+    Scratch scratch{};
+    scratch.queries = words;
+    words += features / per_word * kQueriesPerBlock;
+    scratch.scores = reinterpret_cast<float*>(words);
+    words += kKeysPerBlock * kQueriesPerBlock;
+    scratch.probabilities = words;
+    words += kKeysPerBlock / per_word * kQueriesPerBlock;
+    scratch.outputs = reinterpret_cast<float*>(words);
+    return scratch;
+}
+
 /// What is kept of each query between blocks of keys, in lanes.
 template <int vectors>
 struct Softmax {

@@ -11,3 +11,11 @@ def minimal_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from minimal_pipeline import save_minimal_pipeline
 
     return save_minimal_pipeline(tmp_path_factory.mktemp("pipelines"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of an untrained model: v-prediction, 5 latent channels of 10x10, pictures of 40x40."""
+    from minimal_pipeline import save_minimal_pipeline
+
+    return save_minimal_pipeline(tmp_path_factory.mktemp("model"), guidance_width=None)

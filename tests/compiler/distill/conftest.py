@@ -1,30 +1,13 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from minimal_pipeline import save_minimal_pipeline
-from PIL import Image
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder of an untrained model: v-prediction, 5 latent channels of 10x10, pictures of 40x40."""
-    return save_minimal_pipeline(tmp_path_factory.mktemp("model"), guidance_width=None)
+from picture_folders import write_plain_pictures
 
 
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven plain pictures of odd sizes with captions."""
-    folder = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(3)
-    lines = []
-    for index in range(7):
-        name = f"picture {index}.png"
-        pixels = np.broadcast_to(random.integers(256, size=3, dtype=np.uint8), (41 + index, 67 - index, 3))
-        Image.fromarray(np.ascontiguousarray(pixels)).save(folder / name)
-        lines.append(json.dumps({"file_name": name, "text": f"plain picture number {index}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
+    sizes = {f"picture {index}.png": (41 + index, 67 - index) for index in range(7)}
+    return write_plain_pictures(tmp_path_factory.mktemp("pictures"), sizes)

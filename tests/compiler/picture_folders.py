@@ -1,0 +1,22 @@
+"""Folders of pictures with captions, as training takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_plain_pictures(folder: Path, sizes: Mapping[str, tuple[int, int]]) -> Path:
+    """One picture of one colour for each name, of a height and a width."""
+    random = np.random.default_rng(3)
+    lines = []
+    for index, (name, size) in enumerate(sizes.items()):
+        pixels = np.broadcast_to(random.integers(256, size=3, dtype=np.uint8), (*size, 3))
+        Image.fromarray(np.ascontiguousarray(pixels)).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": f"plain picture number {index}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
