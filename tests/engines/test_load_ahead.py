@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -239,21 +241,31 @@ def test_the_unet_is_released_if_it_is_never_needed(loader: Loader) -> None:
     wait_for_threads()
 
 
+def waits_for_an_engine(thread: int) -> bool:
+    """Whether a thread is within `LoadAhead.take`, in the wait itself."""
+    frame = sys._current_frames().get(thread)
+    names = [each.f_code.co_name for each, _ in traceback.walk_stack(frame)]
+    return names[:1] == ["wait"] and "take" in names
+
+
 def test_an_interrupt_while_waiting_leaves_nothing_behind(loader: Loader) -> None:
-    going_on = threading.Event()
+    going_on, main_thread = threading.Event(), threading.main_thread().ident or 0
 
     def interrupt_the_one_who_waits() -> None:
-        while "run text_encoder" not in loader.names():
+        while not waits_for_an_engine(main_thread):
             time.sleep(0.001)
-        time.sleep(0.2)  # the text is encoded: it waits now
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        signal.pthread_kill(main_thread, signal.SIGINT)
         assert going_on.wait(PATIENCE_SECONDS), "the one who waits was not interrupted"
 
     loader.slow = interrupt_the_one_who_waits
     pipe = loader.pipeline()
-    with pytest.raises(KeyboardInterrupt):
-        pipe.denoise(plan(pipe))
-    going_on.set()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pipe.denoise(plan(pipe))
+    finally:
+        signal.signal(signal.SIGINT, before)
+        going_on.set()
     pipe.close()
     assert all(each.closed for each in loader.sessions if each.spec.name == "unet")
     wait_for_threads()
