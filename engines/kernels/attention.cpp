@@ -13,7 +13,7 @@ namespace sdc {
 namespace {
 
 /// The best path first.
-constexpr const Path* kPaths[] = {&kAvx512Int8, &kAvx512Bf16};
+constexpr const Path* kPaths[] = {&kAmxBf16, &kAvx512Int8, &kAvx512Bf16};
 
 const Path* choose_path(const SdcAttention& attention) {
     for (const Path* path : kPaths) {

@@ -28,6 +28,7 @@ struct SdcAttention {
     float scale;
     int32_t causal;
     int32_t eight_bits;  ///< whether products may be of 8-bit integers; they are of bf16 where no path has them
+    int32_t amx;         ///< whether AMX may be used
 };
 
 /// Why no path runs on this processor; null where one does.
@@ -65,6 +66,7 @@ struct Path {
 
 extern const Path kAvx512Bf16;
 extern const Path kAvx512Int8;
+extern const Path kAmxBf16;
 
 /// Where a row of one head begins.
 inline uint16_t* row_of(const SdcTensor& tensor, int64_t batch, int64_t head, int64_t row) {

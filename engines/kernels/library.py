@@ -48,6 +48,7 @@ class _Attention(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("causal", ctypes.c_int32),
         ("eight_bits", ctypes.c_int32),
+        ("amx", ctypes.c_int32),
     )
 
 
@@ -110,6 +111,7 @@ class Kernels:
         scale: float,
         causal: bool = False,
         eight_bits: bool = False,
+        amx: bool = True,
     ) -> None:
         """output = softmax(scale · query · keyᵀ) · value in each head, on the threads of the caller's TBB arena.
 
@@ -137,7 +139,7 @@ class Kernels:
             shapes = ", ".join(str(tuple(rows.shape)) for rows in (query, key, value, output))
             raise InputError(f"query, key, value and output with {heads} heads do not fit each other: {shapes}")
         tensors = (rows.as_tensor(heads) for rows in (query, key, value, output))
-        call = _Attention(*tensors, batch, heads, queries, keys, width // heads, scale, causal, eight_bits)
+        call = _Attention(*tensors, batch, heads, queries, keys, width // heads, scale, causal, eight_bits, amx)
         fault: bytes | None = self._attention(ctypes.byref(call))
         if fault is not None:
             raise InputError(f"attention cannot be computed: {fault.decode()}")
