@@ -85,13 +85,14 @@ void run(const SdcAttention& attention, const Path& path) {
 }  // namespace
 }  // namespace sdc
 
-const char* sdc_attention_unsupported() {
-    return sdc::choose_path({}) ? nullptr : "the processor has no AVX512_BF16 instructions";
+const char* sdc_attention_instructions(const SdcAttention* attention) {
+    const sdc::Path* const path = sdc::choose_path(*attention);
+    return path ? path->instructions : nullptr;
 }
 
 const char* sdc_attention(const SdcAttention* attention) {
     const sdc::Path* const path = sdc::choose_path(*attention);
-    if (!path) return sdc_attention_unsupported();
+    if (!path) return "the processor has no AVX512_BF16 instructions";
     if (const char* fault = sdc::find_fault(*attention)) return fault;
     try {
         tbb::this_task_arena::isolate([&] { sdc::run(*attention, *path); });

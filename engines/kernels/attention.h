@@ -31,8 +31,8 @@ struct SdcAttention {
     int32_t amx;         ///< whether AMX may be used
 };
 
-/// Why no path runs on this processor; null where one does.
-const char* sdc_attention_unsupported();
+/// The instruction set that such an attention is computed with, whatever its sizes; null if this processor has none.
+const char* sdc_attention_instructions(const SdcAttention* attention);
 
 /// Computes one attention on the threads of the caller's TBB arena. Null, or what is wrong with the arguments.
 const char* sdc_attention(const SdcAttention* attention);
@@ -47,6 +47,7 @@ static_assert(kKeysPerChunk % 2 == 0);
 
 /// One instruction set. A head's keys and values are packed once, then used by all of its query blocks.
 struct Path {
+    const char* instructions;
     /// Whether it is for such an attention.
     bool (*takes)(const SdcAttention&);
     /// Whether the processor has its instructions.

@@ -10,13 +10,13 @@
 // The exponentials of one group of keys are computed between the products of the next one: products keep the tile unit
 // busy, exponentials the vector units. Both take about as long for a head of 40 features.
 //
-// Step 2 makes bf16 without a float's detour. Scaled by 128, exponent and fraction of the result are the integer part of
-// 128 · (x + 127), but that the fraction of 2^x is not that of x: a table of 128 bytes holds one for the other. Its error
-// is that of the rounding to bf16. A score far below the reference becomes a negative integer, which saturates to 0.
+// Step 2 makes bf16 without a float on the way. x is rounded to an integer of 16 bits, 256 · (x + 127): its upper byte is the
+// exponent of 2^x, and the lower one says what its fraction is, from a table. That adds an error of up to 1/512 · ln(2),
+// a third of what rounding to bf16 has. A score far below the reference saturates to 0, one far above it to infinity.
 //
 // The reference of a query is the largest of its scores with the first 32 keys, for whatever it is, the quotient at the
 // end is the same, as long as nothing overflows. Where it did, which the sum of the probabilities tells, the block is
-// computed again with the largest score of all. The sum is one more feature of the values, which is 1 for each key.
+// computed again, with the largest score of all for that query. The sum is one more feature of the values, 1 for each key.
 //
 // Source: Intel 64 and IA-32 Architectures Software Developer's Manual, vol. 1, ch. 18 (tiles); Schraudolph, "A Fast,
 // Compact Approximation of the Exponential Function", 1999 (exponents as integers).
@@ -47,12 +47,12 @@ constexpr int64_t kKeysPerGroup = 2 * kTileRows;
 constexpr int64_t kGroupsPerBlock = 64;
 constexpr int64_t kTilesAtOnce = 3;  ///< of features: with two tiles of queries six sums, and two tiles for operands
 constexpr float kLog2E = 1.44269504088896341F;
-constexpr float kFractions = 128.0F;                ///< of bf16 between two powers of two
+constexpr float kFractions = 256.0F;                ///< into which x is rounded between two integers
 constexpr float kExponentOfOne = 127.0F;
 constexpr uint16_t kOne = 0x3f80;                   ///< as bf16
-constexpr uint16_t kInfinity = 0x7f80;
+constexpr uint16_t kExponentBits = 0x7f80;          ///< of bf16
 constexpr float kLargestSum = 0x1p64F;              ///< that sums of outputs bear for any values below 2^63
-constexpr float kLargestLogit = 0x1p22F;            ///< whose 128-fold is an integer of 32 bits
+constexpr float kLargestLogit = 0x1p21F;            ///< whose 256-fold is an integer of 32 bits
 static_assert(kKeysPerChunk % kKeysPerGroup == 0);
 
 int64_t divide_up(int64_t size, int64_t by) { return (size + by - 1) / by; }
@@ -194,12 +194,12 @@ SDC_AMX void pack(const SdcAttention& attention, int64_t batch, int64_t head, in
     words[layout.magnitudes() + first_key / kKeysPerChunk] = static_cast<uint32_t>(_mm512_reduce_max_epi32(largest));
 }
 
-/// Two tiles of queries for each step, [16 queries][pairs of features]; zeros behind the last one. Returns the largest
-/// magnitude.
-SDC_AMX float pack_queries(const SdcAttention& attention, const uint16_t* first, int64_t count, const Layout& layout,
-                           uint32_t* packed) {
-    __m512i largest = _mm512_setzero_si512();
+/// Two tiles of queries for each step, [16 queries][pairs of features]; zeros behind the last one. Each query's largest
+/// magnitude is written with it.
+SDC_AMX void pack_queries(const SdcAttention& attention, const uint16_t* first, int64_t count, const Layout& layout,
+                          uint32_t* packed, float (&magnitudes)[kQueriesPerBlock]) {
     for (int64_t query = 0; query < kQueriesPerBlock; ++query) {
+        __m512i largest = _mm512_setzero_si512();
         const uint16_t* row = first + std::min(query, count - 1) * attention.query.row_stride;
         for (int64_t step = 0; step < layout.steps; ++step) {
             const int64_t pair = step * kLanes;
@@ -209,8 +209,8 @@ SDC_AMX float pack_queries(const SdcAttention& attention, const uint16_t* first,
             const int64_t tile = 2 * step + query / kTileRows;
             _mm512_store_si512(packed + tile * kTileWords + query % kTileRows * kLanes, pairs);
         }
+        magnitudes[query] = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(largest))));
     }
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(largest))));
 }
 
 /// What stands before a load of tiles is in memory: compilers may not know that the instruction reads it.
@@ -247,13 +247,15 @@ SDC_AMX_INLINE void compute_scores(const uint32_t* queries, const uint32_t* keys
     _tile_stored(3, scores + 3 * kTileWords, kTileStride);
 }
 
-/// The largest score of each query with the first `groups` groups of keys; of NaN anything.
-SDC_AMX void find_maxima(const Scratch& scratch, const uint32_t* packed, int64_t groups, const Layout& layout,
+/// The largest score of each query: of the `exact` ones with all keys, of others with the first group; of NaN anything.
+SDC_AMX void find_maxima(const Scratch& scratch, const uint32_t* packed, uint32_t exact, const Layout& layout,
                          float (&maxima)[kQueriesPerBlock]) {
     std::fill_n(maxima, kQueriesPerBlock, -std::numeric_limits<float>::infinity());
+    const int64_t groups = exact ? layout.groups : 1;
     for (int64_t group = 0; group < groups; ++group) {
         compute_scores(scratch.queries, packed + group * layout.group_words(), layout.steps, scratch.scores, [] {});
         for (int64_t query = 0; query < kQueriesPerBlock; ++query) {
+            if (group > 0 && !(exact >> query & 1U)) continue;
             const float* row = scratch.scores + query * kLanes;
             const __m512 larger = _mm512_max_ps(_mm512_load_ps(row), _mm512_load_ps(row + 2 * kTileWords));
             maxima[query] = std::max(maxima[query], _mm512_reduce_max_ps(larger));
@@ -261,13 +263,13 @@ SDC_AMX void find_maxima(const Scratch& scratch, const uint32_t* packed, int64_t
     }
 }
 
-/// The fractions of powers of two: 128 · (2^(i / 128) − 1) for i up to 127.
+/// The fractions of powers of two as bf16 has them: 128 · (2^(i / 256) − 1).
 struct Fractions {
-    alignas(64) uint8_t table[128];
+    alignas(64) uint8_t table[256];
 
     Fractions() {
-        for (int i = 0; i < 128; ++i) {
-            table[i] = static_cast<uint8_t>(std::min(127L, std::lrint((std::exp2(i / 128.0) - 1) * 128)));
+        for (int i = 0; i < 256; ++i) {
+            table[i] = static_cast<uint8_t>(std::min(127L, std::lrint((std::exp2(i / 256.0) - 1) * 128)));
         }
     }
 };
@@ -284,8 +286,9 @@ class Exponentials {
     SDC_AMX_INLINE explicit Exponentials(const Softmax& softmax)
         : scale_(_mm512_set1_ps(softmax.scale)), biases_(softmax.biases) {
         static const Fractions fractions;
-        low_ = _mm512_load_si512(fractions.table);
-        high_ = _mm512_load_si512(fractions.table + 64);
+        for (int quarter = 0; quarter < 4; ++quarter) {
+            fractions_[quarter] = _mm512_load_si512(fractions.table + 64 * quarter);
+        }
     }
 
     /// The group, with its scores and the place of its probabilities.
@@ -315,17 +318,20 @@ class Exponentials {
         const __m512 bias = _mm512_set1_ps(biases_[query]);
         const __m512 low = _mm512_fmadd_ps(_mm512_load_ps(row), scale_, bias);
         const __m512 high = _mm512_fmadd_ps(_mm512_load_ps(row + 2 * kTileWords), scale_, bias);
-        __m512i bits = _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
-        bits = _mm512_min_epu16(bits, _mm512_set1_epi16(kInfinity));
-        const __m512i fractions = _mm512_permutex2var_epi8(low_, bits, high_);  // of each byte's lower seven bits
+        const __m512i whole = _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+        // Of each byte; that of the upper one is not used.
+        const __m512i lower_half = _mm512_permutex2var_epi8(fractions_[0], whole, fractions_[1]);
+        const __m512i upper_half = _mm512_permutex2var_epi8(fractions_[2], whole, fractions_[3]);
+        const __m512i fractions = _mm512_mask_mov_epi8(lower_half, _mm512_movepi8_mask(whole), upper_half);
         constexpr int kSelect = 0xca;
         _mm512_store_si512(probabilities_ + query * kLanes,
-                           _mm512_ternarylogic_epi32(_mm512_set1_epi16(kInfinity), bits, fractions, kSelect));
+                           _mm512_ternarylogic_epi32(_mm512_set1_epi16(kExponentBits), _mm512_srli_epi16(whole, 1),
+                                                     fractions, kSelect));
     }
 
     __m512 scale_;
     const float* biases_;
-    __m512i low_, high_;
+    __m512i fractions_[4];
     const float* scores_ = nullptr;
     uint32_t* probabilities_ = nullptr;
     int64_t query_ = kQueriesPerBlock;
@@ -431,12 +437,12 @@ SDC_AMX_INLINE const float* output_of(const Scratch& scratch, int64_t query, int
     return scratch.outputs + tile * kTileWords + query % kTileRows * kLanes + feature % kLanes;
 }
 
-/// All three steps with references from the first `reference_groups` groups. False if sums overflowed.
-SDC_AMX bool compute_outputs(const Scratch& scratch, const uint32_t* packed, int64_t count, int64_t reference_groups,
-                             const SdcAttention& attention, const Layout& layout) {
+/// All three steps; `exact`: the queries whose reference is their largest score. Returns those whose sums overflowed.
+SDC_AMX uint32_t compute_outputs(const Scratch& scratch, const uint32_t* packed, uint32_t exact,
+                                 const SdcAttention& attention, const Layout& layout) {
     Softmax softmax{};
     softmax.scale = attention.scale * kLog2E * kFractions;
-    find_maxima(scratch, packed, reference_groups, layout, softmax.biases);
+    find_maxima(scratch, packed, exact, layout, softmax.biases);
     for (float& bias : softmax.biases) bias = kExponentOfOne * kFractions - bias * softmax.scale;
     for (int64_t group = 0; group < layout.groups; group += kGroupsPerBlock) {
         const int64_t groups = std::min(kGroupsPerBlock, layout.groups - group);
@@ -445,11 +451,12 @@ SDC_AMX bool compute_outputs(const Scratch& scratch, const uint32_t* packed, int
         settle_memory();
         add_values(scratch, block + layout.values(), groups, layout, group == 0);
     }
-    for (int64_t query = 0; query < count; ++query) {
+    uint32_t overflowed = 0;
+    for (int64_t query = 0; query < kQueriesPerBlock; ++query) {
         const float sum = *output_of(scratch, query, attention.head_size);
-        if (!(sum > 0.0F && sum < kLargestSum)) return false;
+        if (!(sum > 0.0F && sum < kLargestSum)) overflowed |= 1U << query;
     }
-    return true;
+    return overflowed;
 }
 
 /// outputs / sums → bf16 rows. `poison` is added to what outputs are multiplied with.
@@ -498,28 +505,31 @@ SDC_AMX void attend(const SdcAttention& attention, int64_t batch, int64_t head, 
     const Tiles tiles;
     const Layout layout = layout_of(attention);
     const auto* words = reinterpret_cast<const uint32_t*>(packed);
-    const auto* magnitudes = reinterpret_cast<const float*>(packed) + layout.magnitudes();
+    const auto* key_magnitudes = reinterpret_cast<const float*>(packed) + layout.magnitudes();
     const int64_t count = std::min(kQueriesPerBlock, attention.queries - first_query);
     const Scratch scratch = split_scratch(memory, layout);
     const uint16_t* first = row_of(attention.query, batch, head, first_query);
-    const float largest_query = pack_queries(attention, first, count, layout, scratch.queries);
+    float query_magnitudes[kQueriesPerBlock];
+    pack_queries(attention, first, count, layout, scratch.queries, query_magnitudes);
     settle_memory();
     float poison = 0.0F;  // NaN if a key is not finite, as integers cannot tell
     float largest_key = 0.0F;
     for (int64_t chunk = 0; chunk < layout.chunks; ++chunk) {
-        poison += 0.0F * magnitudes[chunk];
-        largest_key = std::max(largest_key, magnitudes[chunk]);
+        poison += 0.0F * key_magnitudes[chunk];
+        largest_key = std::max(largest_key, key_magnitudes[chunk]);
     }
-    const float size = static_cast<float>(attention.head_size);
-    const bool estimates = largest_query * largest_key * size * attention.scale * kLog2E < kLargestLogit;
-    if (!estimates || !compute_outputs(scratch, words, count, 1, attention, layout)) {
-        compute_outputs(scratch, words, count, layout.groups, attention, layout);
+    const float largest_sum = largest_key * static_cast<float>(attention.head_size) * attention.scale * kLog2E;
+    uint32_t exact = 0;
+    for (int64_t query = 0; query < kQueriesPerBlock; ++query) {
+        if (!(query_magnitudes[query] * largest_sum < kLargestLogit)) exact |= 1U << query;
     }
+    const uint32_t overflowed = compute_outputs(scratch, words, exact, attention, layout) & ~exact;
+    if (overflowed) compute_outputs(scratch, words, exact | overflowed, attention, layout);
     write_outputs(attention, scratch, count, poison, row_of(attention.output, batch, head, first_query));
 }
 
 }  // namespace
 
-const Path kAmxBf16 = {takes, supported, kQueriesPerBlock, packed_bytes, scratch_bytes, pack, attend};
+const Path kAmxBf16 = {"AMX_BF16", takes, supported, kQueriesPerBlock, packed_bytes, scratch_bytes, pack, attend};
 
 }  // namespace sdc

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdc.engines.environment import kernels_wanted
+from sdc.engines.environment import kernels_may_use_amx, kernels_wanted
 from sdc.engines.errors import InputError
 from sdc.engines.kernels.build import build_kernels, missing_to_build
 
@@ -77,28 +77,41 @@ class Kernels:
 
     Attributes:
         path: its file.
+        amx: whether AMX may be used where the processor has it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, amx: bool = True) -> None:
         """Load a library.
+
+        Args:
+            path: its file.
+            amx: whether AMX may be used.
 
         Raises:
             OSError: it cannot be loaded.
         """
-        self.path = path
+        self.path, self.amx = path, amx
         library = ctypes.CDLL(str(path))
         self._attention = library.sdc_attention
         self._attention.argtypes = (ctypes.POINTER(_Attention),)
         self._attention.restype = ctypes.c_char_p
-        self._unsupported = library.sdc_attention_unsupported
-        self._unsupported.argtypes = ()
-        self._unsupported.restype = ctypes.c_char_p
+        self._instructions = library.sdc_attention_instructions
+        self._instructions.argtypes = (ctypes.POINTER(_Attention),)
+        self._instructions.restype = ctypes.c_char_p
 
-    @property
-    def unsupported(self) -> str | None:
-        """Why this processor cannot run them; None where it can."""
-        reason: bytes | None = self._unsupported()
-        return None if reason is None else reason.decode()
+    def instructions(self, *, causal: bool = False, eight_bits: bool = False) -> str | None:
+        """The instruction set that an attention is computed with: "AMX_BF16", "AVX512_VNNI" or "AVX512_BF16".
+
+        Args:
+            causal: see `attend`.
+            eight_bits: see `attend`.
+
+        Returns:
+            None if the processor has none of them.
+        """
+        call = _Attention(causal=causal, eight_bits=eight_bits, amx=self.amx)
+        name: bytes | None = self._instructions(ctypes.byref(call))
+        return None if name is None else name.decode()
 
     def attend(
         self,
@@ -111,13 +124,12 @@ class Kernels:
         scale: float,
         causal: bool = False,
         eight_bits: bool = False,
-        amx: bool = True,
     ) -> None:
         """output = softmax(scale · query · keyᵀ) · value in each head, on the threads of the caller's TBB arena.
 
         Products are of bf16 and summed in float32; the softmax is computed in float32 and rounded to bf16. With
         `eight_bits`, products are of 8-bit integers, whose scales are found in each call, where the processor has
-        AVX512_VNNI and attention is not causal.
+        AVX512_VNNI, attention is not causal, and AMX, which is faster in bf16, is not there or not to be used.
 
         Args:
             query: [B, Sq, heads · head_size]; likewise `output`.
@@ -139,7 +151,7 @@ class Kernels:
             shapes = ", ".join(str(tuple(rows.shape)) for rows in (query, key, value, output))
             raise InputError(f"query, key, value and output with {heads} heads do not fit each other: {shapes}")
         tensors = (rows.as_tensor(heads) for rows in (query, key, value, output))
-        call = _Attention(*tensors, batch, heads, queries, keys, width // heads, scale, causal, eight_bits, amx)
+        call = _Attention(*tensors, batch, heads, queries, keys, width // heads, scale, causal, eight_bits, self.amx)
         fault: bytes | None = self._attention(ctypes.byref(call))
         if fault is not None:
             raise InputError(f"attention cannot be computed: {fault.decode()}")
@@ -148,7 +160,7 @@ class Kernels:
 def find_kernels() -> Kernels | str:
     """The kernels for this machine, built at the first call on it; or in one line why there are none."""
     with _finding:
-        return _find_kernels() if kernels_wanted() else _SWITCHED_OFF
+        return _find_kernels(kernels_may_use_amx()) if kernels_wanted() else _SWITCHED_OFF
 
 
 def missing_for_kernels() -> str | None:
@@ -157,13 +169,13 @@ def missing_for_kernels() -> str | None:
 
 
 @functools.cache
-def _find_kernels() -> Kernels | str:
+def _find_kernels(amx: bool) -> Kernels | str:
     path = build_kernels()
     if isinstance(path, str):
         log.info("no CPU kernels: %s", path)
         return path
     try:
-        kernels = Kernels(path)
+        kernels = Kernels(path, amx=amx)
     except OSError as error:
         return f"they cannot be loaded: {error}"
-    return kernels.unsupported or kernels
+    return kernels if kernels.instructions() else "the processor has no AVX512_BF16 instructions"

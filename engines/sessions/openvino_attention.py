@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -169,8 +170,11 @@ def replace_attention(
         whole = operators.convert(attention, element_type.to_string())
         whole.set_friendly_name(site.result.get_friendly_name())
         site.result.output(0).replace(whole.output(0))
-    in_bytes = sum(site.settings.eight_bits for site in sites)
-    log.info("%d of %d attentions run in the CPU kernels, %d of them in 8 bits", len(sites), len(found), in_bytes)
+    instructions = Counter(
+        kernels.instructions(causal=site.settings.causal, eight_bits=site.settings.eight_bits) for site in sites
+    )
+    how = ", ".join(f"{count} with {name}" for name, count in instructions.items())
+    log.info("%d of %d attentions run in the CPU kernels: %s", len(sites), len(found), how or "none")
     return replacements
 
 
