@@ -10,9 +10,9 @@
 // The exponentials of one group of keys are computed between the products of the next one: products keep the tile unit
 // busy, exponentials the vector units. Both take about as long for a head of 40 features.
 //
-// Step 2 makes bf16 without a float on the way. x is rounded to an integer of 16 bits, 256 · (x + 127): its upper byte is the
-// exponent of 2^x, and the lower one says what its fraction is, from a table. That adds an error of up to 1/512 · ln(2),
-// a third of what rounding to bf16 has. A score far below the reference saturates to 0, one far above it to infinity.
+// Step 2 makes bf16 without a float on the way. x is rounded to an integer of 16 bits, 128 · (x + 127): its upper half is the
+// exponent of 2^x, and the lower seven bits say what its fraction is, from a table. Rounding x has an error of up to
+// ln(2) / 256, less than bf16's 1/256. A score far below the reference saturates to 0, one far above it to infinity.
 //
 // The reference of a query is the largest of its scores with the first 32 keys, for whatever it is, the quotient at the
 // end is the same, as long as nothing overflows. Where it did, which the sum of the probabilities tells, the block is
@@ -47,12 +47,12 @@ constexpr int64_t kKeysPerGroup = 2 * kTileRows;
 constexpr int64_t kGroupsPerBlock = 64;
 constexpr int64_t kTilesAtOnce = 3;  ///< of features: with two tiles of queries six sums, and two tiles for operands
 constexpr float kLog2E = 1.44269504088896341F;
-constexpr float kFractions = 256.0F;                ///< into which x is rounded between two integers
+constexpr float kFractions = 128.0F;                ///< into which x is rounded between two integers, as bf16 has
 constexpr float kExponentOfOne = 127.0F;
 constexpr uint16_t kOne = 0x3f80;                   ///< as bf16
-constexpr uint16_t kExponentBits = 0x7f80;          ///< of bf16
+constexpr uint16_t kInfinity = 0x7f80;              ///< as bf16: all bits of the exponent
 constexpr float kLargestSum = 0x1p64F;              ///< that sums of outputs bear for any values below 2^63
-constexpr float kLargestLogit = 0x1p21F;            ///< whose 256-fold is an integer of 32 bits
+constexpr float kLargestLogit = 0x1p22F;            ///< whose 128-fold is an integer of 32 bits
 static_assert(kKeysPerChunk % kKeysPerGroup == 0);
 
 int64_t divide_up(int64_t size, int64_t by) { return (size + by - 1) / by; }
@@ -263,13 +263,13 @@ SDC_AMX void find_maxima(const Scratch& scratch, const uint32_t* packed, uint32_
     }
 }
 
-/// The fractions of powers of two as bf16 has them: 128 · (2^(i / 256) − 1).
+/// The fractions of powers of two as bf16 has them: 128 · (2^(i / 128) − 1).
 struct Fractions {
-    alignas(64) uint8_t table[256];
+    alignas(64) uint8_t table[128];
 
     Fractions() {
-        for (int i = 0; i < 256; ++i) {
-            table[i] = static_cast<uint8_t>(std::min(127L, std::lrint((std::exp2(i / 256.0) - 1) * 128)));
+        for (int i = 0; i < 128; ++i) {
+            table[i] = static_cast<uint8_t>(std::min(127L, std::lrint((std::exp2(i / 128.0) - 1) * 128)));
         }
     }
 };
@@ -286,9 +286,8 @@ class Exponentials {
     SDC_AMX_INLINE explicit Exponentials(const Softmax& softmax)
         : scale_(_mm512_set1_ps(softmax.scale)), biases_(softmax.biases) {
         static const Fractions fractions;
-        for (int quarter = 0; quarter < 4; ++quarter) {
-            fractions_[quarter] = _mm512_load_si512(fractions.table + 64 * quarter);
-        }
+        low_ = _mm512_load_si512(fractions.table);
+        high_ = _mm512_load_si512(fractions.table + 64);
     }
 
     /// The group, with its scores and the place of its probabilities.
@@ -318,20 +317,19 @@ class Exponentials {
         const __m512 bias = _mm512_set1_ps(biases_[query]);
         const __m512 low = _mm512_fmadd_ps(_mm512_load_ps(row), scale_, bias);
         const __m512 high = _mm512_fmadd_ps(_mm512_load_ps(row + 2 * kTileWords), scale_, bias);
-        const __m512i whole = _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
-        // Of each byte; that of the upper one is not used.
-        const __m512i lower_half = _mm512_permutex2var_epi8(fractions_[0], whole, fractions_[1]);
-        const __m512i upper_half = _mm512_permutex2var_epi8(fractions_[2], whole, fractions_[3]);
-        const __m512i fractions = _mm512_mask_mov_epi8(lower_half, _mm512_movepi8_mask(whole), upper_half);
-        constexpr int kSelect = 0xca;
-        _mm512_store_si512(probabilities_ + query * kLanes,
-                           _mm512_ternarylogic_epi32(_mm512_set1_epi16(kExponentBits), _mm512_srli_epi16(whole, 1),
-                                                     fractions, kSelect));
+        const __m512i unlimited = _mm512_packus_epi32(_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+        const __m512i whole = _mm512_min_epu16(unlimited, _mm512_set1_epi16(kInfinity));
+        // The lower seven bits of each byte choose a fraction; that for the upper byte is not used.
+        const __m512i fractions = _mm512_permutex2var_epi8(low_, whole, high_);
+        constexpr int kSelect = 0xca;  // first operand ? second : third, bit by bit
+        _mm512_store_si512(
+            probabilities_ + query * kLanes,
+            _mm512_ternarylogic_epi32(_mm512_set1_epi16(kInfinity), whole, fractions, kSelect));
     }
 
     __m512 scale_;
     const float* biases_;
-    __m512i fractions_[4];
+    __m512i low_, high_;  ///< halves of the table
     const float* scores_ = nullptr;
     uint32_t* probabilities_ = nullptr;
     int64_t query_ = kQueriesPerBlock;

@@ -94,7 +94,7 @@ def executed(session) -> list[str]:
     "options",
     [
         {}, {"causal": True}, {"scale": 0.3}, {"mask": 0.0}, {"merged": (0, -1, WIDTH)}, {"element_type": "f16"},
-        {"element_type": "bf16", "scale": 0.2},
+        {"element_type": "bf16", "scale": 0.1875},
     ],
     ids=str,
 )  # fmt: skip
