@@ -7,8 +7,8 @@
 //   2. probabilities          = 2^(scores · scale · log2(e) − reference), as bf16
 //   3. outputs[query][feature] += probabilities · values       once for each kKeysPerBlock keys
 //
-// The exponentials of one group of keys are computed between the products of the next one: products keep the tile unit
-// busy, exponentials the vector units. Both take about as long for a head of 40 features.
+// The exponentials of one group of keys are computed between the tiles' instructions of the next one, as both take about as
+// long for a head of 40 features. They do not overlap well: while tiles are in use, one of two units for floats is not.
 //
 // Step 2 makes bf16 without a float on the way. x is rounded to an integer of 16 bits, 128 · (x + 127): its upper half is the
 // exponent of 2^x, and the lower seven bits say what its fraction is, from a table. Rounding x has an error of up to
@@ -45,6 +45,7 @@ constexpr int64_t kFeaturesPerStep = 32;
 constexpr int64_t kQueriesPerBlock = 2 * kTileRows;
 constexpr int64_t kKeysPerGroup = 2 * kTileRows;
 constexpr int64_t kGroupsPerBlock = 64;
+constexpr int64_t kLoadedSteps = 2;  ///< for which a block's queries stay in tiles
 constexpr int64_t kTilesAtOnce = 3;  ///< of features: with two tiles of queries six sums, and two tiles for operands
 constexpr float kLog2E = 1.44269504088896341F;
 constexpr float kFractions = 128.0F;                ///< into which x is rounded between two integers, as bf16 has
@@ -188,6 +189,10 @@ SDC_AMX void pack(const SdcAttention& attention, int64_t batch, int64_t head, in
     __m512i largest = _mm512_setzero_si512();
     for (int64_t key = first_key; key < last; key += kKeysPerGroup) {
         uint32_t* group = words + key / kKeysPerGroup * layout.group_words();
+        for (int64_t next = key + kKeysPerGroup; next < std::min(key + 2 * kKeysPerGroup, attention.keys); ++next) {
+            prefetch_row(row_of(attention.key, batch, head, next), attention.head_size);
+            prefetch_row(row_of(attention.value, batch, head, next), attention.head_size);
+        }
         largest = _mm512_max_epi32(largest, pack_keys(attention, batch, head, key, layout, group));
         pack_values(attention, batch, head, key, layout, group + layout.values());
     }
@@ -242,9 +247,38 @@ SDC_AMX_INLINE void compute_scores(const uint32_t* queries, const uint32_t* keys
         meanwhile();
     }
     _tile_stored(0, scores, kTileStride);
+    meanwhile();
     _tile_stored(1, scores + 2 * kTileWords, kTileStride);
+    meanwhile();
     _tile_stored(2, scores + kTileWords, kTileStride);
+    meanwhile();
     _tile_stored(3, scores + 3 * kTileWords, kTileStride);
+    meanwhile();
+}
+
+/// Step 1 for one group of keys where queries have kLoadedSteps steps and are in tiles already.
+/// Tiles 0 and 1: scores of 16 keys; 2 and 3: keys; 4 and 5: queries of the first step, 6 and 7: of the second one.
+template <typename Meanwhile>
+SDC_AMX_INLINE void compute_scores_of_loaded(const uint32_t* keys, float* scores, Meanwhile&& meanwhile) {
+#pragma GCC unroll 2
+    for (int64_t tile = 0; tile < 2; ++tile) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_loadd(2, keys + tile * kTileWords, kTileStride);
+        _tile_dpbf16ps(0, 4, 2);
+        meanwhile();
+        _tile_dpbf16ps(1, 5, 2);
+        meanwhile();
+        _tile_loadd(3, keys + (2 + tile) * kTileWords, kTileStride);
+        _tile_dpbf16ps(0, 6, 3);
+        meanwhile();
+        _tile_dpbf16ps(1, 7, 3);
+        meanwhile();
+        _tile_stored(0, scores + 2 * tile * kTileWords, kTileStride);
+        meanwhile();
+        _tile_stored(1, scores + (2 * tile + 1) * kTileWords, kTileStride);
+        meanwhile();
+    }
 }
 
 /// The largest score of each query: of the `exact` ones with all keys, of others with the first group; of NaN anything.
@@ -335,32 +369,42 @@ class Exponentials {
     int64_t query_ = kQueriesPerBlock;
 };
 
-/// Steps 1 and 2 for a block of keys.
-template <int queries_at_once>
-SDC_AMX void compute_probabilities(const Scratch& scratch, const uint32_t* packed, int64_t groups, const Layout& layout,
+/// Steps 1 and 2 for a block of keys, `queries_at_once` exponentials' rows between two of the tiles' instructions.
+template <bool loaded, int queries_at_once>
+SDC_AMX void compute_probabilities(const Scratch& memory, const uint32_t* packed, int64_t groups, const Layout& layout,
                                    const Softmax& softmax) {
-    const Scratch memory = scratch;
     const int64_t group_words = layout.group_words();
     const int64_t steps = layout.steps;
+    float* scores[] = {memory.scores, memory.scores + kScoreWords};
     Exponentials exponentials(softmax);
+    const auto meanwhile = [&]() SDC_AMX { exponentials.compute<queries_at_once>(); };
+    if (loaded) {
+        _tile_loadd(4, memory.queries, kTileStride);
+        _tile_loadd(5, memory.queries + kTileWords, kTileStride);
+        _tile_loadd(6, memory.queries + 2 * kTileWords, kTileStride);
+        _tile_loadd(7, memory.queries + 3 * kTileWords, kTileStride);
+    }
     for (int64_t group = 0; group < groups; ++group) {
-        float* scores = memory.scores + group % 2 * kScoreWords;
-        compute_scores(memory.queries, packed + group * group_words, steps, scores,
-                       [&]() SDC_AMX { exponentials.compute<queries_at_once>(); });
+        const uint32_t* keys = packed + group * group_words;
+        if (loaded) {
+            compute_scores_of_loaded(keys, scores[group % 2], meanwhile);
+        } else {
+            compute_scores(memory.queries, keys, steps, scores[group % 2], meanwhile);
+        }
         exponentials.compute_rest();
-        exponentials.begin(scores, memory.probabilities + group * 2 * kTileWords);
+        exponentials.begin(scores[group % 2], memory.probabilities + group * 2 * kTileWords);
     }
     exponentials.compute_rest();
 }
 
-/// Steps 1 and 2 for a block of keys, with the exponentials spread over the products.
-SDC_AMX void compute_probabilities_by_steps(const Scratch& scratch, const uint32_t* packed, int64_t groups,
-                                            const Layout& layout, const Softmax& softmax) {
-    constexpr decltype(&compute_probabilities<1>) kernels[] = {compute_probabilities<8>, compute_probabilities<4>,
-        compute_probabilities<3>, compute_probabilities<2>};
-    if (layout.steps <= 4) kernels[layout.steps - 1](scratch, packed, groups, layout, softmax);
-    else if (layout.steps < 8) compute_probabilities<2>(scratch, packed, groups, layout, softmax);
-    else compute_probabilities<1>(scratch, packed, groups, layout, softmax);
+/// Steps 1 and 2 for a block of keys.
+SDC_AMX void compute_probabilities(const Scratch& scratch, const uint32_t* packed, int64_t groups, const Layout& layout,
+                                   const Softmax& softmax) {
+    const auto compute = layout.steps == 1             ? compute_probabilities<false, 4>
+                         : layout.steps == kLoadedSteps ? compute_probabilities<true, 3>
+                         : layout.steps <= 6            ? compute_probabilities<false, 2>
+                                                        : compute_probabilities<false, 1>;
+    compute(scratch, packed, groups, layout, softmax);
 }
 
 /// Step 3 for up to kTilesAtOnce tiles of features.
@@ -445,7 +489,7 @@ SDC_AMX uint32_t compute_outputs(const Scratch& scratch, const uint32_t* packed,
     for (int64_t group = 0; group < layout.groups; group += kGroupsPerBlock) {
         const int64_t groups = std::min(kGroupsPerBlock, layout.groups - group);
         const uint32_t* block = packed + group * layout.group_words();
-        compute_probabilities_by_steps(scratch, block, groups, layout, softmax);
+        compute_probabilities(scratch, block, groups, layout, softmax);
         settle_memory();
         add_values(scratch, block + layout.values(), groups, layout, group == 0);
     }
@@ -507,6 +551,9 @@ SDC_AMX void attend(const SdcAttention& attention, int64_t batch, int64_t head, 
     const int64_t count = std::min(kQueriesPerBlock, attention.queries - first_query);
     const Scratch scratch = split_scratch(memory, layout);
     const uint16_t* first = row_of(attention.query, batch, head, first_query);
+    for (int64_t query = 0; query < count; ++query) {
+        prefetch_row(first + query * attention.query.row_stride, attention.head_size);
+    }
     float query_magnitudes[kQueriesPerBlock];
     pack_queries(attention, first, count, layout, scratch.queries, query_magnitudes);
     settle_memory();
