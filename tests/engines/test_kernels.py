@@ -78,7 +78,7 @@ def test_logits_of_any_size(in_bf16, spread):
 
 
 def test_logits_beyond_any_use_give_a_mean_of_values(in_bf16):
-    """Float32 does not tell all of such logits apart, and integers of 32 bits do not hold 128 times their differences."""
+    """Float32 does not tell all such logits apart; integers of 32 bits do not hold 128 times their differences."""
     kernels, _ = in_bf16
     operands = draw((1, 2, 70, 300, 40))
     operands[0] = bits_from_floats((1e6 * floats_from_bits(operands[0])).astype(np.float32))
@@ -90,7 +90,7 @@ def test_logits_beyond_any_use_give_a_mean_of_values(in_bf16):
 
 @pytest.mark.parametrize("key", [3, 40, 299])
 def test_one_key_may_take_all(in_bf16, key):
-    """By a factor that no float holds, wherever it is: with the first keys, or behind what a reference was taken from."""
+    """By a factor that no float holds, wherever it is: among the first keys, or behind all that references know."""
     kernels, _ = in_bf16
     operands = draw((1, 1, 20, 300, 40))
     operands[1][0, key] = bits_from_floats(1000 * floats_from_bits(operands[0][0, 3]))

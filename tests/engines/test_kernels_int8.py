@@ -7,7 +7,6 @@ import pytest
 from attention_reference import SHAPES, attend, attention, bits_from_floats, draw, floats_from_bits, relative_error
 
 
-
 @pytest.fixture(scope="module")
 def kernels(kernels_without_amx):
     """With AMX nothing is in 8 bits."""
