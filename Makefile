@@ -20,15 +20,16 @@ demo: install
 	$(BIN)/sdc inspect build/tiny-int8
 	$(BIN)/python scripts/picture_grid.py build/tiny-int8 --out build/demo.png
 
+# A worker that dies ends the run with the name of its test; if it were replaced, loadfile would wait for ever.
 test: install
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --max-worker-restart 0
 
 # Minutes and gigabytes: weights of SD 1.5's size, other architectures, automatic precisions, sanitizers.
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -o faulthandler_timeout=3600
 
 test-gpu: install
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m gpu -o faulthandler_timeout=3600
 
 # mypy does not see through the editable install, so it gets a folder in which sdc is what its name says.
 check: install

@@ -80,6 +80,7 @@ def test_termination_unwinds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.usefixtures("heeded_interrupt")
 @pytest.mark.parametrize(
     ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )

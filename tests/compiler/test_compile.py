@@ -152,6 +152,7 @@ def test_killed_export_leaves_the_old_bundle_and_the_next_one_succeeds(
     assert not list(exporter.cache.rglob("*.partial-*"))
 
 
+@pytest.mark.usefixtures("heeded_interrupt")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_export_cleans_up_and_says_one_word(
     warm: Exporter, tmp_path: Path, number: signal.Signals, code: int
