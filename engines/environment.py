@@ -33,7 +33,7 @@ def kernels_may_use_amx() -> bool:
 
 
 def kernels_may_normalise() -> bool:
-    """Whether CPU kernels may normalise groups, not compute attention only: ``$SDC_KERNELS`` does not say "attention"."""
+    """Whether CPU kernels may be used for more than attention: ``$SDC_KERNELS`` does not say "attention"."""
     return "attention" not in _kernels()
 
 

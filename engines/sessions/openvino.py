@@ -54,8 +54,8 @@ class OpenVinoSession:
 
     The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
     "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere. In bf16
-    attention and group normalisation run in kernels of our own where there are any (`sdc.engines.kernels`), attention in
-    8 bits where it is quantised.
+    attention and group normalisation run in kernels of our own where there are any (`sdc.engines.kernels`), attention
+    in 8 bits where it is quantised.
     """
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:

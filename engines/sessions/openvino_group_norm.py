@@ -1,7 +1,7 @@
 """Group normalisation of our own kernels inside of an OpenVINO model.
 
-What is normalised lies between convolutions, which keep channels last, but OpenVINO's normalisation wants them first: it
-reorders images in front of it and behind it. All of::
+What is normalised lies between convolutions, which keep channels last, but OpenVINO's normalisation wants them first:
+images are reordered in front of it and behind it. All of::
 
     y = activation(Reshape(MVN(Reshape(x + addend, [0, groups, -1]), axis 2), [B, C, H, W]) · weight + bias)
 
@@ -55,12 +55,14 @@ class _Site:
     """One normalisation in a model.
 
     Attributes:
-        images: what is normalised, without the addend; [B, C, H, W].
+        normalised: images + addend, or the images; an output of a node, [B, C, H, W].
+        images: likewise.
         addend: [B or 1, C, 1, 1]; None for none.
         result: the last node of the pattern; its output is what the operator's takes the place of.
         settings: what is computed.
     """
 
+    normalised: Any
     images: Any
     addend: Any | None
     result: Any
@@ -97,7 +99,7 @@ class KernelGroupNorm(KernelOperator):
             groups=settings.groups,
             epsilon=settings.epsilon,
             silu=settings.silu,
-            addend=Rows(addends[0].ctypes.data, (len(addends[0]), 1, channels)) if addends else None,
+            addend=_rows_of(addends[0]) if addends else None,
         )
         return True
 
@@ -125,6 +127,8 @@ def replace_group_norms(
 
 
 def _replace(site: _Site, kernels: Kernels, replacements: Replacements) -> None:
+    for port in _readers_of_shape(site.normalised):
+        port.replace_source_output(site.images)  # so that nothing needs the sum any more
     inputs = [operators.convert(operators.transpose(site.images, [0, 2, 3, 1]), "bf16")]
     if site.addend is not None:
         inputs.append(operators.convert(site.addend, "bf16"))
@@ -133,6 +137,17 @@ def _replace(site: _Site, kernels: Kernels, replacements: Replacements) -> None:
     whole = operators.transpose(operators.convert(norm, element_type), [0, 3, 1, 2])
     whole.set_friendly_name(site.result.get_friendly_name())
     site.result.output(0).replace(whole.output(0))
+
+
+def _rows_of(addend: np.ndarray) -> Rows:
+    """[B, C, 1, 1] as [B, 1, C]."""
+    batch, channels, height, width = addend.shape
+    return Rows(addend.ctypes.data, (batch, height * width, channels))
+
+
+def _readers_of_shape(value: Any) -> list[Any]:
+    """The inputs of nodes that read a value's shape only."""
+    return [port for port in value.get_target_inputs() if port.get_node().get_type_name() == "ShapeOf"]
 
 
 def _elements(value: Any) -> int:
@@ -161,9 +176,8 @@ def _match(mvn: Any) -> _Site | None:
     if not chain.is_complete:
         return None
     result, silu = _after_silu(chain.value)
-    images, addend = _before_addend(images)
     affine = Affine(chain.weight.astype(np.float32), chain.bias.astype(np.float32))
-    return _Site(images, addend, result, Settings(affine, groups, float(attributes["eps"]), silu))
+    return _Site(images, *_before_addend(images), result, Settings(affine, groups, float(attributes["eps"]), silu))
 
 
 class _Chain:
@@ -241,7 +255,8 @@ def _after_silu(value: Any) -> tuple[Any, bool]:
 def _before_addend(images: Any) -> tuple[Any, Any | None]:
     """x and the addend of x + addend if only the normalisation reads the sum; otherwise what was given, and None."""
     node = images.get_node()
-    if node.get_type_name() != "Add" or sole_reader(images) is None:
+    others = len(images.get_target_inputs()) - len(_readers_of_shape(images)) - 1
+    if node.get_type_name() != "Add" or others:
         return images, None
     for summand, addend in (node.input_values(), node.input_values()[::-1]):
         shape, broadcast = tuple(summand.get_shape()), tuple(addend.get_shape())

@@ -1,4 +1,4 @@
-"""Operators of our own inside of OpenVINO models, written in Python around the CPU kernels, and how models are searched.
+"""Operators of our own inside of OpenVINO models, in Python around the CPU kernels, and how models are searched.
 
 Such an operator cannot be saved in a model, therefore models are patched after they are read.
 """
