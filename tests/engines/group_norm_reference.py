@@ -12,8 +12,9 @@ SHAPES = (
     (1, 515, 960, 32), (2, 63, 2560, 32), (1, 4, 6, 6), (1, 333, 17, 1), (1, 2, 1, 1),
 )  # fmt: skip
 """[B, pixels, channels], groups: around the sizes of chunks, blocks and vectors; 1 to 80 channels a group."""
-TOLERANCE = 1.9e-3
-"""The result is rounded to bf16 with a relative error of up to 2^-8; the mean square of that is 1.66e-3 squared."""
+TOLERANCE = 2.2e-3
+"""The result is rounded to bf16 with a relative error of up to 2^-8; 1.66e-3 on average,
+and a little more by chance where there are few elements."""
 
 
 def draw(shape: tuple[int, int, int, int], *, mean: float = 0.3, seed: int = 5) -> tuple[np.ndarray, Affine]:
