@@ -39,8 +39,8 @@ def convolve(x, channels: int, *, seed: int, element_type: str):
 
 
 def build_model(
-    *, silu: bool = True, element_type: str = "f32", batch_norm: bool = True, time: bool = False, levels: int | None = None,
-    axes=(2,), mode: str = "inside_sqrt", variance: bool = True, group_reader: bool = False,
+    *, silu: bool = True, element_type: str = "f32", batch_norm: bool = True, time: bool = False,
+    levels: int | None = None, axes=(2,), mode: str = "inside_sqrt", variance: bool = True, group_reader: bool = False,
     reader: bool = False, restored: tuple[int, ...] | None = None,
 ) -> openvino.Model:  # fmt: skip
     """Convolution, normalisation, convolution; every precondition of the replacement can be broken."""
