@@ -13,10 +13,12 @@ struct SdcImages {
     int64_t pixel_stride;
 };
 
-/// output = activation((input + addend − mean) / √(variance + epsilon) · weight + bias), where mean and variance are those
-/// of all pixels of a group of neighbouring channels in one image.
+/// output = activation((x − mean) / √(variance + epsilon) · weight + bias) for x = input + summand + addend, where mean and
+/// variance are those of all pixels of a group of neighbouring channels in one image.
 struct SdcGroupNorm {
     SdcImages input;
+    SdcImages summand;    ///< its data is null for zeros
+    SdcImages sum;        ///< where input + summand is written, rounded; may be the output, or one of the two
     SdcImages output;     ///< may be the input
     const float* weight;  ///< [channels]
     const float* bias;    ///< [channels]
@@ -56,7 +58,7 @@ struct Affine {
 
 bool group_norm_supported();
 
-/// Step 1: moments of one chunk of pixels, of the channels of one block. They are written from the block's first channel
+/// Step 1: moments of one chunk of pixels, of the channels of one block, and their sums if there is a summand. Moments are written from the block's first channel
 /// on in the row of that chunk, which `moments` points to.
 void take_moments(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, int64_t first_channel, Moments moments);
 

@@ -2,8 +2,9 @@
 //
 // The lanes of a vector are 16 channels. The image is read twice, for its statistics and to be normalised:
 //
-//   1. moments     of each channel in chunks of 256 pixels: the mean m, and the sum s of squared differences from it. Of
-//                  differences d from the chunk's first pixel, both sums stay in registers:
+//   1. moments     of images, or of the sums of two, which are written then. For each channel in chunks of 256 pixels:
+//                  the mean m, and the sum s of squared differences from it. Of differences d from the chunk's first
+//                  pixel, both sums stay in registers:
 //                      m = first + Σd / n,  s = Σd² − (Σd)² / n
 //   2. per group   the mean M = Σ n·m / N and the variance Σ (s + n·(m − M)²) / N over all of its chunks and channels, in
 //                  double precision; and from them a factor and an offset for each channel:
@@ -37,8 +38,16 @@ float float_from_bits(uint16_t bits) {
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(uint32_t{bits} << 16))));
 }
 
+uint16_t* pixel_of_output(const SdcImages& images, int64_t batch, int64_t pixel) {
+    return const_cast<uint16_t*>(pixel_of(images, batch, pixel));
+}
+
 SDC_AVX512_INLINE __m512 load_floats(const uint16_t* channels, __mmask16 mask) {
     return float_from_low(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, channels)));
+}
+
+SDC_AVX512_INLINE void store_rounded(uint16_t* channels, __mmask16 mask, __m512 values) {
+    _mm256_mask_storeu_epi16(channels, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
 }
 
 /// v / (1 + e^−v). The reciprocal's relative error of 2^−14 is small beside that of bf16.
@@ -47,18 +56,26 @@ SDC_AVX512_INLINE __m512 silu(__m512 v) {
     return _mm512_mul_ps(v, _mm512_rcp14_ps(_mm512_add_ps(power, _mm512_set1_ps(1.0F))));
 }
 
-/// Moments of `vectors` times 16 channels; of the last of them `last_mask` only.
+/// The channels of a block in a chunk of pixels.
+struct Chunk {
+    const uint16_t* pixel;  ///< the first one
+    int64_t stride;
+    int64_t count;
+    __mmask16 last_mask;  ///< of the last 16 channels, those that there are
+};
+
+/// Moments of `vectors` times 16 channels.
 template <int vectors>
-SDC_AVX512 void take_moments_of(const uint16_t* pixel, int64_t stride, int64_t count, __mmask16 last_mask, float* means,
-                                float* squares) {
-    const auto mask = [=](int vector) { return vector == vectors - 1 ? last_mask : __mmask16{0xffff}; };
+SDC_AVX512 void take_moments_of(const Chunk& chunk, float* means, float* squares) {
+    const auto mask = [&](int vector) { return vector == vectors - 1 ? chunk.last_mask : __mmask16{0xffff}; };
+    const uint16_t* pixel = chunk.pixel;
     __m512 first[vectors];
     __m512 sums[vectors] = {};
     __m512 sums_of_squares[vectors] = {};
 #pragma GCC unroll 8
     for (int i = 0; i < vectors; ++i) first[i] = load_floats(pixel + i * kLanes, mask(i));
-    for (int64_t row = 1; row < count; ++row) {
-        pixel += stride;
+    for (int64_t row = 1; row < chunk.count; ++row) {
+        pixel += chunk.stride;
 #pragma GCC unroll 8
         for (int i = 0; i < vectors; ++i) {
             const __m512 difference = _mm512_sub_ps(load_floats(pixel + i * kLanes, mask(i)), first[i]);
@@ -66,7 +83,7 @@ SDC_AVX512 void take_moments_of(const uint16_t* pixel, int64_t stride, int64_t c
             sums_of_squares[i] = _mm512_fmadd_ps(difference, difference, sums_of_squares[i]);
         }
     }
-    const __m512 share = _mm512_set1_ps(1.0F / static_cast<float>(count));
+    const __m512 share = _mm512_set1_ps(1.0F / static_cast<float>(chunk.count));
 #pragma GCC unroll 8
     for (int i = 0; i < vectors; ++i) {
         const __m512 mean = _mm512_mul_ps(sums[i], share);
@@ -77,19 +94,36 @@ SDC_AVX512 void take_moments_of(const uint16_t* pixel, int64_t stride, int64_t c
     }
 }
 
+/// Writes sums of the channels from `first_channel` on, and leaves them in the cache for their moments.
+SDC_AVX512 void add_summand(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, int64_t pixels,
+                            int64_t first_channel, int64_t channels) {
+    for (int64_t row = first_pixel; row < first_pixel + pixels; ++row) {
+        const uint16_t* left = pixel_of(norm.input, batch, row) + first_channel;
+        const uint16_t* right = pixel_of(norm.summand, batch, row) + first_channel;
+        uint16_t* sum = pixel_of_output(norm.sum, batch, row) + first_channel;
+        for (int64_t channel = 0; channel < channels; channel += kLanes) {
+            const __mmask16 mask = first_lanes(channels - channel);
+            store_rounded(sum + channel, mask,
+                          _mm512_add_ps(load_floats(left + channel, mask), load_floats(right + channel, mask)));
+        }
+    }
+}
+
+/// What is normalised, once step 1 is done.
+const SdcImages& sums_of(const SdcGroupNorm& norm) { return norm.summand.data ? norm.sum : norm.input; }
+
 template <bool with_silu>
 SDC_AVX512 void normalise_pixels(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, int64_t pixels,
                                  Affine affine) {
     for (int64_t row = first_pixel; row < first_pixel + pixels; ++row) {
-        const uint16_t* source = pixel_of(norm.input, batch, row);
-        auto* target = const_cast<uint16_t*>(pixel_of(norm.output, batch, row));
+        const uint16_t* source = pixel_of(sums_of(norm), batch, row);
+        uint16_t* target = pixel_of_output(norm.output, batch, row);
         for (int64_t channel = 0; channel < norm.channels; channel += kLanes) {
             const __mmask16 mask = first_lanes(norm.channels - channel);
             const __m512 v = _mm512_fmadd_ps(load_floats(source + channel, mask),
                                              _mm512_maskz_loadu_ps(mask, affine.factors + channel),
                                              _mm512_maskz_loadu_ps(mask, affine.offsets + channel));
-            const __m256bh rounded = _mm512_cvtneps_pbh(with_silu ? silu(v) : v);
-            _mm256_mask_storeu_epi16(target + channel, mask, reinterpret_cast<__m256i>(rounded));
+            store_rounded(target + channel, mask, with_silu ? silu(v) : v);
         }
     }
 }
@@ -109,11 +143,13 @@ void take_moments(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, 
         take_moments_of<5>, take_moments_of<6>, take_moments_of<7>, take_moments_of<8>};
     static_assert(sizeof(kernels) / sizeof(kernels[0]) == kVectors);
     const int64_t channels = std::min(kChannelsPerBlock, norm.channels - first_channel);
+    const int64_t pixels = std::min(kPixelsPerChunk, norm.pixels - first_pixel);
+    if (norm.summand.data) add_summand(norm, batch, first_pixel, pixels, first_channel, channels);
     const int64_t vectors = (channels + kLanes - 1) / kLanes;
-    const auto last_mask = static_cast<__mmask16>((1U << (channels - (vectors - 1) * kLanes)) - 1U);
-    kernels[vectors - 1](pixel_of(norm.input, batch, first_pixel) + first_channel, norm.input.pixel_stride,
-                         std::min(kPixelsPerChunk, norm.pixels - first_pixel), last_mask,
-                         moments.means + first_channel, moments.squares + first_channel);
+    const SdcImages& images = sums_of(norm);
+    const Chunk chunk = {pixel_of(images, batch, first_pixel) + first_channel, images.pixel_stride, pixels,
+                         static_cast<__mmask16>((1U << (channels - (vectors - 1) * kLanes)) - 1U)};
+    kernels[vectors - 1](chunk, moments.means + first_channel, moments.squares + first_channel);
 }
 
 void join_moments(const SdcGroupNorm& norm, int64_t batch, int64_t group, Moments moments, Affine affine) {

@@ -69,6 +69,8 @@ class _GroupNorm(ctypes.Structure):
 
     _fields_ = (
         ("input", _Images),
+        ("summand", _Images),
+        ("sum", _Images),
         ("output", _Images),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -225,6 +227,7 @@ class Kernels:
         epsilon: float,
         silu: bool = False,
         addend: Rows | None = None,
+        summand: tuple[Rows, Rows] | None = None,
     ) -> None:
         """output = activation(normalised(input + addend) · weight + bias), on the threads of the caller's TBB arena.
 
@@ -239,6 +242,8 @@ class Kernels:
             epsilon: added to the variance; not negative.
             silu: whether x · sigmoid(x) follows.
             addend: [B, 1, channels], or [1, 1, channels] for all images; None for zeros.
+            summand: other images that are added to the input first, and where the rounded sum is written, which may be
+                either of them or the output; both like the input. None for zeros.
 
         Raises:
             InputError: sizes that do not fit each other, a negative epsilon.
@@ -246,15 +251,16 @@ class Kernels:
         batch, pixels, channels = input.shape
         addend_shapes = ((batch, 1, channels), (1, 1, channels))
         if (
-            tuple(output.shape) != tuple(input.shape)
+            any(tuple(rows.shape) != tuple(input.shape) for rows in (output, *(summand or ())))
             or affine.weight.shape != (channels,)
             or (addend is not None and tuple(addend.shape) not in addend_shapes)
         ):
-            shapes = ", ".join(str(tuple(rows.shape)) for rows in (input, output, addend) if rows is not None)
+            shapes = ", ".join(str(tuple(rows.shape)) for rows in (input, output, addend, *(summand or ())) if rows)
             raise InputError(f"images and the weights of {len(affine.weight)} channels do not fit each other: {shapes}")
         addend_stride = 0 if addend is None or addend.shape[0] == 1 else addend.as_images().batch_stride
         call = _GroupNorm(
             input.as_images(),
+            *((rows.as_images() for rows in summand) if summand else (_Images(), _Images())),
             output.as_images(),
             affine.weight.ctypes.data,
             affine.bias.ctypes.data,

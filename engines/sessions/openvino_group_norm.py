@@ -16,6 +16,7 @@ The transposes cost nothing: the plugin sees that they are how the images lie al
 
 from __future__ import annotations
 
+import enum
 import logging
 import math
 from collections.abc import Mapping
@@ -40,6 +41,10 @@ log = logging.getLogger(__name__)
 _LEAST_ELEMENTS = 100_000
 
 
+_TO_LAST = [0, 2, 3, 1]
+_TO_FIRST = [0, 3, 1, 2]
+
+
 @dataclass(frozen=True)
 class Settings:
     """A normalisation without its operands; see `Kernels.normalise_groups`."""
@@ -50,56 +55,82 @@ class Settings:
     silu: bool
 
 
+class Sum(enum.Enum):
+    """What is added to images before they are normalised."""
+
+    NOTHING = enum.auto()
+    ADDEND = enum.auto()
+    """[B or 1, C, 1, 1]; nothing else reads the sum."""
+    IMAGES = enum.auto()
+    """[B, C, H, W]."""
+
+
 @dataclass(frozen=True)
 class _Site:
     """One normalisation in a model.
 
     Attributes:
-        normalised: images + addend, or the images; an output of a node, [B, C, H, W].
-        images: likewise.
-        addend: [B or 1, C, 1, 1]; None for none.
+        reshape: the node that forms the groups.
+        add: the node before it if there is a sum, otherwise the same one.
+        order: of the operands of `add`, images first.
+        sum: of which kind.
         result: the last node of the pattern; its output is what the operator's takes the place of.
         settings: what is computed.
     """
 
-    normalised: Any
-    images: Any
-    addend: Any | None
+    reshape: Any
+    add: Any
+    order: tuple[int, ...]
+    sum: Sum
     result: Any
     settings: Settings
 
 
 class KernelGroupNorm(KernelOperator):
-    """images: [B, H, W, C], bf16; addend: [B or 1, C, 1, 1], bf16, or not there → normalised, as the images.
+    """images: [B, H, W, C], bf16 → normalised, as the images.
+
+    With an addend, [B or 1, C, 1, 1] in bf16, as the second input; or with other images, of which the sum is the second
+    output.
 
     Attributes:
         settings: what is computed.
+        sum: what the second input is.
     """
 
-    def __init__(self, settings: Settings, kernels: Kernels, replacements: Replacements, inputs: list[Any]) -> None:
-        self.settings = settings
+    def __init__(
+        self, settings: Settings, sum_: Sum, kernels: Kernels, replacements: Replacements, inputs: list[Any]
+    ) -> None:
+        self.settings, self.sum = settings, sum_
         self._kernels = kernels
         super().__init__(replacements, inputs)
 
     def copy(self, inputs: list[Any]) -> KernelGroupNorm:
         """Another one of the same settings."""
-        return KernelGroupNorm(self.settings, self._kernels, self.replacements, inputs)
+        return KernelGroupNorm(self.settings, self.sum, self._kernels, self.replacements, inputs)
+
+    def validate_and_infer_types(self) -> None:
+        """Both outputs are like the first input."""
+        super().validate_and_infer_types()
+        if self.sum is Sum.IMAGES:
+            self.set_output_type(1, self.get_input_element_type(0), self.get_input_partial_shape(0))
 
     def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
         """Run the kernel on the tensors' own memory."""
-        images, *addends = (tensor.data for tensor in inputs)
-        batch, height, width, channels = images.shape
-        outputs[0].shape = [batch, height, width, channels]
-        shape = (batch, height * width, channels)
+        images, *others = (tensor.data for tensor in inputs)
+        for output in outputs:
+            output.shape = list(images.shape)
+        arrays = (images, *(output.data for output in outputs), *(others if self.sum is Sum.IMAGES else ()))
+        rows, normalised, *summand = (_rows_of(array) for array in arrays)
         settings = self.settings
         self._kernels.normalise_groups(
-            Rows(images.ctypes.data, shape),
-            Rows(outputs[0].data.ctypes.data, shape),
+            rows,
+            normalised,
             settings.affine,
             groups=settings.groups,
             epsilon=settings.epsilon,
             silu=settings.silu,
-            addend=_rows_of(addends[0]) if addends else None,
+            addend=_row_of(others[0]) if self.sum is Sum.ADDEND else None,
+            summand=(summand[1], summand[0]) if summand else None,
         )
         return True
 
@@ -119,7 +150,11 @@ def replace_group_norms(
     if not candidates:
         return
     with static_shapes(model, shapes):
-        found = [(site, _elements(site.images)) for node in candidates if (site := _match(node)) is not None]
+        found = [
+            (site, math.prod(site.reshape.get_input_shape(0)))
+            for node in candidates
+            if (site := _match(node)) is not None
+        ]
     sites = [site for site, elements in found if elements >= _LEAST_ELEMENTS]
     for site in sites:
         _replace(site, kernels, replacements)
@@ -127,19 +162,50 @@ def replace_group_norms(
 
 
 def _replace(site: _Site, kernels: Kernels, replacements: Replacements) -> None:
-    for port in _readers_of_shape(site.normalised):
-        port.replace_source_output(site.images)  # so that nothing needs the sum any more
-    inputs = [operators.convert(operators.transpose(site.images, [0, 2, 3, 1]), "bf16")]
-    if site.addend is not None:
-        inputs.append(operators.convert(site.addend, "bf16"))
-    norm = KernelGroupNorm(site.settings, kernels, replacements, [node.output(0) for node in inputs])
-    element_type = site.result.get_output_element_type(0).to_string()
-    whole = operators.transpose(operators.convert(norm, element_type), [0, 3, 1, 2])
-    whole.set_friendly_name(site.result.get_friendly_name())
-    site.result.output(0).replace(whole.output(0))
+    images, *others = (site.add.input_value(index) for index in site.order)
+    inputs = [_channels_last(images)]
+    if site.sum is Sum.ADDEND:
+        inputs.append(operators.convert(others[0], "bf16").output(0))
+    elif site.sum is Sum.IMAGES:
+        inputs.append(_channels_last(others[0]))
+    norm = KernelGroupNorm(site.settings, site.sum, kernels, replacements, inputs)
+    if site.sum is not Sum.NOTHING:
+        total = site.add.output(0)
+        for port in _readers_of_shape(total):
+            port.replace_source_output(images)  # so that nothing needs the sum for that
+        if site.sum is Sum.IMAGES:
+            _put_in_place_of(total, norm.output(1))
+    _put_in_place_of(site.result.output(0), norm.output(0))
 
 
-def _rows_of(addend: np.ndarray) -> Rows:
+def _channels_last(images: Any) -> Any:
+    """[B, C, H, W] of any type → [B, H, W, C], bf16; of what lay so before, that itself."""
+    node = images.get_node()
+    if node.get_type_name() == "Transpose" and _is_order(node, _TO_FIRST):
+        last = node.input_value(0)
+        return last.get_node().input_value(0) if last.get_node().get_type_name() == "Convert" else last
+    return operators.convert(operators.transpose(images, _TO_LAST), "bf16").output(0)
+
+
+def _is_order(transpose: Any, order: list[int]) -> bool:
+    constant = constant_of(transpose.input_value(1))
+    return constant is not None and constant.tolist() == order
+
+
+def _put_in_place_of(old: Any, images: Any) -> None:
+    """Have all that reads an output, [B, C, H, W], read these images, [B, H, W, C]."""
+    whole = operators.transpose(operators.convert(images, old.get_element_type().to_string()), _TO_FIRST)
+    whole.set_friendly_name(old.get_node().get_friendly_name())
+    old.replace(whole.output(0))
+
+
+def _rows_of(images: np.ndarray) -> Rows:
+    """[B, H, W, C] as [B, H · W, C]."""
+    batch, height, width, channels = images.shape
+    return Rows(images.ctypes.data, (batch, height * width, channels))
+
+
+def _row_of(addend: np.ndarray) -> Rows:
     """[B, C, 1, 1] as [B, 1, C]."""
     batch, channels, height, width = addend.shape
     return Rows(addend.ctypes.data, (batch, height * width, channels))
@@ -148,10 +214,6 @@ def _rows_of(addend: np.ndarray) -> Rows:
 def _readers_of_shape(value: Any) -> list[Any]:
     """The inputs of nodes that read a value's shape only."""
     return [port for port in value.get_target_inputs() if port.get_node().get_type_name() == "ShapeOf"]
-
-
-def _elements(value: Any) -> int:
-    return math.prod(value.get_shape())
 
 
 def _match(mvn: Any) -> _Site | None:
@@ -177,7 +239,7 @@ def _match(mvn: Any) -> _Site | None:
         return None
     result, silu = _after_silu(chain.value)
     affine = Affine(chain.weight.astype(np.float32), chain.bias.astype(np.float32))
-    return _Site(images, *_before_addend(images), result, Settings(affine, groups, float(attributes["eps"]), silu))
+    return _Site(reshape, *_before_sum(reshape), result, Settings(affine, groups, float(attributes["eps"]), silu))
 
 
 class _Chain:
@@ -252,15 +314,19 @@ def _after_silu(value: Any) -> tuple[Any, bool]:
     return value.get_node(), False
 
 
-def _before_addend(images: Any) -> tuple[Any, Any | None]:
-    """x and the addend of x + addend if only the normalisation reads the sum; otherwise what was given, and None."""
-    node = images.get_node()
-    others = len(images.get_target_inputs()) - len(_readers_of_shape(images)) - 1
-    if node.get_type_name() != "Add" or others:
-        return images, None
-    for summand, addend in (node.input_values(), node.input_values()[::-1]):
-        shape, broadcast = tuple(summand.get_shape()), tuple(addend.get_shape())
-        if shape == tuple(images.get_shape()) and broadcast in {(1, shape[1], 1, 1), (shape[0], shape[1], 1, 1)}:
-            # A constant is a convolution's bias, which OpenVINO adds in the convolution.
-            return (images, None) if constant_of(addend) is not None else (summand, addend)
-    return images, None
+def _before_sum(reshape: Any) -> tuple[Any, tuple[int, ...], Sum]:
+    """The node that adds what is normalised, the order of its operands, and of which kind the sum is; see `_Site`."""
+    nothing = (reshape, (0,), Sum.NOTHING)
+    total = reshape.input_value(0)
+    node = total.get_node()
+    if node.get_type_name() != "Add" or any(constant_of(value) is not None for value in node.input_values()):
+        return nothing  # a constant is a convolution's bias, which OpenVINO adds in the convolution
+    shape = tuple(total.get_shape())
+    shapes = [tuple(value.get_shape()) for value in node.input_values()]
+    if shapes == [shape, shape]:
+        return node, (0, 1), Sum.IMAGES
+    others = len(total.get_target_inputs()) - len(_readers_of_shape(total)) - 1
+    order = (0, 1) if shapes[0] == shape else (1, 0)
+    if others or shapes[order[1]] not in {(1, shape[1], 1, 1), (shape[0], shape[1], 1, 1)}:
+        return nothing
+    return node, order, Sum.ADDEND
