@@ -27,7 +27,6 @@ void run(const SdcGroupNorm& norm) {
     // As in attention.cpp: nothing else of the caller's may run in here while it waits, which `isolate` sees to.
     thread_local Workspace workspace;
     const int64_t chunks = blocks(norm.pixels, kPixelsPerChunk);
-    const int64_t channel_blocks = blocks(norm.channels, kChannelsPerBlock);
     const int64_t rows = norm.batch * chunks;
     const auto floats = static_cast<size_t>(2 * (rows + norm.batch) * norm.channels);
     auto* memory = reinterpret_cast<float*>(workspace.reserve(floats * sizeof(float)));
@@ -42,11 +41,10 @@ void run(const SdcGroupNorm& norm) {
         return Affine{affine.factors + batch * norm.channels, affine.offsets + batch * norm.channels};
     };
 
-    tbb::parallel_for(int64_t{0}, rows * channel_blocks, [&](int64_t task) {
-        const int64_t batch = task / channel_blocks / chunks;
-        const int64_t chunk = task / channel_blocks % chunks;
-        take_moments(norm, batch, chunk * kPixelsPerChunk, task % channel_blocks * kChannelsPerBlock,
-                     moments_of(batch, chunk));
+    tbb::parallel_for(int64_t{0}, rows, [&](int64_t task) {
+        const int64_t batch = task / chunks;
+        const int64_t chunk = task % chunks;
+        take_moments(norm, batch, chunk * kPixelsPerChunk, moments_of(batch, chunk));
     });
     tbb::parallel_for(int64_t{0}, norm.batch * norm.groups, [&](int64_t task) {
         const int64_t batch = task / norm.groups;

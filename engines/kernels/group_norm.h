@@ -39,10 +39,8 @@ const char* sdc_group_norm(const SdcGroupNorm* norm);
 
 namespace sdc {
 
-/// Statistics are taken of so many pixels at a time, by one thread, ...
-constexpr int64_t kPixelsPerChunk = 256;
-/// ... and of so many channels, whose sums stay in registers.
-constexpr int64_t kChannelsPerBlock = 128;
+/// Statistics are taken of so many pixels at a time, by one thread.
+constexpr int64_t kPixelsPerChunk = 128;
 
 /// One per channel, or rows of that: [chunks][channels].
 struct Moments {
@@ -58,9 +56,8 @@ struct Affine {
 
 bool group_norm_supported();
 
-/// Step 1: moments of one chunk of pixels, of the channels of one block, and their sums if there is a summand. Moments are written from the block's first channel
-/// on in the row of that chunk, which `moments` points to.
-void take_moments(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, int64_t first_channel, Moments moments);
+/// Step 1: the row of moments of one chunk of pixels; and their sums if there is a summand.
+void take_moments(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, Moments row);
 
 /// Step 2: what one group's pixels are normalised with, from the moments of all chunks of the image.
 void join_moments(const SdcGroupNorm& norm, int64_t batch, int64_t group, Moments moments, Affine affine);

@@ -2,7 +2,7 @@
 //
 // The lanes of a vector are 16 channels. The image is read twice, for its statistics and to be normalised:
 //
-//   1. moments     of images, or of the sums of two, which are written then. For each channel in chunks of 256 pixels:
+//   1. moments     of images, or of the sums of two, which are written then. For each channel in chunks of 128 pixels:
 //                  the mean m, and the sum s of squared differences from it. Of differences d from the chunk's first
 //                  pixel, both sums stay in registers:
 //                      m = first + Σd / n,  s = Σd² − (Σd)² / n
@@ -28,7 +28,8 @@ namespace sdc {
 namespace {
 
 constexpr float kLog2E = 1.44269504088896341F;
-constexpr int kVectors = kChannelsPerBlock / kLanes;
+constexpr int kVectors = 8;  ///< channels whose sums are in registers at a time, in vectors
+constexpr int64_t kChannelsPerBlock = kVectors * kLanes;
 
 const uint16_t* pixel_of(const SdcImages& images, int64_t batch, int64_t pixel) {
     return static_cast<const uint16_t*>(images.data) + batch * images.batch_stride + pixel * images.pixel_stride;
@@ -94,15 +95,14 @@ SDC_AVX512 void take_moments_of(const Chunk& chunk, float* means, float* squares
     }
 }
 
-/// Writes sums of the channels from `first_channel` on, and leaves them in the cache for their moments.
-SDC_AVX512 void add_summand(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, int64_t pixels,
-                            int64_t first_channel, int64_t channels) {
+/// Writes sums, and leaves them in the cache for their moments.
+SDC_AVX512 void add_summand(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, int64_t pixels) {
     for (int64_t row = first_pixel; row < first_pixel + pixels; ++row) {
-        const uint16_t* left = pixel_of(norm.input, batch, row) + first_channel;
-        const uint16_t* right = pixel_of(norm.summand, batch, row) + first_channel;
-        uint16_t* sum = pixel_of_output(norm.sum, batch, row) + first_channel;
-        for (int64_t channel = 0; channel < channels; channel += kLanes) {
-            const __mmask16 mask = first_lanes(channels - channel);
+        const uint16_t* left = pixel_of(norm.input, batch, row);
+        const uint16_t* right = pixel_of(norm.summand, batch, row);
+        uint16_t* sum = pixel_of_output(norm.sum, batch, row);
+        for (int64_t channel = 0; channel < norm.channels; channel += kLanes) {
+            const __mmask16 mask = first_lanes(norm.channels - channel);
             store_rounded(sum + channel, mask,
                           _mm512_add_ps(load_floats(left + channel, mask), load_floats(right + channel, mask)));
         }
@@ -136,20 +136,21 @@ bool group_norm_supported() {
            __builtin_cpu_supports("avx512bf16");
 }
 
-void take_moments(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, int64_t first_channel,
-                  Moments moments) {
+SDC_AVX512 void take_moments(const SdcGroupNorm& norm, int64_t batch, int64_t first_pixel, Moments row) {
     constexpr decltype(&take_moments_of<1>) kernels[] = {
         take_moments_of<1>, take_moments_of<2>, take_moments_of<3>, take_moments_of<4>,
         take_moments_of<5>, take_moments_of<6>, take_moments_of<7>, take_moments_of<8>};
     static_assert(sizeof(kernels) / sizeof(kernels[0]) == kVectors);
-    const int64_t channels = std::min(kChannelsPerBlock, norm.channels - first_channel);
     const int64_t pixels = std::min(kPixelsPerChunk, norm.pixels - first_pixel);
-    if (norm.summand.data) add_summand(norm, batch, first_pixel, pixels, first_channel, channels);
-    const int64_t vectors = (channels + kLanes - 1) / kLanes;
+    if (norm.summand.data) add_summand(norm, batch, first_pixel, pixels);
     const SdcImages& images = sums_of(norm);
-    const Chunk chunk = {pixel_of(images, batch, first_pixel) + first_channel, images.pixel_stride, pixels,
-                         static_cast<__mmask16>((1U << (channels - (vectors - 1) * kLanes)) - 1U)};
-    kernels[vectors - 1](chunk, moments.means + first_channel, moments.squares + first_channel);
+    for (int64_t channel = 0; channel < norm.channels; channel += kChannelsPerBlock) {
+        const int64_t channels = std::min(kChannelsPerBlock, norm.channels - channel);
+        const int64_t vectors = (channels + kLanes - 1) / kLanes;
+        const Chunk chunk = {pixel_of(images, batch, first_pixel) + channel, images.pixel_stride, pixels,
+                             first_lanes(channels - (vectors - 1) * kLanes)};
+        kernels[vectors - 1](chunk, row.means + channel, row.squares + channel);
+    }
 }
 
 void join_moments(const SdcGroupNorm& norm, int64_t batch, int64_t group, Moments moments, Affine affine) {

@@ -3,15 +3,18 @@
 What is normalised lies between convolutions, which keep channels last, but OpenVINO's normalisation wants them first:
 images are reordered in front of it and behind it. All of::
 
-    y = activation(Reshape(MVN(Reshape(x + addend, [0, groups, -1]), axis 2), [B, C, H, W]) · weight + bias)
+    x = images + addend
+    y = activation(Reshape(MVN(Reshape(x, [0, groups, -1]), axis 2), [B, C, H, W]) · weight + bias)
 
-with the affine maps before and behind the second Reshape, with SiLU as the activation or none, and the addend, of
-[B, C, 1, 1], where there is one, becomes one operator on channels last::
+with the affine maps before and behind the second Reshape, and with SiLU as the activation or none, becomes one operator
+on channels last::
 
-    y = Transpose(Convert(KernelGroupNorm(Convert(Transpose(x, [0, 2, 3, 1]), bf16), Convert(addend, bf16)), type of y),
-                  [0, 3, 1, 2])
+    y = first(KernelGroupNorm(last(images), Convert(addend, bf16)))
+    last(x) = Convert(Transpose(x, [0, 2, 3, 1]), bf16);  first(x) = Transpose(Convert(x, type of y), [0, 3, 1, 2])
 
-The transposes cost nothing: the plugin sees that they are how the images lie already.
+The addend, [B, C, 1, 1], may be missing, or be images too, as in residual networks: then x is the second output. The
+transposes cost nothing, as the plugin sees that images lie so already. It does not see it behind a convolution that adds
+images to its result; that is why such sums are computed here.
 """
 
 from __future__ import annotations

@@ -48,8 +48,9 @@ def normalise(
     epsilon: float = 1e-5,
     silu: bool = False,
     addend: np.ndarray | None = None,
+    summand: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """The kernel's normalisation, float32."""
+    """The kernel's normalisation, float32. With a summand and an array for the sum, that is written."""
     output = np.full(images.shape, 0xABCD, np.uint16)
     kernels.normalise_groups(
         rows(images),
@@ -59,5 +60,6 @@ def normalise(
         epsilon=epsilon,
         silu=silu,
         addend=None if addend is None else rows(addend),
+        summand=None if summand is None else (rows(summand[0]), rows(summand[1])),
     )
     return floats_from_bits(output)

@@ -62,6 +62,22 @@ def test_an_addend_is_like_a_sum(kernels, addends):
     assert relative_error(found, expected) < TOLERANCE
 
 
+@pytest.mark.parametrize("shape", [(2, 300, 320, 32), (1, 5, 30, 3)], ids=str)
+def test_the_sum_of_two_images(kernels, shape):
+    """Rounded to bf16 as it is written; and written where the output or an operand is."""
+    images, affine = draw(shape)
+    other = draw(shape, mean=2.0, seed=6)[0]
+    exact = bits_from_floats(floats_from_bits(images) + floats_from_bits(other))
+    expected = normalise(kernels, exact, affine, groups=shape[3], silu=True)
+    total = np.empty_like(images)
+    found = normalise(kernels, images, affine, groups=shape[3], silu=True, summand=(other, total))
+    np.testing.assert_array_equal(total, exact)
+    np.testing.assert_array_equal(found, expected)
+    found = normalise(kernels, images, affine, groups=shape[3], silu=True, summand=(other, other))
+    np.testing.assert_array_equal(other, exact)
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("pixel", [0, 1, 299])
 def test_nan_stays_in_its_group(kernels, pixel, value):
@@ -122,5 +138,7 @@ def test_what_does_not_fit_is_refused(kernels):
         normalise(kernels, images[:, :, :62], affine, groups=31)
     with pytest.raises(InputError, match="do not fit each other"):
         normalise(kernels, images, affine, groups=32, addend=images)
+    with pytest.raises(InputError, match="do not fit each other"):
+        normalise(kernels, images, affine, groups=32, summand=(images, images[:, :9]))
     with pytest.raises(InputError, match="weight and bias must be float32"):
         Affine(affine.weight.astype(np.float64), affine.bias)
