@@ -32,6 +32,11 @@ def kernels_may_use_amx() -> bool:
     return "avx512" not in _kernels()
 
 
+def kernels_may_normalise() -> bool:
+    """Whether CPU kernels may be used for more than attention: ``$SDC_KERNELS`` does not say "attention"."""
+    return "attention" not in _kernels()
+
+
 def _kernels() -> list[str]:
     """The words of ``$SDC_KERNELS``, which commas separate."""
     return os.environ.get("SDC_KERNELS", "").split(",")

@@ -31,8 +31,15 @@ from sdc.engines.processor import CPUINFO, cpu_flags
 log = logging.getLogger(__name__)
 
 SOURCE_FOLDER = Path(__file__).parent
-SOURCES = ("attention.cpp", "attention_avx512.cpp", "attention_avx512_int8.cpp", "attention_amx.cpp")
-HEADERS = ("attention.h", "avx512.h", "softmax_avx512.h")
+SOURCES = (
+    "attention.cpp",
+    "attention_avx512.cpp",
+    "attention_avx512_int8.cpp",
+    "attention_amx.cpp",
+    "group_norm.cpp",
+    "group_norm_avx512.cpp",
+)
+HEADERS = ("attention.h", "avx512.h", "group_norm.h", "softmax_avx512.h", "workspace.h")
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")

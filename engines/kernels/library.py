@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from sdc.engines.environment import kernels_may_use_amx, kernels_wanted
 from sdc.engines.errors import InputError
 from sdc.engines.kernels.build import build_kernels, missing_to_build
@@ -52,13 +54,44 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Images(ctypes.Structure):
+    """`SdcImages` of group_norm.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("pixel_stride", ctypes.c_int64),
+    )
+
+
+class _GroupNorm(ctypes.Structure):
+    """`SdcGroupNorm` of group_norm.h."""
+
+    _fields_ = (
+        ("input", _Images),
+        ("summand", _Images),
+        ("sum", _Images),
+        ("output", _Images),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("addend", ctypes.c_void_p),
+        ("addend_batch_stride", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+        ("pixels", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        ("silu", ctypes.c_int32),
+    )
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Where a bf16 tensor [B, S, heads · head_size] lies.
+    """Where a bf16 tensor [B, S, width] lies: rows of heads · head_size features, or pixels of channels.
 
     Attributes:
         address: of its first element.
-        shape: [B, S, heads · head_size].
+        shape: [B, S, width].
         strides: in elements, of the first two dimensions; the last one's is 1. None for a tensor without gaps.
     """
 
@@ -67,9 +100,34 @@ class Rows:
     strides: tuple[int, int] | None = None
 
     def as_tensor(self, heads: int) -> _Tensor:
-        """The C structure."""
-        batch_stride, row_stride = self.strides or (self.shape[1] * self.shape[2], self.shape[2])
-        return _Tensor(self.address, batch_stride, row_stride, self.shape[2] // heads)
+        """The C structure of features."""
+        return _Tensor(self.address, *self._strides(), self.shape[2] // heads)
+
+    def as_images(self) -> _Images:
+        """The C structure of pixels."""
+        return _Images(self.address, *self._strides())
+
+    def _strides(self) -> tuple[int, int]:
+        return self.strides or (self.shape[1] * self.shape[2], self.shape[2])
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What follows a normalisation, for each channel.
+
+    Attributes:
+        weight: float32, [channels], without gaps.
+        bias: likewise.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = {self.weight.shape, self.bias.shape}
+        whole = all(each.dtype == np.float32 and each.flags.c_contiguous for each in (self.weight, self.bias))
+        if len(shapes) != 1 or self.weight.ndim != 1 or not whole:
+            raise InputError(f"weight and bias must be float32 without gaps, [channels] both, found {shapes}")
 
 
 class Kernels:
@@ -95,6 +153,9 @@ class Kernels:
         self._attention = library.sdc_attention
         self._attention.argtypes = (ctypes.POINTER(_Attention),)
         self._attention.restype = ctypes.c_char_p
+        self._group_norm = library.sdc_group_norm
+        self._group_norm.argtypes = (ctypes.POINTER(_GroupNorm),)
+        self._group_norm.restype = ctypes.c_char_p
         self._instructions = library.sdc_attention_instructions
         self._instructions.argtypes = (ctypes.POINTER(_Attention),)
         self._instructions.restype = ctypes.c_char_p
@@ -155,6 +216,66 @@ class Kernels:
         fault: bytes | None = self._attention(ctypes.byref(call))
         if fault is not None:
             raise InputError(f"attention cannot be computed: {fault.decode()}")
+
+    def normalise_groups(
+        self,
+        input: Rows,
+        output: Rows,
+        affine: Affine,
+        *,
+        groups: int,
+        epsilon: float,
+        silu: bool = False,
+        addend: Rows | None = None,
+        summand: tuple[Rows, Rows] | None = None,
+    ) -> None:
+        """output = activation(normalised(input + addend) · weight + bias), on the threads of the caller's TBB arena.
+
+        Mean and variance are those of each group of neighbouring channels in all pixels of an image, whatever their
+        ratio is; sums are computed in float32 and float64, and rounded to bf16 at the end.
+
+        Args:
+            input: [B, pixels, channels].
+            output: likewise; may be the input.
+            affine: weight and bias of the channels.
+            groups: number of groups; divides that of channels.
+            epsilon: added to the variance; not negative.
+            silu: whether x · sigmoid(x) follows.
+            addend: [B, 1, channels], or [1, 1, channels] for all images; None for zeros.
+            summand: other images that are added to the input first, and where the rounded sum is written, which may be
+                either of them or the output; both like the input. None for zeros.
+
+        Raises:
+            InputError: sizes that do not fit each other, a negative epsilon.
+        """
+        batch, pixels, channels = input.shape
+        addend_shapes = ((batch, 1, channels), (1, 1, channels))
+        if (
+            any(tuple(rows.shape) != tuple(input.shape) for rows in (output, *(summand or ())))
+            or affine.weight.shape != (channels,)
+            or (addend is not None and tuple(addend.shape) not in addend_shapes)
+        ):
+            shapes = ", ".join(str(tuple(rows.shape)) for rows in (input, output, addend, *(summand or ())) if rows)
+            raise InputError(f"images and the weights of {len(affine.weight)} channels do not fit each other: {shapes}")
+        addend_stride = 0 if addend is None or addend.shape[0] == 1 else addend.as_images().batch_stride
+        call = _GroupNorm(
+            input.as_images(),
+            *((rows.as_images() for rows in summand) if summand else (_Images(), _Images())),
+            output.as_images(),
+            affine.weight.ctypes.data,
+            affine.bias.ctypes.data,
+            None if addend is None else addend.address,
+            addend_stride,
+            batch,
+            pixels,
+            channels,
+            groups,
+            epsilon,
+            silu,
+        )
+        fault: bytes | None = self._group_norm(ctypes.byref(call))
+        if fault is not None:
+            raise InputError(f"groups cannot be normalised: {fault.decode()}")
 
 
 def find_kernels() -> Kernels | str:

@@ -288,6 +288,7 @@ def test_touches_no_memory_that_is_not_its_own(toolchain, tmp_path):
         from pathlib import Path
         sys.path.insert(0, sys.argv[2])
         from attention_reference import SHAPES, attend, attention, draw, relative_error
+        import group_norm_reference as group_norms
         from sdc.engines.kernels.library import Kernels
         sides = ((True, False, False), (False, False, False), (False, True, False), (False, False, True))
         for amx, causal, eight_bits in sides:
@@ -298,6 +299,14 @@ def test_touches_no_memory_that_is_not_its_own(toolchain, tmp_path):
                 expected = attention(*operands, heads=shape[1], scale=shape[4] ** -0.5, causal=causal)
                 found = attend(kernels, operands, heads=shape[1], causal=causal, eight_bits=eight_bits)
                 assert relative_error(found, expected) < tolerance, (shape, amx, causal, eight_bits)
+        for shape in group_norms.SHAPES:
+            for silu in (False, True):
+                images, affine = group_norms.draw(shape)
+                options = {"groups": shape[3], "epsilon": 1e-5, "silu": silu, "addend": images[:, :1]}
+                expected = group_norms.group_norm(images, affine, **options)
+                zeros = images * 0
+                found = group_norms.normalise(kernels, images, affine, **options, summand=(zeros, zeros))
+                assert relative_error(found, expected) < group_norms.TOLERANCE, (shape, silu)
         """
     )
     environment = os.environ | {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": ":".join(sys.path)}
