@@ -13,8 +13,8 @@ on channels last::
     last(x) = Convert(Transpose(x, [0, 2, 3, 1]), bf16);  first(x) = Transpose(Convert(x, type of y), [0, 3, 1, 2])
 
 The addend, [B, C, 1, 1], may be missing, or be images too, as in residual networks: then x is the second output. The
-transposes cost nothing, as the plugin sees that images lie so already. It does not see it behind a convolution that adds
-images to its result; that is why such sums are computed here.
+transposes cost nothing, as the plugin sees that images lie so already. It does not see it behind a convolution that
+adds images to its result; that is why such sums are computed here.
 """
 
 from __future__ import annotations
