@@ -11,7 +11,7 @@ import pytest
 from openvino import opset13 as operators
 
 from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.sessions.openvino_group_norm import replace_group_norms
+from sdc.engines.sessions.openvino_group_norm import Sum, replace_group_norms
 from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
@@ -229,3 +229,15 @@ def test_leaves_small_ones_alone_and_shapes_free(kernels):
     assert not replaced(model, kernels, LARGE | {"x": (2, 4, 8, 8)})
     assert replaced(model, kernels)
     assert [port.get_partial_shape() for port in model.inputs] == free
+
+
+def test_a_sum_that_broadcasts_is_left_alone(kernels):
+    """Images of a fixed batch of 1 are like the others where the shapes to tell sizes by have a batch of 1."""
+    x = operators.parameter([-1, CHANNELS, -1, -1], openvino.Type.f32, name="x")
+    for batch, expected in ((-1, Sum.IMAGES), (1, Sum.NOTHING)):
+        other = operators.parameter([batch, CHANNELS, -1, -1], openvino.Type.f32, name="other")
+        model = openvino.Model([normalise(operators.add(x, other))[0]], [x, other], "sum")
+        for port, name in zip(model.inputs, ("x", "other"), strict=True):
+            port.get_tensor().set_names({name})
+        (operator,) = replaced(model, kernels, dict.fromkeys(("x", "other"), (1, CHANNELS, 48, 40)))
+        assert operator.sum is expected
