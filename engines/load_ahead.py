@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 from sdc.engines.session import Preparable, Session
 from sdc.engines.sessions.feeds import Shapes
+from sdc.engines.targets import OPENVINO
+
+
+def loads_unet_ahead(backend: str, *, prefetch: bool) -> bool:
+    """Whether a pipeline loads the UNet while the text encoder runs: only OpenVINO takes long to compile it."""
+    return prefetch and backend == OPENVINO
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sdc.engines.generation import (
     repeat_prompts,
     takes_two_batches,
 )
+from sdc.engines.load_ahead import loads_unet_ahead
 from sdc.engines.manifest import PipelineSettings
 from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.networks import Networks, OnStep
@@ -33,7 +34,6 @@ from sdc.engines.schedule import Schedule, Trajectory
 from sdc.engines.schedule_config import read_schedule
 from sdc.engines.session import Session
 from sdc.engines.specs import SHALLOW, ComponentSpec
-from sdc.engines.targets import OPENVINO
 from sdc.engines.tokenizer import ClipTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ def open_pipeline(
         specs=manifest.components,
         load_session=lambda component: bundle.load_session(component, chosen, threads=threads, prefetch=prefetch),
         keep_loaded=keep_loaded,
-        load_ahead=prefetch and chosen.backend == OPENVINO,
+        load_ahead=loads_unet_ahead(chosen.backend, prefetch=prefetch),
         provenance={
             "model": manifest.model.name,
             "precision": manifest.precision,

@@ -26,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write it as JSON too; - for only that, on standard output"
     )
+    parser.add_argument(
+        "--no-prefetch",
+        action="store_true",
+        help="as `sdc run --no-prefetch` draws; always so with --memory-limit",
+    )
     add_memory_limit(parser)
     parser.add_argument("--report", type=Path, metavar="FILE", help="write an HTML page with the buffers' lifetimes")
 
@@ -49,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         pictures=args.batch,
         guidance_scale=args.guidance,
         deepcache=args.deepcache,
+        prefetch=not args.no_prefetch,
     )
     targets = list(bundle.manifest.targets) if args.target is None else [args.target]
     value: dict[str, Any] = {"bundle": str(args.bundle)}

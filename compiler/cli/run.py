@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     begin = time.perf_counter()
     step_seconds: list[float] = []
     engines: list[str] = []
-    prefetch = not args.no_prefetch and args.memory_limit is None  # what engines take together is not predicted
+    prefetch = not args.no_prefetch and args.memory_limit is None  # engines that are loaded together take more
     with load(args.bundle, args.target, threads=args.threads, keep_loaded=False, prefetch=prefetch) as pipe:
         way = _way(args, pipe.preset)
         generation = pipe.plan(

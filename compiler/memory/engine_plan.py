@@ -35,6 +35,7 @@ class Request:
         guidance_scale: above 1 the UNet gets two rows a picture, unless it takes the guidance as an input.
         deepcache: whether a shallow UNet runs in turn with the whole one.
         measures: what is done to take less memory.
+        prefetch: whether engines are loaded while others run, where the backend gains by it; as `sdc run` does.
     """
 
     height_px: int
@@ -43,6 +44,7 @@ class Request:
     guidance_scale: float
     deepcache: bool = False
     measures: Measures = NO_MEASURES
+    prefetch: bool = True
 
     @property
     def groups(self) -> int:

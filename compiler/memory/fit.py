@@ -26,7 +26,7 @@ _PREDICTED = frozenset({"fp32", "fp16", "bf16", "int8"})
 def fit_pictures(bundle: Bundle, target: str, request: Request, limit_bytes: int) -> tuple[Fit, PicturePlan]:
     """The least that has to be done for `sdc run` to stay below a limit, and the plan with it.
 
-    Each stage takes the first of its measures with which it fits, after none:
+    No engine is loaded while another runs. Each stage takes the first of its measures with which it fits, after none:
 
     1. UNet: fewer pictures at a time, a number that divides them all.
     2. VAE decoder: one picture at a time; then the largest tile that fits: strips across the whole picture, the tallest
@@ -35,7 +35,7 @@ def fit_pictures(bundle: Bundle, target: str, request: Request, limit_bytes: int
     Args:
         bundle: what the pictures are drawn with.
         target: of the bundle.
-        request: what is drawn; its own measures do not count.
+        request: what is drawn; its own measures do not count, nor what it says of loading engines while others run.
         limit_bytes: of the whole process.
 
     Raises:
@@ -50,9 +50,10 @@ def fit_pictures(bundle: Bundle, target: str, request: Request, limit_bytes: int
             "a limit",
             hint="use the target cpu, in int8 or a floating-point precision throughout",
         )
+    request = replace(request, measures=Measures(), prefetch=False)
     usable_bytes = int(limit_bytes * (1 - RESERVE))
     planner = EnginePlanner(bundle, target)
-    plan = plan_with(planner, target, replace(request, measures=Measures()))
+    plan = plan_with(planner, target, request)
     needed: dict[str, int] = {}
     for component in [stage.component for stage in plan.stages]:
         options = _options(component, bundle, plan.request)

@@ -98,6 +98,7 @@ def measure_run(bundle: Path, target: str, request: Request, *, steps: int = 2, 
         arguments += ["--height", request.height_px, "--width", request.width_px, "--out", f"{folder}/a.png"]
         arguments += [] if threads is None else ["--threads", threads]
         arguments += ["--deepcache", steps] if request.deepcache else []
+        arguments += [] if request.prefetch else ["--no-prefetch"]
         command = [sys.executable, "-c", _RUN, *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -174,7 +175,8 @@ def random_feeds(spec: ComponentSpec, sizes: dict[str, int]) -> dict[str, np.nda
 
 
 def _draw(bundle: str, target: str, request: Request, steps: int, threads: int | None, keep_loaded: bool) -> None:
-    with load(bundle, target, verify=False, threads=threads, keep_loaded=keep_loaded) as pipe:
+    loaded = load(bundle, target, verify=False, threads=threads, keep_loaded=keep_loaded, prefetch=request.prefetch)
+    with loaded as pipe:
         pipe(
             "a photo",
             steps=steps,

@@ -30,10 +30,11 @@ def plan_page(title: str, plans: Sequence[PicturePlan]) -> str:
 
 
 def _of_target(plan: PicturePlan) -> list[str]:
+    meanwhile = ", the UNet loaded while the text encoder runs" if plan.loads_ahead else ""
     figures = [
         ("peak", megabytes(plan.peak.total_bytes), f"in {plan.peak.component}"),
         ("one arena for all engines", megabytes(plan.one_arena_bytes), "peak, if they shared it"),
-        ("as sdc run", megabytes(plan.released_bytes), "peak, with engines released in time"),
+        ("as sdc run", megabytes(plan.released_bytes), f"peak, with engines released in time{meanwhile}"),
     ]
     pictures = "".join(
         f"<figure><h3>{escape(name)}</h3>"

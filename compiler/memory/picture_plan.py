@@ -12,6 +12,7 @@ from sdc.compiler.memory.stages import Stage, plan_stages
 from sdc.engines.bundle import Bundle
 from sdc.engines.errors import BundleError, InputError
 from sdc.engines.generation import check_measures, check_pictures
+from sdc.engines.load_ahead import loads_unet_ahead
 from sdc.engines.pipeline import NEEDED
 from sdc.engines.specs import SHALLOW
 from sdc.engines.targets import OPENVINO
@@ -27,6 +28,7 @@ class PicturePlan:
         request: what is drawn.
         engines: all of the target's, by component.
         stages: in the order in which they run; engines stay loaded, unless a figure says otherwise.
+        loads_ahead: whether the UNet is loaded while the text encoder runs.
         process_bytes: of the interpreter and libraries; None where that is not known, and comes on top.
     """
 
@@ -34,6 +36,7 @@ class PicturePlan:
     request: Request
     engines: Mapping[str, EnginePlan]
     stages: tuple[Stage, ...]
+    loads_ahead: bool
     process_bytes: int | None
 
     @property
@@ -53,7 +56,7 @@ class PicturePlan:
 
     @property
     def run_bytes(self) -> int:
-        """What `sdc run` takes as a process, where that is known."""
+        """What `sdc run` takes as a process, where that is known; with ``--no-prefetch`` if the request is without."""
         return self.released_bytes + (self.process_bytes or 0)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class PicturePlan:
             "measures": self.request.measures.to_json(),
             "engines": {name: engine.to_json() for name, engine in self.engines.items()},
             "stages": [stage.to_json() for stage in self.stages],
+            "loads_ahead": self.loads_ahead,
             "peak_bytes": self.peak.total_bytes,
             "peak_stage": self.peak.component,
             "one_arena_bytes": self.one_arena_bytes,
@@ -94,7 +98,8 @@ def plan_with(planner: EnginePlanner, target: str, request: Request) -> PictureP
     running = {name: engine for name, engine in engines.items() if request.deepcache or name != SHALLOW}
     backend = planner.entry.backend
     process_bytes = PROCESS_BYTES if backend == OPENVINO else None
-    return PicturePlan(target, request, engines, plan_stages(running, backend, request), process_bytes)
+    loads_ahead = loads_unet_ahead(backend, prefetch=request.prefetch)
+    return PicturePlan(target, request, engines, plan_stages(running, backend, request), loads_ahead, process_bytes)
 
 
 def check_request(bundle: Bundle, request: Request) -> None:

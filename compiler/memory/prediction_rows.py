@@ -54,12 +54,14 @@ class Course:
         guidance_scale: of the pictures.
         steps: of the pictures.
         threads: of the processor; None leaves it to the backend.
+        prefetch: whether pictures have engines loaded while others run.
     """
 
     target: str
     guidance_scale: float
     steps: int
     threads: int | None
+    prefetch: bool
 
 
 def rows_of(folder: Path, course: Course, sizes_px: Iterable[int], batches: Iterable[int]) -> dict[str, list[Row]]:
@@ -74,7 +76,7 @@ def rows_of(folder: Path, course: Course, sizes_px: Iterable[int], batches: Iter
     batches = tuple(batches)
     for size_px in sizes_px:
         for batch in batches:
-            request = Request(size_px, size_px, batch, course.guidance_scale)
+            request = Request(size_px, size_px, batch, course.guidance_scale, prefetch=course.prefetch)
             check_request(bundle, request)
             plan = plan_with(planner, course.target, request)
             known = {row.key for row in rows[ENGINES]}

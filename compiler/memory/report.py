@@ -23,12 +23,21 @@ def format_plan(plan: PicturePlan) -> str:
             format_table(ENGINE_HEADS, [engine_row(each) for each in plan.engines.values()], words=["sizes"]),
             "",
             format_table(STAGE_HEADS, [stage_row(each) for each in plan.stages], words=["loaded"]),
-            *([] if plan.process_bytes is None else [f"and the process {megabytes(plan.process_bytes)}"]),
             f"peak {megabytes(plan.peak.total_bytes)}, in {plan.peak.component}, if engines stay loaded; "
-            f"{megabytes(plan.released_bytes)} as `sdc run` releases them; with one arena for all that stay "
-            f"{megabytes(plan.one_arena_bytes)}",
+            f"with one arena for all that stay {megabytes(plan.one_arena_bytes)}",
+            _run_line(plan),
         ]
     )
+
+
+def _run_line(plan: PicturePlan) -> str:
+    """What `sdc run` takes, which releases engines, and how it loads them."""
+    command = "`sdc run`" if plan.request.prefetch else "`sdc run --no-prefetch`, and below a limit,"
+    meanwhile = ", and loads the UNet while the text encoder runs" if plan.loads_ahead else ""
+    releases = f"{command} releases engines in time{meanwhile}: {megabytes(plan.released_bytes)}"
+    if plan.process_bytes is None:
+        return releases
+    return f"{releases}, and {megabytes(plan.process_bytes)} the process: {megabytes(plan.run_bytes)} in all"
 
 
 def engine_row(engine: EnginePlan) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sdc.compiler.memory.engine_plan import UNETS, EnginePlan, Request
+from sdc.engines.load_ahead import loads_unet_ahead
 from sdc.engines.specs import HOISTED
 from sdc.engines.targets import OPENVINO, TENSORRT_RTX
 
@@ -72,21 +73,31 @@ class Stage:
 
 
 def plan_stages(engines: Mapping[str, EnginePlan], backend: str, request: Request) -> tuple[Stage, ...]:
-    """The stages of a picture, in their order; on a GPU plans share their activations' memory."""
+    """The stages of a picture, in their order; on a GPU plans share their activations' memory.
+
+    A UNet that is loaded ahead counts as compiled when the text encoder runs, and its file's last pages as not yet let
+    go of: how far it is then depends on the machine, so this is the most that can be held at the same time.
+    """
     stages: list[Stage] = []
     loaded: dict[str, None] = {}
     activations: list[int] = []
     workspace = 0
     unets = [name for name in UNETS if name in engines]
+    ahead = [name for name in unets[:1] if loads_unet_ahead(backend, prefetch=request.prefetch)]
     for component in (name for name in STAGES if name in engines):
-        opened = unets if component in (*HOISTED, *UNETS) else []
+        opened = unets if component in (*HOISTED, *UNETS) else ahead
         loaded |= dict.fromkeys([*opened, component])
         engine = engines[component]
         activations.append(engine.activation_bytes)
         pictures = decoded_bytes(engine, request) if component == "vae_decoder" else 0
         inputs = engine.memory.input_bytes * (request.groups if component in UNETS else 1)
         workspace = max(workspace, engine.workspace_bytes)
-        alone = max(engine.activation_bytes + workspace + inputs + pictures, engine.held.page_bytes)
+        running = engine.activation_bytes + workspace + inputs + pictures
+        if component not in (*UNETS, "vae_decoder"):  # the UNet is being compiled
+            running += sum(engines[name].held.page_bytes for name in ahead)
+        needed, uncompiled = _needed(component, loaded, ahead), _uncompiled(component, ahead, backend)
+        held = sum(engines[name].held.graph_bytes for name in needed)
+        held += sum(engines[name].held.weight_bytes for name in needed if name not in uncompiled)
         stages.append(
             Stage(
                 component=component,
@@ -97,24 +108,25 @@ def plan_stages(engines: Mapping[str, EnginePlan], backend: str, request: Reques
                 largest_activation_bytes=workspace + max(activations),
                 input_bytes=inputs,
                 picture_bytes=pictures,
-                released_bytes=alone + _held_in_time(component, engines, tuple(loaded), unets, backend),
+                released_bytes=held + max(running, engine.held.page_bytes),
             )
         )
     return tuple(stages)
 
 
-def _held_in_time(
-    component: str, engines: Mapping[str, EnginePlan], loaded: Sequence[str], unets: Sequence[str], backend: str
-) -> int:
-    """What engines hold while one runs, if they are released when a picture does not need them any more."""
-    needed = [component]
+def _needed(component: str, loaded: Iterable[str], ahead: Sequence[str]) -> list[str]:
+    """Engines that are in memory while one runs, if they are released when a picture does not need them any more."""
     if component in UNETS:
-        needed = [*unets]
-    elif component in HOISTED:  # they run while the UNet is loaded, and are released then
-        needed = [name for name in loaded if name in (*unets, *HOISTED)]
-    compiled = [name for name in needed if backend != OPENVINO or component in UNETS or name not in unets]
-    weights = sum(engines[name].held.weight_bytes for name in compiled)  # OpenVINO compiles at the first run
-    return weights + sum(engines[name].held.graph_bytes for name in needed)
+        return [name for name in loaded if name in UNETS]
+    if component in HOISTED:  # they run while the UNet is loaded, and are released then
+        return [name for name in loaded if name in (*UNETS, *HOISTED)]
+    return [component, *ahead] if component == "text_encoder" else [component]
+
+
+def _uncompiled(component: str, ahead: Sequence[str], backend: str) -> list[str]:
+    """UNets that were opened and have no weights yet while an engine runs: OpenVINO compiles at the first run."""
+    waits = backend == OPENVINO and component not in UNETS
+    return [name for name in UNETS if waits and name not in ahead]
 
 
 def decoded_bytes(decoder: EnginePlan, request: Request) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import replace
@@ -11,13 +10,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from whole_bundle import write_whole_bundle
+from whole_bundle import carry_memory_report, write_whole_bundle
 
 from sdc.compiler.byte_sizes import gibibytes, parse_bytes
 from sdc.compiler.cli import main
 from sdc.compiler.memory.engine_plan import Request
 from sdc.compiler.memory.fit import RESERVE, fit_pictures
-from sdc.compiler.memory.graph_json import MEMORY_REPORT
 from sdc.compiler.memory.openvino_engines import PROCESS_BYTES
 from sdc.engines.bundle import open_bundle
 from sdc.engines.errors import InputError
@@ -41,11 +39,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "steps": [["Any", [], [0], []], ["Any", [0], [1], []]],
         }
         report[component] = dict.fromkeys(("ort-cpu", "cpu"), graph)
-    content = json.dumps(report).encode()
-    (folder / MEMORY_REPORT).write_bytes(content)
-    manifest = json.loads((folder / "sdc.json").read_text())
-    manifest["files"][MEMORY_REPORT] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    (folder / "sdc.json").write_text(json.dumps(manifest))
+    carry_memory_report(folder, report)
     return folder
 
 

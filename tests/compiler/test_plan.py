@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
-from whole_bundle import write_whole_bundle
+from whole_bundle import carry_memory_report, write_whole_bundle
 
 from sdc.compiler.cli import main
 from sdc.compiler.inspect.report import megabytes
-from sdc.compiler.memory.graph_json import MEMORY_REPORT, graph_from_json, json_from_graph
+from sdc.compiler.memory.graph_json import graph_from_json, json_from_graph
 from sdc.compiler.stages import Source, export_stage, fused_component, open_source
 from sdc.compiler.trace.interfaces import component_spec
 from sdc.engines.checked_json import JsonValue
@@ -54,15 +53,6 @@ def refused(capsys: pytest.CaptureFixture[str], bundle: Path, *arguments: str) -
     captured = capsys.readouterr()
     assert captured.out == ""
     return captured.err
-
-
-def carry(bundle: Path, report: dict[str, Any]) -> None:
-    """Write the report into a bundle, and its digest into the manifest."""
-    content = json.dumps(report).encode()
-    (bundle / MEMORY_REPORT).write_bytes(content)
-    manifest = json.loads((bundle / "sdc.json").read_text())
-    manifest["files"][MEMORY_REPORT] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-    (bundle / "sdc.json").write_text(json.dumps(manifest))
 
 
 def graphs_of(bundle: Path) -> dict[str, BufferGraph]:
@@ -126,7 +116,7 @@ def test_what_a_bundle_carries_says_the_same_as_its_graphs(tmp_path: Path, capsy
     expected = planned(capsys, bundle, "--target", "ort-cpu")["targets"][0]
     graphs = graphs_of(bundle)
     carried = {name: dict.fromkeys(("ort-cpu", "cpu"), json_from_graph(graph)) for name, graph in graphs.items()}
-    carry(bundle, carried)
+    carry_memory_report(bundle, carried)
     both = planned(capsys, bundle)["targets"]
     assert [each["target"] for each in both] == ["ort-cpu", "cpu"]
     assert both[0] == expected
@@ -136,7 +126,7 @@ def test_what_a_bundle_carries_says_the_same_as_its_graphs(tmp_path: Path, capsy
     # It is what the bundle carries that is read, not the graph beside it.
     wider = replace(graphs["unet"], weight_bytes=graphs["unet"].weight_bytes + 1000)
     carried["unet"]["ort-cpu"] = json_from_graph(wider)
-    carry(bundle, carried)
+    carry_memory_report(bundle, carried)
     assert planned(capsys, bundle)["targets"][0]["engines"]["unet"]["weight_bytes"] == ENGINES["unet"][0] + 1000
 
 
@@ -160,7 +150,7 @@ def test_what_cannot_be_planned_is_refused(
 
 def test_why_an_engine_cannot_be_planned_is_carried_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = write_whole_bundle(tmp_path / "small", targets=("cpu",))
-    carry(bundle, {"unet": {"cpu": "the size of 'x' does not follow"}})
+    carry_memory_report(bundle, {"unet": {"cpu": "the size of 'x' does not follow"}})
     assert "the memory of unet for cpu cannot be planned: the size of 'x' does not follow" in refused(capsys, bundle)
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from sdc.compiler.build import build_engine
 from sdc.compiler.component import Component
+from sdc.compiler.memory.graph_json import MEMORY_REPORT
 from sdc.engines.manifest import (
     EngineEntry,
     FileEntry,
@@ -73,6 +74,15 @@ def write_whole_bundle(
     )
     (folder / "sdc.json").write_text(json.dumps(manifest.to_json()))
     return folder
+
+
+def carry_memory_report(bundle: Path, report: object) -> None:
+    """Write what `sdc plan` reads into a bundle, and its digest into the manifest."""
+    content = json.dumps(report).encode()
+    (bundle / MEMORY_REPORT).write_bytes(content)
+    manifest = json.loads((bundle / "sdc.json").read_text())
+    manifest["files"][MEMORY_REPORT] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (bundle / "sdc.json").write_text(json.dumps(manifest))
 
 
 def _components(seed: int, noise: float, *, fused: bool) -> list[Component]:
