@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdc.compiler.bundle.request_file import StoredRequest, read_request
+from sdc.compiler.bundle.writer import check_new_place
 from sdc.compiler.export_plan import ExportRequest
 from sdc.compiler.lora_argument import FoldedLora, LoraSource, parse_lora
 from sdc.engines.bundle import open_bundle
@@ -42,7 +43,7 @@ def request_with_loras(folder: Path, change: LoraChange, out: Path) -> ExportReq
         BundleError: the bundle is damaged.
     """
     bundle = open_bundle(folder)
-    _check_place(folder, out)
+    check_new_place(folder, out)
     stored = read_request(bundle)
     kept = _kept(stored.loras, change)
     added = [parse_lora(text) for text in change.add]
@@ -53,13 +54,6 @@ def request_with_loras(folder: Path, change: LoraChange, out: Path) -> ExportReq
     loras = [*((lora.file, lora.scale) for lora in kept), *((lora.name, lora.scale) for lora in added)]
     source = replace(stored.request.source, loras=tuple(f"{file}:{scale!r}" for file, scale in loras))
     return replace(stored.request, source=source, out=out)
-
-
-def _check_place(folder: Path, out: Path) -> None:
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{out} is inside the bundle {folder}", hint="choose another --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists", hint="choose another --out, or move it away")
 
 
 def _kept(loras: tuple[FoldedLora, ...], change: LoraChange) -> list[FoldedLora]:

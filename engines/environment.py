@@ -18,10 +18,25 @@ def cache_folder() -> Path:
 
 
 def kernels_wanted() -> bool:
-    """Whether the CPU kernels of `sdc.engines.kernels` may be built and used: ``$SDC_KERNELS`` is not "0"."""
-    return os.environ.get("SDC_KERNELS") != "0"
+    """Whether the CPU kernels of `sdc.engines.kernels` may be built and used: ``$SDC_KERNELS`` does not say "0"."""
+    return "0" not in _kernels()
 
 
 def kernels_may_round_to_bytes() -> bool:
-    """Whether CPU kernels may compute in 8 bits where a graph is quantised: ``$SDC_KERNELS`` is not "bf16"."""
-    return os.environ.get("SDC_KERNELS") != "bf16"
+    """Whether CPU kernels may compute in 8 bits where a graph is quantised: ``$SDC_KERNELS`` does not say "bf16"."""
+    return "bf16" not in _kernels()
+
+
+def kernels_may_use_amx() -> bool:
+    """Whether CPU kernels may use AMX: ``$SDC_KERNELS`` does not say "avx512"."""
+    return "avx512" not in _kernels()
+
+
+def kernels_may_normalise() -> bool:
+    """Whether CPU kernels may be used for more than attention: ``$SDC_KERNELS`` does not say "attention"."""
+    return "attention" not in _kernels()
+
+
+def _kernels() -> list[str]:
+    """The words of ``$SDC_KERNELS``, which commas separate."""
+    return os.environ.get("SDC_KERNELS", "").split(",")

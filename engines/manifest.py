@@ -9,6 +9,7 @@ from typing import Any
 
 from sdc.engines.checked_json import JsonValue, read_json
 from sdc.engines.errors import BundleError, InputError
+from sdc.engines.preset import Preset, read_preset
 from sdc.engines.specs import COMPONENTS, HOISTED, SHALLOW, ComponentSpec, DimensionRange, TensorSpec, is_shard_name
 from sdc.engines.wiring import check_wiring, shards_of
 
@@ -79,7 +80,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that `sdc.json` says; paths are relative to the bundle, with forward slashes."""
+    """All that `sdc.json` says; paths are relative to the bundle, with forward slashes.
+
+    Only bundles of `sdc tune` have a ``preset``; versions of sdc that do not know the key read them without it.
+    """
 
     schema: int
     sdc_version: str
@@ -90,6 +94,7 @@ class Manifest:
     pipeline: PipelineSettings
     targets: Mapping[str, TargetEntry]
     files: Mapping[str, FileEntry]
+    preset: Preset | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `read_manifest` is the inverse."""
@@ -103,6 +108,7 @@ class Manifest:
             "pipeline": asdict(self.pipeline),
             "targets": {name: _target_to_json(entry) for name, entry in self.targets.items()},
             "files": {name: asdict(entry) for name, entry in self.files.items()},
+            **({} if self.preset is None else {"preset": self.preset.to_json()}),
         }
 
 
@@ -143,6 +149,7 @@ def read_manifest(path: Path) -> Manifest:
         pipeline=_read_pipeline(root.member("pipeline")),
         targets={name: _read_target(each) for name, each in root.member("targets").members()},
         files={read_path(name, each.place): _read_file(each) for name, each in root.member("files").members()},
+        preset=read_preset(root.member("preset")) if "preset" in root.value else None,
     )
     _check_references(manifest, path.name)
     return manifest

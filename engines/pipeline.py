@@ -28,6 +28,7 @@ from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.networks import Networks, OnStep
 from sdc.engines.noise import noise_from_seeds, noise_of_rows
 from sdc.engines.picture import images_from_pixels, pixels_from_decoded
+from sdc.engines.preset import Preset
 from sdc.engines.samplers import find_sampler
 from sdc.engines.schedule import Schedule, Trajectory
 from sdc.engines.schedule_config import read_schedule
@@ -59,6 +60,7 @@ class Pipeline:
         load_ahead: whether the UNet is loaded while the text encoder is loaded and runs; `load_session` is then called
             in another thread too.
         provenance: JSON values that go into every picture's parameters; "model" is shown in their text form.
+        preset: what `sdc run` draws with unless it is told otherwise; calls take what they are given.
     """
 
     def __init__(
@@ -72,11 +74,13 @@ class Pipeline:
         keep_loaded: bool = True,
         load_ahead: bool = False,
         provenance: Mapping[str, str] | None = None,
+        preset: Preset | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.schedule = schedule
         self.settings = settings
         self.provenance = {"model": "unknown", **(provenance or {})}
+        self.preset = preset
         self.networks = Networks(specs, load_session)
         self._keep_loaded = keep_loaded
         self._load_ahead = load_ahead
@@ -338,4 +342,5 @@ def open_pipeline(
             "target": chosen.name,
             "sdc_version": manifest.sdc_version,
         },
+        preset=manifest.preset,
     )

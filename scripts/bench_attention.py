@@ -22,6 +22,7 @@ from sdc.compiler.compare.outputs import seconds_in_turn
 from sdc.compiler.text_table import markdown_row
 from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.sessions.openvino_attention import replace_attention
+from sdc.engines.sessions.openvino_operators import Replacements
 
 SHAPES = (
     (8, 4096, 4096, 40), (8, 4096, 77, 40), (8, 1024, 1024, 80), (8, 1024, 77, 80), (8, 256, 256, 160),
@@ -88,7 +89,9 @@ def request_of(
         port.get_tensor().set_names({f"operand {index}"})
     if kernels is not None:
         large = {f"operand {index}": (4, 4096, heads * size) for index in range(3)}
-        for operator in replace_attention(model, kernels, large).operators:
+        replacements = Replacements()
+        replace_attention(model, kernels, large, replacements)
+        for operator in replacements.operators:
             operator.settings = replace(operator.settings, eight_bits=eight_bits)
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()

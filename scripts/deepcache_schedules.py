@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from bench_shortcuts import COMPARED, compare
 
-from sdc.compiler.evaluate.cache_errors import Costs, cheapest_full_steps, measure_costs
-from sdc.compiler.evaluate.opened import OpenedBundle, opened
+from sdc.compiler.evaluate.cache_errors import cheapest_full_steps, mean_costs
+from sdc.compiler.evaluate.opened import opened
 from sdc.compiler.evaluate.settings import Settings, prompts_of_model
 from sdc.compiler.text_table import markdown_row
 from sdc.engines.deepcache import CacheSchedule, full_steps
@@ -70,18 +70,6 @@ def main() -> None:
             steps = sorted(full_steps(options.steps, schedule, around))
             shown = (f"{found[key]:.4g}" for key in COMPARED if key in found)
             print(markdown_row(name, str(len(steps)), *shown, ", ".join(map(str, steps))), flush=True)
-
-
-def mean_costs(bundle: OpenedBundle) -> Costs:
-    """Over all pictures."""
-    settings, batch = bundle.settings, bundle.largest_batch()
-    prompts = prompts_of_model(bundle.manifest.model.name, settings.samples)
-    seeds = settings.picture_seeds()
-    parts = [
-        measure_costs(bundle.pipeline, bundle.plan(prompts[begin : begin + batch], seeds[begin : begin + batch]))
-        for begin in range(0, len(prompts), batch)
-    ]
-    return np.mean(parts, axis=0)
 
 
 def best_center(path: Path, learnt: Settings, interval: int) -> int:

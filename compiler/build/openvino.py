@@ -9,6 +9,7 @@ import onnx_ir as ir
 import openvino
 
 from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
+from sdc.compiler.build.fold_pairs import fold_pairs
 from sdc.compiler.build.fold_sizes import fold_sizes
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
@@ -41,6 +42,7 @@ def build_openvino(component: Component, folder: Path) -> BuiltEngine:
             ) from error
         _name_operators(model)
         fold_sizes(model)
+        fold_pairs(model)
         openvino.save_model(model, temporary / FILES[0], compress_to_fp16=False)
     return BuiltEngine(
         files=FILES,

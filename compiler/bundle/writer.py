@@ -12,7 +12,7 @@ from typing import Any
 
 from sdc.compiler.workshop.cache import Entry
 from sdc.compiler.workshop.staging import staged_folder
-from sdc.engines.bundle import open_bundle
+from sdc.engines.bundle import Bundle, open_bundle
 from sdc.engines.errors import BundleError, ExportError, InputError
 from sdc.engines.manifest import MANIFEST_NAME, FileEntry, Manifest
 
@@ -30,16 +30,26 @@ class CachedFile:
     name: str
 
 
-Contents = Mapping[str, bytes | CachedFile]
+@dataclass(frozen=True)
+class BundleFile:
+    """A file of another bundle, under its name there."""
+
+    bundle: Bundle
+    name: str
+
+
+Contents = Mapping[str, bytes | CachedFile | BundleFile]
 """All files of a bundle but the manifest, by their paths in it."""
 
 
 def file_entries(contents: Contents) -> dict[str, FileEntry]:
     """Digest and size of every file, sorted by path."""
 
-    def describe(content: bytes | CachedFile) -> FileEntry:
+    def describe(content: bytes | CachedFile | BundleFile) -> FileEntry:
         if isinstance(content, bytes):
             return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+        if isinstance(content, BundleFile):
+            return content.bundle.manifest.files[content.name]
         return content.entry.files[content.name]
 
     return {name: describe(contents[name]) for name in sorted(contents)}
@@ -49,6 +59,7 @@ def write_bundle(out: Path, manifest: Manifest, contents: Contents) -> None:
     """Put a bundle at `out`; if anything goes wrong, `out` stays as it was. To be used while `exclusive(out)` is held.
 
     Raises:
+        BundleError: a file of another bundle has changed.
         ExportError: a file in the cache has changed.
     """
     with staged_folder(out, durable=True) as folder:
@@ -63,18 +74,37 @@ def write_bundle(out: Path, manifest: Manifest, contents: Contents) -> None:
         open_bundle(folder, verify=False)  # what we cannot read ourselves is not published
 
 
-def _copy(file: CachedFile, path: Path) -> None:
-    """Copy a file out of the cache, checking it. It is no link: who edits a bundle shall not change other bundles."""
+def _copy(file: CachedFile | BundleFile, path: Path) -> None:
+    """Copy a file, checking it. It is no link: who edits a bundle shall not change other bundles."""
+    if isinstance(file, BundleFile):
+        source, expected = file.bundle.path / file.name, file.bundle.manifest.files[file.name]
+    else:
+        source, expected = file.entry.folder / file.name, file.entry.files[file.name]
     digest = hashlib.sha256()
-    with (file.entry.folder / file.name).open("rb") as source, path.open("wb") as copy:
-        while chunk := source.read(_CHUNK_BYTES):
+    with source.open("rb") as original, path.open("wb") as copy:
+        while chunk := original.read(_CHUNK_BYTES):
             digest.update(chunk)
             copy.write(chunk)
-    if digest.hexdigest() != file.entry.files[file.name].sha256:
-        raise ExportError(
-            f"{file.entry.folder / file.name} has changed since it was put into the cache",
-            hint=f"remove the folder {file.entry.folder} and export again",
-        )
+    if digest.hexdigest() == expected.sha256:
+        return
+    if isinstance(file, BundleFile):
+        raise BundleError(f"{source} has changed since the export", hint="export that bundle again")
+    raise ExportError(
+        f"{source} has changed since it was put into the cache",
+        hint=f"remove the folder {file.entry.folder} and export again",
+    )
+
+
+def check_new_place(bundle: Path, out: Path) -> None:
+    """Pass if a bundle made out of another may be written at `out`: nothing is there, or an empty folder.
+
+    Raises:
+        InputError: something is there, or it is inside of the other bundle.
+    """
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise InputError(f"{out} is inside the bundle {bundle}", hint="choose another --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists", hint="choose another --out, or move it away")
 
 
 def check_output(out: Path) -> None:

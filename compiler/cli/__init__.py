@@ -17,7 +17,10 @@ from typing import NoReturn
 
 from sdc.engines.errors import InputError, SdcError
 
-COMMANDS = ("export", "lora", "run", "plan", "eval", "compare", "optimize", "distill", "compress", "inspect", "doctor")
+COMMANDS = (
+    *("export", "lora", "tune", "run", "plan", "eval", "compare"),
+    *("optimize", "distill", "compress", "inspect", "doctor"),
+)
 """Each is a module of this package with `SUMMARY`, `add_arguments(parser)` and `run(args) -> int`.
 
 A module is imported only for its own command: `sdc run` works where the compiler's dependencies are not installed.

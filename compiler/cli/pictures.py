@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sdc.engines.deepcache import CacheSchedule
+from sdc.engines.preset import AUTO
 
 if TYPE_CHECKING:
     from sdc.compiler.evaluate.settings import Settings
@@ -19,17 +20,24 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads of the engines (all)")
 
 
-def add_shortcut_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what makes steps cheaper."""
+def add_shortcut_arguments(parser: argparse.ArgumentParser, *, auto: bool = False) -> None:
+    """Declare what makes steps cheaper.
+
+    Args:
+        parser: of a command.
+        auto: whether DeepCache may be as it was measured; then it is None if it is not asked for.
+    """
+    measured = "; auto as `sdc tune` measured it" if auto else ""
     parser.add_argument(
         "--guidance-steps", type=step_range, metavar="FIRST:END",
         help="guide only from step FIRST up to, not including, END, from 0; others need half of the UNet's work "
         "(default: guide all)",
     )  # fmt: skip
     parser.add_argument(
-        "--deepcache", type=cache_schedule, default=1, metavar="N",
+        "--deepcache", metavar="N",
+        type=cache_schedule_or_auto if auto else cache_schedule, default=None if auto else 1,
         help="run the whole UNet at every N-th step only, or at the steps 0,A,B,…, and a shallow one between; for a "
-        "bundle exported with --deepcache (default: 1, at each)",
+        f"bundle exported with --deepcache (default: 1, at each{measured})",
     )  # fmt: skip
     parser.add_argument(
         "--deepcache-center", type=int, metavar="STEP", help="run it more often around this step (default: evenly)"
@@ -50,6 +58,11 @@ def cache_schedule(text: str) -> CacheSchedule:
     if not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"expected a number, or steps as in 0,3,7,12, found {text!r}")
     return int(text) if len(parts) == 1 else tuple(map(int, parts))
+
+
+def cache_schedule_or_auto(text: str) -> CacheSchedule | Literal["auto"]:
+    """As `cache_schedule`, or "auto"."""
+    return AUTO if text == AUTO else cache_schedule(text)
 
 
 def settings_from_arguments(args: argparse.Namespace, *, samples: int, batch: int | None = None) -> Settings:

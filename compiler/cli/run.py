@@ -15,6 +15,7 @@ from sdc.compiler.cli.memory_limit import add_memory_limit, fit_generation
 from sdc.compiler.cli.pictures import add_shortcut_arguments
 from sdc.engines import load
 from sdc.engines.errors import InputError
+from sdc.engines.preset import AUTO, USUAL_GUIDANCE, Asked, Preset, Way, complete_way, options_text, preset_values
 from sdc.engines.specs import SHALLOW
 
 if TYPE_CHECKING:
@@ -28,13 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to draw")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
-    parser.add_argument("--sampler", default="ddim", metavar="NAME", help="ddim (default), lcm, euler or dpmpp-2m")
+    parser.add_argument("--sampler", metavar="NAME", help="ddim (default), lcm, euler or dpmpp-2m")
     parser.add_argument("--steps", type=int, metavar="N", help="denoising steps (default: 20, with lcm 4)")
     parser.add_argument(
-        "--guidance", type=float, default=5.0, metavar="W", help="guidance weight; up to 1 there is none (default: 5)"
-    )
+        "--guidance", type=float, metavar="W",
+        help=f"guidance weight; up to 1 there is none (default: {USUAL_GUIDANCE:g})",
+    )  # fmt: skip
     parser.add_argument("--eta", type=float, default=0.0, metavar="E", help="ddim: new noise at each step, 0 to 1")
-    add_shortcut_arguments(parser)
+    add_shortcut_arguments(parser, auto=True)
+    parser.add_argument(
+        "--no-preset", action="store_true", help="of a bundle of `sdc tune`: take none of these options from its preset"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the noise, as diffusers' (default: random)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="number of pictures (default: 1)")
     parser.add_argument("--height", type=int, metavar="PX", help="of the pictures (default: the model's own)")
@@ -66,20 +71,21 @@ def run(args: argparse.Namespace) -> int:
     engines: list[str] = []
     prefetch = not args.no_prefetch and args.memory_limit is None  # engines that are loaded together take more
     with load(args.bundle, args.target, threads=args.threads, keep_loaded=False, prefetch=prefetch) as pipe:
+        way = _way(args, pipe.preset)
         generation = pipe.plan(
             args.prompt,
             args.negative_prompt,
-            sampler=args.sampler,
-            steps=args.steps,
-            guidance_scale=args.guidance,
+            sampler=way.sampler,
+            steps=way.steps,
+            guidance_scale=way.guidance_scale,
             seed=args.seed,
             batch=args.batch,
             height=args.height,
             width=args.width,
             eta=args.eta,
-            guidance_steps=args.guidance_steps,
-            deepcache=args.deepcache,
-            deepcache_center=args.deepcache_center,
+            guidance_steps=way.guidance_steps,
+            deepcache=way.deepcache,
+            deepcache_center=way.deepcache_center,
         )
         if args.memory_limit is not None:
             fit = fit_generation(args.bundle, pipe.provenance["target"], generation, args.memory_limit)
@@ -110,6 +116,25 @@ def run(args: argparse.Namespace) -> int:
         _write_text(args.json, text + "\n")
     print("\n".join(map(str, paths)))
     return 0
+
+
+def _way(args: argparse.Namespace, preset: Preset | None) -> Way:
+    """How to draw, by the options and the bundle's preset; says what the preset sets."""
+    asked = Asked(
+        sampler=args.sampler,
+        steps=args.steps,
+        guidance_scale=args.guidance,
+        guidance_steps=args.guidance_steps,
+        deepcache=args.deepcache,
+        deepcache_center=args.deepcache_center,
+    )
+    if args.no_preset and args.deepcache == AUTO:
+        raise InputError("--deepcache auto is a part of the preset", hint="leave out --no-preset, or one of both")
+    taken = None if args.no_preset else preset
+    measured = preset_values(asked, taken)
+    if measured:
+        print(f"preset of the bundle: {options_text(measured)} (--no-preset leaves it out)", file=sys.stderr)
+    return complete_way(asked, taken)
 
 
 def _check_output(path: Path) -> None:

@@ -13,6 +13,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from sdc.compiler.evaluate.opened import OpenedBundle
+from sdc.compiler.evaluate.settings import prompts_of_model
 from sdc.engines.denoise import DENOISERS, Latents, guide
 from sdc.engines.generation import Generation, takes_two_batches
 from sdc.engines.networks import DenoisingStep
@@ -60,6 +62,17 @@ def measure_costs(pipeline: Pipeline, generation: Generation) -> Costs:
 
     pipeline.denoise(generation, on_step=add_step)
     return costs
+
+
+def mean_costs(bundle: OpenedBundle) -> Costs:
+    """`measure_costs` over all pictures of an evaluation's settings, which are without shortcuts."""
+    settings, batch = bundle.settings, bundle.largest_batch()
+    prompts, seeds = prompts_of_model(bundle.manifest.model.name, settings.samples), settings.picture_seeds()
+    parts = [
+        measure_costs(bundle.pipeline, bundle.plan(prompts[begin : begin + batch], seeds[begin : begin + batch]))
+        for begin in range(0, len(prompts), batch)
+    ]
+    return np.asarray(np.mean(parts, axis=0))
 
 
 class _CleanLatents:

@@ -12,6 +12,7 @@ from sdc.compiler.inspect.engine_file import EngineFile, TensorInfo
 from sdc.compiler.inspect.inspect import BundleDescription
 from sdc.compiler.text_table import format_table
 from sdc.engines.manifest import TargetEntry
+from sdc.engines.preset import Preset, options_text
 from sdc.engines.specs import ComponentSpec, TensorSpec
 from sdc.engines.targets import Target
 
@@ -39,10 +40,22 @@ def format_bundle(bundle: BundleDescription, *, every_tensor: bool = False) -> s
         f"source {model.source}, weights {model.weights}, LoRAs: {loras}",
         f"pictures of {settings.default_width_px}x{settings.default_height_px} px, {settings.latent_channels} latent "
         f"channels at 1/{settings.vae_reduction} of the size, {settings.max_tokens} tokens",
+        *(() if manifest.preset is None else _preset(manifest.preset)),
         "",
         *(line for spec in manifest.components.values() for line in _interface(spec, every_tensor)),
     ]
     return "\n\n".join(["\n".join(lines), *(_target(bundle, name) for name in manifest.targets)])
+
+
+def _preset(preset: Preset) -> Iterator[str]:
+    """What `sdc run` draws with, and why."""
+    yield f"preset: {preset.way}"
+    yield (
+        f"    {preset.speed_up:.2f} times as fast as {preset.reference} on {preset.target}; {preset.budget} asked for, "
+        f"{preset.quality:.4g} measured on {preset.pictures} pictures"
+    )
+    for way in preset.cached:
+        yield f"    --deepcache auto, {way.steps} steps of {way.sampler}: {options_text({'deepcache': way.deepcache})}"
 
 
 def format_engine(engine: EngineFile) -> str:

@@ -5,15 +5,15 @@
 #include <tbb/task_arena.h>
 
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 #include <new>
+
+#include "workspace.h"
 
 namespace sdc {
 namespace {
 
 /// The best path first.
-constexpr const Path* kPaths[] = {&kAvx512Int8, &kAvx512Bf16};
+constexpr const Path* kPaths[] = {&kAmxBf16, &kAvx512Int8, &kAvx512Bf16};
 
 const Path* choose_path(const SdcAttention& attention) {
     for (const Path* path : kPaths) {
@@ -21,29 +21,6 @@ const Path* choose_path(const SdcAttention& attention) {
     }
     return nullptr;
 }
-
-/// Memory of one thread that grows and is kept, so that calls after the first one allocate nothing.
-class Workspace {
-  public:
-    /// At least that many bytes, aligned to a cache line. What they held before is lost when they grow.
-    std::byte* reserve(size_t bytes) {
-        if (bytes > size_) {
-            size_ = 0;
-            const size_t rounded = (bytes + 63) / 64 * 64;
-            memory_.reset(static_cast<std::byte*>(std::aligned_alloc(64, rounded)));
-            if (!memory_) throw std::bad_alloc();
-            size_ = rounded;
-        }
-        return memory_.get();
-    }
-
-  private:
-    struct Free {
-        void operator()(std::byte* memory) const { std::free(memory); }
-    };
-    std::unique_ptr<std::byte, Free> memory_;
-    size_t size_ = 0;
-};
 
 const char* find_fault(const SdcAttention& attention) {
     if (attention.batch < 1 || attention.heads < 1 || attention.queries < 1 || attention.keys < 1) {
@@ -53,8 +30,6 @@ const char* find_fault(const SdcAttention& attention) {
     if (!std::isfinite(attention.scale) || attention.scale <= 0) return "the scale must be positive and finite";
     return nullptr;
 }
-
-int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
 
 void run(const SdcAttention& attention, const Path& path) {
     // The caller packs into its own workspace and must not start another attention while it waits for its threads,
@@ -85,13 +60,14 @@ void run(const SdcAttention& attention, const Path& path) {
 }  // namespace
 }  // namespace sdc
 
-const char* sdc_attention_unsupported() {
-    return sdc::choose_path({}) ? nullptr : "the processor has no AVX512_BF16 instructions";
+const char* sdc_attention_instructions(const SdcAttention* attention) {
+    const sdc::Path* const path = sdc::choose_path(*attention);
+    return path ? path->instructions : nullptr;
 }
 
 const char* sdc_attention(const SdcAttention* attention) {
     const sdc::Path* const path = sdc::choose_path(*attention);
-    if (!path) return sdc_attention_unsupported();
+    if (!path) return "the processor has no AVX512_BF16 instructions";
     if (const char* fault = sdc::find_fault(*attention)) return fault;
     try {
         tbb::this_task_arena::isolate([&] { sdc::run(*attention, *path); });

@@ -28,10 +28,11 @@ struct SdcAttention {
     float scale;
     int32_t causal;
     int32_t eight_bits;  ///< whether products may be of 8-bit integers; they are of bf16 where no path has them
+    int32_t amx;         ///< whether AMX may be used
 };
 
-/// Why no path runs on this processor; null where one does.
-const char* sdc_attention_unsupported();
+/// The instruction set that such an attention is computed with, whatever its sizes; null if this processor has none.
+const char* sdc_attention_instructions(const SdcAttention* attention);
 
 /// Computes one attention on the threads of the caller's TBB arena. Null, or what is wrong with the arguments.
 const char* sdc_attention(const SdcAttention* attention);
@@ -46,6 +47,7 @@ static_assert(kKeysPerChunk % 2 == 0);
 
 /// One instruction set. A head's keys and values are packed once, then used by all of its query blocks.
 struct Path {
+    const char* instructions;
     /// Whether it is for such an attention.
     bool (*takes)(const SdcAttention&);
     /// Whether the processor has its instructions.
@@ -65,6 +67,7 @@ struct Path {
 
 extern const Path kAvx512Bf16;
 extern const Path kAvx512Int8;
+extern const Path kAmxBf16;
 
 /// Where a row of one head begins.
 inline uint16_t* row_of(const SdcTensor& tensor, int64_t batch, int64_t head, int64_t row) {

@@ -233,6 +233,7 @@ SDC_AVX512 void pack(const SdcAttention& attention, int64_t batch, int64_t head,
 
 }  // namespace
 
-const Path kAvx512Bf16 = {takes, supported, kQueriesPerBlock, packed_bytes, scratch_bytes, pack, attend};
+const Path kAvx512Bf16 = {"AVX512_BF16", takes,         supported, kQueriesPerBlock,
+                          packed_bytes,  scratch_bytes, pack,      attend};
 
 }  // namespace sdc

@@ -348,6 +348,7 @@ void attend(const SdcAttention& attention, int64_t batch, int64_t head, int64_t 
 
 }  // namespace
 
-const Path kAvx512Int8 = {takes, supported, kQueriesPerBlock, packed_bytes, scratch_bytes, pack, attend};
+const Path kAvx512Int8 = {"AVX512_VNNI", takes,         supported, kQueriesPerBlock,
+                          packed_bytes,  scratch_bytes, pack,      attend};
 
 }  // namespace sdc

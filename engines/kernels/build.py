@@ -31,13 +31,19 @@ from sdc.engines.processor import CPUINFO, cpu_flags
 log = logging.getLogger(__name__)
 
 SOURCE_FOLDER = Path(__file__).parent
-SOURCES = ("attention.cpp", "attention_avx512.cpp", "attention_avx512_int8.cpp")
-HEADERS = ("attention.h", "avx512.h", "softmax_avx512.h")
+SOURCES = (
+    "attention.cpp",
+    "attention_avx512.cpp",
+    "attention_avx512_int8.cpp",
+    "attention_amx.cpp",
+    "group_norm.cpp",
+    "group_norm_avx512.cpp",
+)
+HEADERS = ("attention.h", "avx512.h", "group_norm.h", "softmax_avx512.h", "workspace.h")
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
 _NEEDED = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
-_BETTER = "amx_bf16"
 """Source: Linux arch/x86/include/asm/cpufeatures.h."""
 _LIBRARY = "libsdc_kernels.so"
 _FAILURE = "failure.txt"
@@ -98,8 +104,6 @@ def find_toolchain(cpuinfo: Path = CPUINFO) -> Toolchain | str:
     flags = cpu_flags(cpuinfo)
     if missing := sorted(_NEEDED - flags):
         return f"the processor has no {', '.join(missing)}"
-    if _BETTER in flags:
-        return "the processor has AMX, which OpenVINO uses and they do not yet"
     package = importlib.util.find_spec("openvino")
     if package is None or package.origin is None:
         return "openvino is not installed"

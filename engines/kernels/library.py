@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdc.engines.environment import kernels_wanted
+import numpy as np
+
+from sdc.engines.environment import kernels_may_use_amx, kernels_wanted
 from sdc.engines.errors import InputError
 from sdc.engines.kernels.build import build_kernels, missing_to_build
 
@@ -48,16 +50,48 @@ class _Attention(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("causal", ctypes.c_int32),
         ("eight_bits", ctypes.c_int32),
+        ("amx", ctypes.c_int32),
+    )
+
+
+class _Images(ctypes.Structure):
+    """`SdcImages` of group_norm.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("batch_stride", ctypes.c_int64),
+        ("pixel_stride", ctypes.c_int64),
+    )
+
+
+class _GroupNorm(ctypes.Structure):
+    """`SdcGroupNorm` of group_norm.h."""
+
+    _fields_ = (
+        ("input", _Images),
+        ("summand", _Images),
+        ("sum", _Images),
+        ("output", _Images),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("addend", ctypes.c_void_p),
+        ("addend_batch_stride", ctypes.c_int64),
+        ("batch", ctypes.c_int64),
+        ("pixels", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        ("silu", ctypes.c_int32),
     )
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where a bf16 tensor [B, S, heads · head_size] lies.
+    """Where a bf16 tensor [B, S, width] lies: rows of heads · head_size features, or pixels of channels.
 
     Attributes:
         address: of its first element.
-        shape: [B, S, heads · head_size].
+        shape: [B, S, width].
         strides: in elements, of the first two dimensions; the last one's is 1. None for a tensor without gaps.
     """
 
@@ -66,9 +100,34 @@ class Rows:
     strides: tuple[int, int] | None = None
 
     def as_tensor(self, heads: int) -> _Tensor:
-        """The C structure."""
-        batch_stride, row_stride = self.strides or (self.shape[1] * self.shape[2], self.shape[2])
-        return _Tensor(self.address, batch_stride, row_stride, self.shape[2] // heads)
+        """The C structure of features."""
+        return _Tensor(self.address, *self._strides(), self.shape[2] // heads)
+
+    def as_images(self) -> _Images:
+        """The C structure of pixels."""
+        return _Images(self.address, *self._strides())
+
+    def _strides(self) -> tuple[int, int]:
+        return self.strides or (self.shape[1] * self.shape[2], self.shape[2])
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What follows a normalisation, for each channel.
+
+    Attributes:
+        weight: float32, [channels], without gaps.
+        bias: likewise.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = {self.weight.shape, self.bias.shape}
+        whole = all(each.dtype == np.float32 and each.flags.c_contiguous for each in (self.weight, self.bias))
+        if len(shapes) != 1 or self.weight.ndim != 1 or not whole:
+            raise InputError(f"weight and bias must be float32 without gaps, [channels] both, found {shapes}")
 
 
 class Kernels:
@@ -76,28 +135,44 @@ class Kernels:
 
     Attributes:
         path: its file.
+        amx: whether AMX may be used where the processor has it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, amx: bool = True) -> None:
         """Load a library.
+
+        Args:
+            path: its file.
+            amx: whether AMX may be used.
 
         Raises:
             OSError: it cannot be loaded.
         """
-        self.path = path
+        self.path, self.amx = path, amx
         library = ctypes.CDLL(str(path))
         self._attention = library.sdc_attention
         self._attention.argtypes = (ctypes.POINTER(_Attention),)
         self._attention.restype = ctypes.c_char_p
-        self._unsupported = library.sdc_attention_unsupported
-        self._unsupported.argtypes = ()
-        self._unsupported.restype = ctypes.c_char_p
+        self._group_norm = library.sdc_group_norm
+        self._group_norm.argtypes = (ctypes.POINTER(_GroupNorm),)
+        self._group_norm.restype = ctypes.c_char_p
+        self._instructions = library.sdc_attention_instructions
+        self._instructions.argtypes = (ctypes.POINTER(_Attention),)
+        self._instructions.restype = ctypes.c_char_p
 
-    @property
-    def unsupported(self) -> str | None:
-        """Why this processor cannot run them; None where it can."""
-        reason: bytes | None = self._unsupported()
-        return None if reason is None else reason.decode()
+    def instructions(self, *, causal: bool = False, eight_bits: bool = False) -> str | None:
+        """The instruction set that an attention is computed with: "AMX_BF16", "AVX512_VNNI" or "AVX512_BF16".
+
+        Args:
+            causal: see `attend`.
+            eight_bits: see `attend`.
+
+        Returns:
+            None if the processor has none of them.
+        """
+        call = _Attention(causal=causal, eight_bits=eight_bits, amx=self.amx)
+        name: bytes | None = self._instructions(ctypes.byref(call))
+        return None if name is None else name.decode()
 
     def attend(
         self,
@@ -115,7 +190,7 @@ class Kernels:
 
         Products are of bf16 and summed in float32; the softmax is computed in float32 and rounded to bf16. With
         `eight_bits`, products are of 8-bit integers, whose scales are found in each call, where the processor has
-        AVX512_VNNI and attention is not causal.
+        AVX512_VNNI, attention is not causal, and AMX, which is faster in bf16, is not there or not to be used.
 
         Args:
             query: [B, Sq, heads · head_size]; likewise `output`.
@@ -137,16 +212,76 @@ class Kernels:
             shapes = ", ".join(str(tuple(rows.shape)) for rows in (query, key, value, output))
             raise InputError(f"query, key, value and output with {heads} heads do not fit each other: {shapes}")
         tensors = (rows.as_tensor(heads) for rows in (query, key, value, output))
-        call = _Attention(*tensors, batch, heads, queries, keys, width // heads, scale, causal, eight_bits)
+        call = _Attention(*tensors, batch, heads, queries, keys, width // heads, scale, causal, eight_bits, self.amx)
         fault: bytes | None = self._attention(ctypes.byref(call))
         if fault is not None:
             raise InputError(f"attention cannot be computed: {fault.decode()}")
+
+    def normalise_groups(
+        self,
+        input: Rows,
+        output: Rows,
+        affine: Affine,
+        *,
+        groups: int,
+        epsilon: float,
+        silu: bool = False,
+        addend: Rows | None = None,
+        summand: tuple[Rows, Rows] | None = None,
+    ) -> None:
+        """output = activation(normalised(input + addend) · weight + bias), on the threads of the caller's TBB arena.
+
+        Mean and variance are those of each group of neighbouring channels in all pixels of an image, whatever their
+        ratio is; sums are computed in float32 and float64, and rounded to bf16 at the end.
+
+        Args:
+            input: [B, pixels, channels].
+            output: likewise; may be the input.
+            affine: weight and bias of the channels.
+            groups: number of groups; divides that of channels.
+            epsilon: added to the variance; not negative.
+            silu: whether x · sigmoid(x) follows.
+            addend: [B, 1, channels], or [1, 1, channels] for all images; None for zeros.
+            summand: other images that are added to the input first, and where the rounded sum is written, which may be
+                either of them or the output; both like the input. None for zeros.
+
+        Raises:
+            InputError: sizes that do not fit each other, a negative epsilon.
+        """
+        batch, pixels, channels = input.shape
+        addend_shapes = ((batch, 1, channels), (1, 1, channels))
+        if (
+            any(tuple(rows.shape) != tuple(input.shape) for rows in (output, *(summand or ())))
+            or affine.weight.shape != (channels,)
+            or (addend is not None and tuple(addend.shape) not in addend_shapes)
+        ):
+            shapes = ", ".join(str(tuple(rows.shape)) for rows in (input, output, addend, *(summand or ())) if rows)
+            raise InputError(f"images and the weights of {len(affine.weight)} channels do not fit each other: {shapes}")
+        addend_stride = 0 if addend is None or addend.shape[0] == 1 else addend.as_images().batch_stride
+        call = _GroupNorm(
+            input.as_images(),
+            *((rows.as_images() for rows in summand) if summand else (_Images(), _Images())),
+            output.as_images(),
+            affine.weight.ctypes.data,
+            affine.bias.ctypes.data,
+            None if addend is None else addend.address,
+            addend_stride,
+            batch,
+            pixels,
+            channels,
+            groups,
+            epsilon,
+            silu,
+        )
+        fault: bytes | None = self._group_norm(ctypes.byref(call))
+        if fault is not None:
+            raise InputError(f"groups cannot be normalised: {fault.decode()}")
 
 
 def find_kernels() -> Kernels | str:
     """The kernels for this machine, built at the first call on it; or in one line why there are none."""
     with _finding:
-        return _find_kernels() if kernels_wanted() else _SWITCHED_OFF
+        return _find_kernels(kernels_may_use_amx()) if kernels_wanted() else _SWITCHED_OFF
 
 
 def missing_for_kernels() -> str | None:
@@ -155,13 +290,13 @@ def missing_for_kernels() -> str | None:
 
 
 @functools.cache
-def _find_kernels() -> Kernels | str:
+def _find_kernels(amx: bool) -> Kernels | str:
     path = build_kernels()
     if isinstance(path, str):
         log.info("no CPU kernels: %s", path)
         return path
     try:
-        kernels = Kernels(path)
+        kernels = Kernels(path, amx=amx)
     except OSError as error:
         return f"they cannot be loaded: {error}"
-    return kernels.unsupported or kernels
+    return kernels if kernels.instructions() else "the processor has no AVX512_BF16 instructions"

@@ -14,15 +14,10 @@ constexpr int kMaxVectors = 4;
 constexpr int64_t kQueriesPerBlock = kMaxVectors * kLanes;
 constexpr int64_t kKeysPerBlock = 128;
 constexpr int kRows = 4;           ///< keys or features at a time; with 4 vectors, 16 independent sums in registers
-constexpr int64_t kRowsAhead = 16;
+constexpr int64_t kRowsAhead = 16;    ///< that rows are prefetched before they are read
 constexpr float kHeadroom = 16.0F;  ///< binades that a reference may lag behind
 constexpr float kLog2E = 1.44269504088896341F;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-/// Rows of one head lie apart, which the processor does not foresee; `kRowsAhead` rows before they are read is in time.
-SDC_AVX512_INLINE void prefetch_row(const uint16_t* row, int64_t head_size) {
-    for (int64_t i = 0; i < head_size; i += 32) _mm_prefetch(row + i, _MM_HINT_T0);
-}
 
 /// The feature pairs `pair` to `pair` + 15 of 16 queries, [pair][query]; rows behind the last query are zero.
 SDC_AVX512_INLINE void load_query_pairs(const SdcTensor& query, const uint16_t* first, int64_t first_row, int64_t count,

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import openvino
 
-from sdc.engines.environment import kernels_may_round_to_bytes
+from sdc.engines.environment import kernels_may_normalise, kernels_may_round_to_bytes
 from sdc.engines.errors import TargetError
 from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
 from sdc.engines.sessions.mapped_files import read_once
-from sdc.engines.sessions.openvino_attention import Replacements, replace_attention
+from sdc.engines.sessions.openvino_attention import replace_attention
+from sdc.engines.sessions.openvino_group_norm import replace_group_norms
+from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.sessions.source import EngineSource
 from sdc.engines.specs import ComponentSpec
 
@@ -52,7 +54,8 @@ class OpenVinoSession:
 
     The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
     "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere. In bf16
-    attention runs in kernels of our own where there are any (`sdc.engines.kernels`), in 8 bits where it is quantised.
+    attention and group normalisation run in kernels of our own where there are any (`sdc.engines.kernels`), attention
+    in 8 bits where it is quantised.
     """
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
@@ -169,7 +172,7 @@ def compile_engine(
     try:
         if shapes is not None:
             model.reshape({name: list(shape) for name, shape in shapes.items()})
-        replacements = _replace_attention(model, settings["INFERENCE_PRECISION_HINT"], shapes or _usual(source.spec))
+        replacements = _use_kernels(model, settings["INFERENCE_PRECISION_HINT"], shapes or _usual(source.spec))
     except RuntimeError as error:
         raise source.unreadable(error) from error
     try:
@@ -181,12 +184,15 @@ def compile_engine(
     return CompiledEngine(compiled, shapes, replacements)
 
 
-def _replace_attention(model: openvino.Model, precision: str, shapes: Shapes) -> Replacements:
-    """Use the kernels for attention where there are any and they compute in the engine's precision."""
+def _use_kernels(model: openvino.Model, precision: str, shapes: Shapes) -> Replacements:
+    """Put the kernels into a model where there are any and they compute in the engine's precision."""
+    replacements = Replacements()
     kernels = find_kernels() if precision == "bf16" else None
-    if not isinstance(kernels, Kernels):
-        return Replacements()
-    return replace_attention(model, kernels, shapes, eight_bits=kernels_may_round_to_bytes())
+    if isinstance(kernels, Kernels):
+        replace_attention(model, kernels, shapes, replacements, eight_bits=kernels_may_round_to_bytes())
+        if kernels_may_normalise():
+            replace_group_norms(model, kernels, shapes, replacements)
+    return replacements
 
 
 def _usual(spec: ComponentSpec) -> Shapes:

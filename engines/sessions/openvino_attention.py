@@ -7,14 +7,14 @@
         →  y = Convert(KernelAttention(Convert(q, bf16), Convert(k, bf16), Convert(v, bf16)), type of y)
 
 The plugin computes in bf16 around it, so the conversions are copies at most. Where y is rounded to 8 bits next, as by a
-quantised projection, so may be what attention multiplies. An operator that is written in Python cannot be saved in a
-model, therefore models are patched after they are read.
+quantised projection, so may be what attention multiplies.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,13 @@ import openvino
 from openvino import opset13 as operators
 
 from sdc.engines.kernels.library import Kernels, Rows
+from sdc.engines.sessions.openvino_operators import (
+    KernelOperator,
+    Replacements,
+    constant_of,
+    sole_reader,
+    static_shapes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,26 +66,7 @@ class _Site:
     settings: Settings
 
 
-class Replacements:
-    """The operators that were put into one model, and their copies in what is compiled from it.
-
-    OpenVINO never frees an operator that is written in Python, nor what it reads: the whole graph before it. So all of
-    them are kept here, to be cut off from their inputs at the end. And OpenVINO copies an operator whenever it infers
-    shapes, which is in every run; once the model is compiled, one copy of each serves for that.
-    """
-
-    def __init__(self) -> None:
-        self.operators: list[KernelAttention] = []
-        self.compiled = False
-
-    def release(self) -> None:
-        """Cut the operators off from the graph; what was compiled from the model must not be used any more."""
-        for operator in self.operators:
-            operator.set_arguments([])
-        self.operators.clear()
-
-
-class KernelAttention(openvino.Op):  # type: ignore[misc]  # openvino has no types: its classes are Any
+class KernelAttention(KernelOperator):
     """q, k, v: [B, S, heads · head_size], bf16 → attention, as q.
 
     Attributes:
@@ -86,40 +74,13 @@ class KernelAttention(openvino.Op):  # type: ignore[misc]  # openvino has no typ
     """
 
     def __init__(self, settings: Settings, kernels: Kernels, replacements: Replacements, inputs: list[Any]) -> None:
-        super().__init__(self)
         self.settings = settings
         self._kernels = kernels
-        self._replacements = replacements
-        self._for_shapes: KernelAttention | None = None
-        replacements.operators.append(self)
-        self.read(inputs)
+        super().__init__(replacements, inputs)
 
-    def read(self, inputs: list[Any]) -> None:
-        """Take query, key and value from elsewhere."""
-        self.set_arguments(inputs)
-        self.constructor_validate_and_infer_types()
-
-    def validate_and_infer_types(self) -> None:
-        """The output is like the query."""
-        self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
-
-    def clone_with_new_inputs(self, new_inputs: list[Any]) -> KernelAttention:
-        """A copy with other inputs; of a compiled model always the same one."""
-        if self._for_shapes is not None:
-            self._for_shapes.read(list(new_inputs))
-            return self._for_shapes
-        copy = KernelAttention(self.settings, self._kernels, self._replacements, list(new_inputs))
-        if self._replacements.compiled:
-            self._for_shapes = copy
-        return copy
-
-    def visit_attributes(self, _visitor: Any) -> bool:
-        """Nothing of it can be saved."""
-        return True
-
-    def has_evaluate(self) -> bool:
-        """It computes itself."""
-        return True
+    def copy(self, inputs: list[Any]) -> KernelAttention:
+        """Another one of the same settings."""
+        return KernelAttention(self.settings, self._kernels, self.replacements, inputs)
 
     def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
         """Run the kernel on the tensors' own memory."""
@@ -137,8 +98,13 @@ class KernelAttention(openvino.Op):  # type: ignore[misc]  # openvino has no typ
 
 
 def replace_attention(
-    model: openvino.Model, kernels: Kernels, shapes: Mapping[str, tuple[int, ...]], *, eight_bits: bool = True
-) -> Replacements:
+    model: openvino.Model,
+    kernels: Kernels,
+    shapes: Mapping[str, tuple[int, ...]],
+    replacements: Replacements,
+    *,
+    eight_bits: bool = True,
+) -> None:
     """Put the kernel in the place of every attention that it computes faster.
 
     Not replaced: attention with a mask, with heads that are not split and merged as above, or whose number or size of
@@ -148,13 +114,9 @@ def replace_attention(
         model: changed in place; it has to be compiled for bf16.
         kernels: loaded.
         shapes: of the inputs by name, with which small attentions are told.
+        replacements: to which the operators are added.
         eight_bits: whether products may be of 8-bit integers where the result is rounded to 8 bits.
-
-    Returns:
-        The operators; to be released when the model and what was compiled from it are not used any more. `compiled` is
-        to be set when it has been compiled.
     """
-    replacements = Replacements()
     found = [node for node in model.get_ordered_ops() if node.get_type_name() == "ScaledDotProductAttention"]
     products = _count_products(model, found, shapes)
     sites = [
@@ -169,24 +131,25 @@ def replace_attention(
         whole = operators.convert(attention, element_type.to_string())
         whole.set_friendly_name(site.result.get_friendly_name())
         site.result.output(0).replace(whole.output(0))
-    in_bytes = sum(site.settings.eight_bits for site in sites)
-    log.info("%d of %d attentions run in the CPU kernels, %d of them in 8 bits", len(sites), len(found), in_bytes)
-    return replacements
+    instructions = Counter(
+        kernels.instructions(causal=site.settings.causal, eight_bits=site.settings.eight_bits) for site in sites
+    )
+    how = ", ".join(f"{count} with {name}" for name, count in instructions.items())
+    log.info("%d of %d attentions run in the CPU kernels: %s", len(sites), len(found), how or "none")
 
 
 def _count_products(model: openvino.Model, attentions: list[Any], shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     """B · heads · Sq · Sk · head_size of each attention, when the model's inputs have these shapes."""
     if not attentions:
         return []
-    free = {port.get_any_name(): port.get_partial_shape() for port in model.inputs}
-    model.reshape({name: list(shapes[name]) for name in free})
-    counts = []
-    for attention in attentions:
-        query, key = (attention.get_input_partial_shape(index) for index in (0, 1))
-        static = query.is_static and key.is_static and len(query) == len(key) == 4
-        counts.append(math.prod(query.to_shape()) * key.to_shape()[2] if static else 0)
-    model.reshape(free)
-    return counts
+    with static_shapes(model, shapes):
+        return [_products_of(attention) for attention in attentions]
+
+
+def _products_of(attention: Any) -> int:
+    query, key = (attention.get_input_partial_shape(index) for index in (0, 1))
+    static = query.is_static and key.is_static and len(query) == len(key) == 4
+    return math.prod(query.to_shape()) * int(key.to_shape()[2]) if static else 0
 
 
 def _match(attention: Any, *, eight_bits: bool) -> _Site | None:
@@ -229,10 +192,10 @@ def _before_split(value: Any) -> Any | None:
 
 def _after_merge(value: Any) -> Any | None:
     """The Reshape of Reshape(Transpose(value)), if that merges heads and nothing else reads them."""
-    transpose = _sole_reader(value)
+    transpose = sole_reader(value)
     if transpose is None or not _swaps_heads(transpose):
         return None
-    reshape = _sole_reader(transpose.output(0))
+    reshape = sole_reader(transpose.output(0))
     if reshape is None or reshape.get_type_name() != "Reshape":
         return None
     return reshape if _keeps_batch_and_rows(reshape, ranks=(4, 3)) else None
@@ -249,15 +212,10 @@ def _is_rounded_to_bytes(value: Any) -> bool:
     )
 
 
-def _sole_reader(value: Any) -> Any | None:
-    readers = [port.get_node() for port in value.get_target_inputs()]
-    return readers[0] if len(readers) == 1 else None
-
-
 def _swaps_heads(node: Any) -> bool:
     if node.get_type_name() != "Transpose":
         return False
-    order = _constant(node.input_value(1))
+    order = constant_of(node.input_value(1))
     return order is not None and tuple(order.tolist()) == _SPLIT
 
 
@@ -270,21 +228,13 @@ def _keeps_batch_and_rows(reshape: Any, *, ranks: tuple[int, int]) -> bool:
     if any(dimension.is_dynamic for dimensions in inner for dimension in dimensions):
         return False
     sizes = [int(np.prod([dimension.get_length() for dimension in dimensions])) for dimensions in inner]
-    target = _constant(reshape.input_value(1))
+    target = constant_of(reshape.input_value(1))
     if target is None or not reshape.get_attributes()["special_zero"]:
         return False
     return sizes[0] == sizes[1] and target[0] == 0 and target[1] in (0, -1)
 
 
-def _constant(value: Any) -> np.ndarray | None:
-    node = value.get_node()
-    return np.asarray(node.data) if node.get_type_name() == "Constant" else None
-
-
 def _scalar(value: Any) -> float | None:
-    """A constant of one element, behind conversions of its type or not."""
-    node = value.get_node()
-    while node.get_type_name() in ("Convert", "ConvertLike"):
-        node = node.input_value(0).get_node()
-    constant = _constant(node.output(0))
+    """A constant of one element."""
+    constant = constant_of(value)
     return float(constant.reshape(())) if constant is not None and constant.size == 1 else None

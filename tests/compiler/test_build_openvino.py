@@ -1,15 +1,18 @@
 import hashlib
 
 import numpy as np
+import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from sdc.compiler.build import build_engine
 from sdc.compiler.build.openvino import has_reduced_precision
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
 
 FLOAT16 = """
@@ -114,3 +117,46 @@ def test_replaces_an_older_engine(small_unet, tmp_path):
     feeds = small_unet.feeds()
     with open_session(EngineSource(small_unet.component.spec, "openvino", files, built.options)) as session:
         np.testing.assert_allclose(session.run(feeds)["out_sample"], small_unet.answer(feeds), atol=5e-5, rtol=0)
+
+
+CONVOLUTION = """
+<ir_version: 10, opset_import: ["" : 23]>
+g (float[B,32,H,W] sample) => (float[B,32,H,W] out_sample)
+<float scale = {0.05}, int8 zero = {ZERO}, float[32] steps, int8[32,32,3,3] integers> {
+    quantized = QuantizeLinear (sample, scale, zero)
+    rounded = DequantizeLinear (quantized, scale, zero)
+    kernel = DequantizeLinear <axis = 0> (integers, steps)
+    out_sample = Conv <pads = [1, 1, 1, 1]> (rounded, kernel)
+}
+"""
+
+
+@pytest.mark.parametrize("zero_point", [0, -100])
+def test_a_convolution_of_quantised_tensors_is_computed_in_integers(tmp_path, zero_point):
+    """Also where zero is not in the middle of the integers, on whichever processor."""
+    generator = np.random.default_rng(2)
+    weights = {
+        "steps": generator.uniform(0.001, 0.002, 32).astype(np.float32),
+        "integers": generator.integers(-127, 128, (32, 32, 3, 3), np.int8),
+    }
+    text = CONVOLUTION.replace("{ZERO}", f"{{{zero_point}}}")
+    model = onnx.parser.parse_model(text.replace(", float[32] steps, int8[32,32,3,3] integers", ""))
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    free = {"B": DimensionRange(1, 2, 8), "H": DimensionRange(1, 16, 64), "W": DimensionRange(1, 16, 64)}
+    shape = ("B", 32, "H", "W")
+    spec = ComponentSpec(
+        "unet", (TensorSpec("sample", "float32", shape),), (TensorSpec("out_sample", "float32", shape),), free
+    )
+    built = build_engine(Component(spec, ir.from_proto(model)), TARGETS["cpu"], tmp_path)
+    sample = generator.normal(4, 2, (2, 32, 12, 20)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(model).run(None, {"sample": sample})
+    files = tuple(tmp_path / name for name in built.files)
+    with open_session(EngineSource(spec, "openvino", files, built.options)) as session:
+        found = session.run({"sample": sample})["out_sample"]
+        (convolution,) = [
+            node for node in session._engine.model.get_runtime_model().get_ops()
+            if node.get_rt_info()["layerType"].astype(str) == "Convolution"
+        ]  # fmt: skip
+    assert convolution.get_rt_info()["primitiveType"].astype(str).lower().endswith("i8")
+    # Values next to a boundary between two integers may be rounded to either.
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)

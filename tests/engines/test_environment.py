@@ -2,7 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from sdc.engines.environment import cache_folder, kernels_may_round_to_bytes, kernels_wanted
+from sdc.engines.environment import (
+    cache_folder,
+    kernels_may_normalise,
+    kernels_may_round_to_bytes,
+    kernels_may_use_amx,
+    kernels_wanted,
+)
 
 
 def test_the_cache_folder_is_the_chosen_one_then_the_users(monkeypatch):
@@ -30,13 +36,24 @@ def test_the_cache_folder_on_windows(monkeypatch, local):
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted", "in_bytes"),
-    [(None, True, True), ("", True, True), ("1", True, True), ("0", False, True), ("bf16", True, False)],
+    ("value", "wanted", "in_bytes", "amx", "norms"),
+    [
+        (None, True, True, True, True),
+        ("", True, True, True, True),
+        ("1", True, True, True, True),
+        ("0", False, True, True, True),
+        ("bf16", True, False, True, True),
+        ("avx512", True, True, False, True),
+        ("avx512,bf16", True, False, False, True),
+        ("attention", True, True, True, False),
+    ],
 )
-def test_kernels_are_wanted_unless_switched_off(monkeypatch, value, wanted, in_bytes):
+def test_kernels_are_wanted_unless_switched_off(monkeypatch, value, wanted, in_bytes, amx, norms):
     if value is None:
         monkeypatch.delenv("SDC_KERNELS", raising=False)
     else:
         monkeypatch.setenv("SDC_KERNELS", value)
     assert kernels_wanted() is wanted
     assert kernels_may_round_to_bytes() is in_bytes
+    assert kernels_may_use_amx() is amx
+    assert kernels_may_normalise() is norms

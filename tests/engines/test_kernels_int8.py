@@ -6,6 +6,13 @@ import numpy as np
 import pytest
 from attention_reference import SHAPES, attend, attention, bits_from_floats, draw, floats_from_bits, relative_error
 
+
+@pytest.fixture(scope="module")
+def kernels(kernels_without_amx):
+    """With AMX nothing is in 8 bits."""
+    return kernels_without_amx
+
+
 TOLERANCES = {0.01: 0.011, 1.0: 0.017, 3.0: 0.027, 20.0: 0.055}
 """By the logits' standard deviation. A scale is 1/127 of the largest of some 40 normal numbers, about 2.5/127, so that
 rounding leaves an error of 2.5/127/√12 = 0.006 in queries, keys and values each; that of a logit grows with it, and so

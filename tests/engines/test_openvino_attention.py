@@ -12,6 +12,7 @@ from openvino import opset13 as operators
 
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.sessions.openvino_attention import replace_attention
+from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
 HEADS, SIZE = 3, 40
@@ -90,11 +91,18 @@ def executed(session) -> list[str]:
     return [node.get_rt_info()["layerType"].astype(str) for node in running.get_ops()]
 
 
+def replaced(model: openvino.Model, kernels, shapes, **options) -> list:
+    """The operators that are put into a model."""
+    replacements = Replacements()
+    replace_attention(model, kernels, shapes, replacements, **options)
+    return replacements.operators
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {}, {"causal": True}, {"scale": 0.3}, {"mask": 0.0}, {"merged": (0, -1, WIDTH)}, {"element_type": "f16"},
-        {"element_type": "bf16", "scale": 0.2},
+        {"element_type": "bf16", "scale": 0.1875},
     ],
     ids=str,
 )  # fmt: skip
@@ -125,22 +133,22 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(kernels, monke
 )
 def test_is_in_8_bits_where_its_result_is_rounded_to_8_bits(kernels, options, in_bytes):
     """Nothing but the readers of the result tells what an engine's precision is there."""
-    (operator,) = replace_attention(build_model(**options), kernels, LARGE).operators
+    (operator,) = replaced(build_model(**options), kernels, LARGE)
     assert operator.settings.eight_bits is in_bytes
-    (operator,) = replace_attention(build_model(**options), kernels, LARGE, eight_bits=False).operators
+    (operator,) = replaced(build_model(**options), kernels, LARGE, eight_bits=False)
     assert not operator.settings.eight_bits
 
 
 def test_8_bits_can_be_switched_off(kernels, monkeypatch, tmp_path):
     found = {}
-    for switch in ("bf16", "1"):
+    for switch in ("avx512,bf16", "avx512"):
         monkeypatch.setenv("SDC_KERNELS", switch)
         with open_model(build_model(levels=256), tmp_path, "bf16") as session:
             found[switch] = session.run(feeds(rows=1040, context=1040))["y"]
             operator = session._engine.replacements.operators[0]
-            assert operator.settings.eight_bits == (switch == "1")
+            assert operator.settings.eight_bits == (switch == "avx512")
     # Two roundings to 256 levels of values that differ by the error of 8 bits in attention.
-    difference = np.linalg.norm(found["1"] - found["bf16"]) / np.linalg.norm(found["bf16"])
+    difference = np.linalg.norm(np.subtract(*found.values())) / np.linalg.norm(found["avx512,bf16"])
     assert 0.002 < difference < 0.03
 
 
@@ -201,13 +209,13 @@ def test_a_session_lets_go_of_the_graph(kernels, tmp_path, closed):
 def test_leaves_other_patterns_alone(kernels, options):
     model = build_model(**options)
     before = [node.get_type_name() for node in model.get_ordered_ops()]
-    assert not replace_attention(model, kernels, LARGE).operators
+    assert not replaced(model, kernels, LARGE)
     assert [node.get_type_name() for node in model.get_ordered_ops()] == before
 
 
 def test_leaves_small_attention_alone_and_shapes_free(kernels):
     model = build_model()
     free = [port.get_partial_shape() for port in model.inputs]
-    assert not replace_attention(model, kernels, {"x": (2, 256, 50), "context": (2, 77, 50)}).operators
-    assert replace_attention(model, kernels, {"x": (2, 4096, 50), "context": (2, 77, 50)}).operators
+    assert not replaced(model, kernels, {"x": (2, 256, 50), "context": (2, 77, 50)})
+    assert replaced(model, kernels, {"x": (2, 4096, 50), "context": (2, 77, 50)})
     assert [port.get_partial_shape() for port in model.inputs] == free

@@ -1,0 +1,218 @@
+"""`sdc tune`: measures, chooses, and writes a copy of the bundle that has the choice as its preset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sdc.compiler.bundle.writer import (
+    BundleFile,
+    CachedFile,
+    check_new_place,
+    file_entries,
+    json_bytes,
+    write_bundle,
+)
+from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings
+from sdc.compiler.evaluate.statistics import MODELS_FOLDER
+from sdc.compiler.evaluate.stored_runs import run_digest
+from sdc.compiler.evaluate.verdicts import digest_of
+from sdc.compiler.plain_json import finite_json
+from sdc.compiler.tune.budget import Budget
+from sdc.compiler.tune.choices import Space, abilities_of
+from sdc.compiler.tune.kept import KeptMeasurements
+from sdc.compiler.tune.measure import MeasuredSchedules, opened_bench, way_of_settings
+from sdc.compiler.tune.search import Measurement, fastest_within, on_all, search
+from sdc.compiler.workshop.progress import Progress, Silent, StageLog
+from sdc.compiler.workshop.staging import exclusive
+from sdc.engines.bundle import Bundle, open_bundle
+from sdc.engines.errors import InputError
+from sdc.engines.preset import Preset, Way
+
+TUNING_REPORT = "reports/tune.json"
+"""All measurements, in the copy."""
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What was asked for.
+
+    Attributes:
+        bundle: stays as it is.
+        out: the copy.
+        budget: what pictures have to keep to.
+        settings: how the reference draws, without shortcuts; ``samples`` are the pictures that the last ways are
+            measured on.
+        reference: a bundle that draws the reference's pictures; None for the tuned one.
+        rounds: of timed pictures.
+    """
+
+    bundle: Path
+    out: Path
+    budget: Budget
+    settings: Settings
+    reference: Path | None = None
+    rounds: int = 5
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was found.
+
+    Attributes:
+        request: what was asked for.
+        model: the bundle's; likewise ``precision`` and ``target``.
+        measurements: all, in order.
+        chosen: the fastest of those on all pictures that keep to the budget.
+    """
+
+    request: TuneRequest
+    model: str
+    precision: str
+    target: str
+    measurements: tuple[Measurement, ...]
+    chosen: Measurement
+
+    @property
+    def preset(self) -> Preset:
+        """What goes into the copy."""
+        budget = self.request.budget
+        return Preset(
+            way=self.chosen.way,
+            budget=str(budget),
+            quality=self.chosen.quality,
+            pictures=self.chosen.pictures,
+            speed_up=1 / self.chosen.ratio,
+            reference=way_of_settings(self.request.settings),
+            target=self.target,
+            cached=cached_ways(self.measurements, budget, self.chosen),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        request, settings = self.request, self.request.settings
+        value = finite_json(
+            {
+                "bundle": str(request.bundle),
+                "reference": None if request.reference is None else str(request.reference),
+                "model": self.model,
+                "precision": self.precision,
+                "target": self.target,
+                "budget": str(request.budget),
+                "settings": asdict(settings),
+                "rounds": request.rounds,
+                "chosen": self.chosen.to_json(),
+                "measurements": [each.to_json() for each in self.measurements],
+            }
+        )
+        assert isinstance(value, dict)
+        return value
+
+
+def cached_ways(measurements: Sequence[Measurement], budget: Budget, chosen: Measurement) -> tuple[Way, ...]:
+    """For each sampler and number of steps the fastest way with DeepCache within the budget.
+
+    Each way counts by its measurement on most pictures; for the chosen one's sampler and steps it is the chosen one, if
+    that has DeepCache.
+    """
+    latest: dict[Way, Measurement] = {}
+    for each in measurements:
+        if each.way not in latest or each.pictures >= latest[each.way].pictures:
+            latest[each.way] = each
+    found: dict[tuple[str, int], list[Measurement]] = {}
+    for each in latest.values():
+        if each.way.deepcache != 1:
+            found.setdefault((each.way.sampler, each.way.steps), []).append(each)
+    if chosen.way.deepcache != 1:
+        found[chosen.way.sampler, chosen.way.steps] = [chosen]
+    best = (fastest_within(each, budget) for each in found.values())
+    return tuple(each.way for each in best if each is not None)
+
+
+def tune(request: TuneRequest, *, progress: Progress | None = None) -> Tuning:
+    """Find the fastest way within the budget and write the copy; until it is whole nothing is at its place.
+
+    What was measured is kept in ``OUT.work`` meanwhile: the same call goes on from there.
+
+    Args:
+        request: what is asked for.
+        progress: is told of every measurement.
+
+    Raises:
+        InputError: the budget is not for this model, no way keeps to it, or the copy has no place.
+        BundleError: a bundle is damaged.
+        TargetError: this machine does not run the bundle.
+        NumericalError: an engine gave NaN or infinity.
+    """
+    request = replace(request, out=request.out.absolute())
+    bundle = open_bundle(request.bundle)
+    request.budget.check_model(bundle.manifest.model.name)
+    check_new_place(request.bundle, request.out)
+    work = request.out.with_name(f"{request.out.name}.work")
+    with exclusive(request.out):
+        check_new_place(request.bundle, request.out)
+        tuning = _measure(request, bundle, work, StageLog(progress or Silent()))
+        write_copy(bundle, request.out, tuning)
+        shutil.rmtree(work, ignore_errors=True)
+    return tuning
+
+
+def _measure(request: TuneRequest, bundle: Bundle, work: Path, stages: StageLog) -> Tuning:
+    target = bundle.choose_target(request.settings.target).name
+    settings, reference = request.settings, way_of_settings(request.settings)
+    schedules = MeasuredSchedules(request.bundle, settings, stages)
+    space = Space.around(reference, abilities_of(bundle), schedules)
+    folder = work / _identity(request, bundle, target)
+    folder.mkdir(parents=True, exist_ok=True)
+    with opened_bench(
+        request.bundle,
+        request.reference,
+        settings,
+        budget=request.budget,
+        rounds=request.rounds,
+        folder=folder,
+        stages=stages,
+    ) as bench:
+        found = search(space, KeptMeasurements(folder, bench.measure), request.budget, settings.samples)
+    chosen = fastest_within(on_all(found, settings.samples), request.budget)
+    if chosen is None:
+        nearest = min(found, key=lambda each: request.budget.harm(each.quality))
+        raise InputError(
+            f"no way to draw keeps to --budget {request.budget}; the nearest is {nearest.way} with "
+            f"{request.budget.text(nearest.quality)}",
+            hint="give a larger budget, or another --reference",
+        )
+    manifest = bundle.manifest
+    return Tuning(request, manifest.model.name, manifest.precision, target, tuple(found), chosen)
+
+
+def _identity(request: TuneRequest, bundle: Bundle, target: str) -> str:
+    """Sixteen hexadecimal digits that change with whatever a measurement depends on, its way and pictures aside."""
+    judges = [digest_of(MODELS_FOLDER / f"{name}.safetensors") for name in ("judge", "statistics")]
+    measured_with = judges if bundle.manifest.model.name == JUDGED_MODEL else []
+    digests = [run_digest(bundle.manifest, target, measured_with)]
+    if request.reference is not None:
+        other = open_bundle(request.reference)
+        chosen = other.choose_target(request.settings.target).name
+        digests.append(run_digest(other.manifest, chosen, measured_with))
+    everything = [digests, asdict(request.settings), str(request.budget.measure), request.rounds]
+    return sha256(json.dumps(everything).encode()).hexdigest()[:16]
+
+
+def write_copy(bundle: Bundle, out: Path, tuning: Tuning) -> None:
+    """Put a copy of a bundle with a preset at `out`, whole or not at all. To be used while `exclusive(out)` is held.
+
+    Raises:
+        BundleError: a file of the bundle has changed.
+    """
+    bundle.check_digests()
+    contents: dict[str, bytes | CachedFile | BundleFile] = {
+        name: BundleFile(bundle, name) for name in bundle.manifest.files
+    }
+    contents[TUNING_REPORT] = json_bytes(tuning.to_json())
+    write_bundle(out, replace(bundle.manifest, files=file_entries(contents), preset=tuning.preset), contents)

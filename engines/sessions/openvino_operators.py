@@ -1,0 +1,116 @@
+"""Operators of our own inside of OpenVINO models, in Python around the CPU kernels, and how models are searched.
+
+Such an operator cannot be saved in a model, therefore models are patched after they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import openvino
+
+
+class Replacements:
+    """The operators that were put into one model, and their copies in what is compiled from it.
+
+    OpenVINO never frees an operator that is written in Python, nor what it reads: the whole graph before it. So all of
+    them are kept here, to be cut off from their inputs at the end. And OpenVINO copies an operator whenever it infers
+    shapes, which is in every run; once the model is compiled, one copy of each serves for that.
+    """
+
+    def __init__(self) -> None:
+        self.operators: list[KernelOperator] = []
+        self.compiled = False
+
+    def release(self) -> None:
+        """Cut the operators off from the graph; what was compiled from the model must not be used any more."""
+        for operator in self.operators:
+            operator.set_arguments([])
+        self.operators.clear()
+
+
+class KernelOperator(openvino.Op):  # type: ignore[misc]  # openvino has no types: its classes are Any
+    """One whose output has the type and the shape of its first input.
+
+    Attributes:
+        replacements: of its model.
+    """
+
+    def __init__(self, replacements: Replacements, inputs: list[Any]) -> None:
+        super().__init__(self)
+        self.replacements = replacements
+        self._for_shapes: KernelOperator | None = None
+        replacements.operators.append(self)
+        self.read(inputs)
+
+    @abstractmethod
+    def copy(self, inputs: list[Any]) -> KernelOperator:
+        """Another one of the same settings that reads these outputs of nodes."""
+
+    @abstractmethod
+    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Run the kernel on the tensors' own memory."""
+
+    def read(self, inputs: list[Any]) -> None:
+        """Take the inputs from elsewhere."""
+        self.set_arguments(inputs)
+        self.constructor_validate_and_infer_types()
+
+    def validate_and_infer_types(self) -> None:
+        """The output is like the first input."""
+        self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
+
+    def clone_with_new_inputs(self, new_inputs: list[Any]) -> KernelOperator:
+        """A copy with other inputs; of a compiled model always the same one."""
+        if self._for_shapes is not None:
+            self._for_shapes.read(list(new_inputs))
+            return self._for_shapes
+        copy = self.copy(list(new_inputs))
+        if self.replacements.compiled:
+            self._for_shapes = copy
+        return copy
+
+    def visit_attributes(self, _visitor: Any) -> bool:
+        """Nothing of it can be saved."""
+        return True
+
+    def has_evaluate(self) -> bool:
+        """It computes itself."""
+        return True
+
+
+@contextlib.contextmanager
+def static_shapes(model: openvino.Model, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Within, all shapes are those that inputs of these shapes lead to.
+
+    Args:
+        model: its inputs' shapes are restored at the end.
+        shapes: by name of the input.
+    """
+    free = {port.get_any_name(): port.get_partial_shape() for port in model.inputs}
+    model.reshape({name: list(shapes[name]) for name in free})
+    try:
+        yield
+    finally:
+        model.reshape(free)
+
+
+def sole_reader(value: Any) -> Any | None:
+    """The node that reads an output; None if there are several or none."""
+    readers = [port.get_node() for port in value.get_target_inputs()]
+    return readers[0] if len(readers) == 1 else None
+
+
+def constant_of(value: Any) -> np.ndarray | None:
+    """A constant, behind conversions of its type or not, in float32 or int64; None for anything else."""
+    node = value.get_node()
+    while node.get_type_name() in ("Convert", "ConvertLike"):
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant":
+        return None
+    # `data` would show bf16 as f16.
+    return np.asarray(node.get_data(dtype=np.float32 if node.get_output_element_type(0).is_real() else np.int64))
