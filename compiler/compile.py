@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from sdc.compiler.stages import (
 )
 from sdc.compiler.trace.guards import check_request, explaining_full_disk
 from sdc.compiler.workshop.cache import Entry, StageCache
+from sdc.compiler.workshop.memory_watch import MemoryWatch
 from sdc.compiler.workshop.progress import Progress, Silent, StageLog, StageRecord
 from sdc.compiler.workshop.staging import exclusive
 from sdc.compiler.workshop.worker import Worker
@@ -68,6 +70,7 @@ class ExportSummary:
         few_steps: whether a LoRA for the sampler lcm is folded in.
         up_to_date: the same bundle was there already, and was left as it is.
         records: the stages.
+        memory_limit_bytes: that was kept, if any.
     """
 
     out: Path
@@ -75,6 +78,7 @@ class ExportSummary:
     few_steps: bool
     up_to_date: bool
     records: tuple[StageRecord, ...]
+    memory_limit_bytes: int | None = None
 
 
 def export_bundle(
@@ -94,7 +98,7 @@ def export_bundle(
     Raises:
         InputError: the request cannot be met; also if something that is no bundle is in its place.
         TargetError: an engine cannot be built here.
-        ExportError: a stage failed, or the disk is full.
+        ExportError: a stage failed or needed more memory than is allowed, or the disk is full.
     """
     request = replace(request, out=request.out.absolute())
     cache = cache or StageCache(cache_folder() / "stages")
@@ -104,8 +108,12 @@ def export_bundle(
         exclusive(request.out, on_wait=lambda: log.warning("waiting for another export to %s", request.out)),
         tempfile.TemporaryDirectory(prefix="sdc-export-") as scratch,
         Worker(log_path=None if verbose else Path(scratch, "worker.log")) as worker,
+        ExitStack() as watching,
     ):
-        shop = Workshop(cache, worker, StageLog(progress or Silent()))
+        memory = None
+        if request.memory_limit_bytes is not None:
+            memory = watching.enter_context(MemoryWatch(request.memory_limit_bytes, worker.kill))
+        shop = Workshop(cache, worker, StageLog(progress or Silent()), memory)
         opened = _load(shop, request)
         plan = plan_export(request, opened)
         automatic = _known(shop, "plan", plan.automatic_key)
@@ -130,11 +138,13 @@ def export_bundle(
         up_to_date, manifest = _write(shop, request, opened, built)
     cache.evict(CACHE_LIMIT_BYTES, now_seconds=time.time())
     few_steps = any(lora.few_steps for lora in opened.loras)
-    return ExportSummary(request.out, manifest, few_steps, up_to_date, tuple(shop.stages.records))
+    return ExportSummary(
+        request.out, manifest, few_steps, up_to_date, tuple(shop.stages.records), request.memory_limit_bytes
+    )
 
 
 def _load(shop: Workshop, request: ExportRequest) -> Opened:
-    with shop.stages.stage("load") as outcome:
+    with shop.stage("load") as outcome:
         done = shop.worker.call(open_source, request.source)
         outcome.peak_memory_bytes = done.peak_memory_bytes
         opened: Opened = done.value
@@ -355,7 +365,7 @@ def _write(
     opened: Opened,
     built: Mapping[tuple[str, str], Entry],
 ) -> tuple[bool, Manifest]:
-    with shop.stages.stage("write bundle") as outcome:
+    with shop.stage("write bundle") as outcome:
         contents = bundle_contents(request, opened, built)
         manifest = bundle_manifest(request, opened, built, contents)
         outcome.cached = is_up_to_date(request.out, manifest)

@@ -86,6 +86,8 @@ class ExportRequest:
         other_weights: whether the calibration table and the plan may be those of the same layers with other weights.
         base_digests: by component, of the checkpoint without LoRAs; another one is refused. None takes any.
         prompts: to draw with where no file of prompts is given; None for the model's own.
+        memory_limit_bytes: of what all processes hold together; a stage that needs more is ended. It changes no result.
+            None for no limit.
     """
 
     source: Source
@@ -100,6 +102,7 @@ class ExportRequest:
     other_weights: bool = False
     base_digests: Mapping[str, str] | None = None
     prompts: tuple[str, ...] | None = None
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -21,87 +21,40 @@ import argparse
 import os
 import sys
 import tempfile
-import threading
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import psutil
 
 from sdc.compiler.byte_sizes import gibibytes
 from sdc.compiler.cli.export import add_arguments, request_from_arguments
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.text_table import markdown_row
 from sdc.compiler.workshop.cache import StageCache
+from sdc.compiler.workshop.memory_watch import MemoryWatch, Resident
 from sdc.compiler.workshop.progress import StageRecord
-
-INTERVAL_SECONDS = 0.01
-
-
-@dataclass(frozen=True)
-class Resident:
-    """Memory of one or several processes, in bytes."""
-
-    held_bytes: int = 0
-    file_bytes: int = 0
-
-    def __add__(self, other: Resident) -> Resident:
-        return Resident(self.held_bytes + other.held_bytes, self.file_bytes + other.file_bytes)
 
 
 class TreeMemory:
-    """Progress of an export that samples the memory of all its processes, and keeps each stage's largest."""
+    """Progress of an export that keeps the most that all its processes held in each stage.
 
-    def __init__(self) -> None:
+    Args:
+        watch: samples them.
+    """
+
+    def __init__(self, watch: MemoryWatch) -> None:
         self.stages: list[tuple[StageRecord, Resident]] = []
-        self._largest = Resident()
-        self._lock = threading.Lock()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
+        self._watch = watch
 
     def begin(self, name: str) -> None:
         """A stage begins: what was seen before is not its own."""
         print(name, file=sys.stderr)
-        with self._lock:
-            self._largest = Resident()
+        self._watch.begin()
 
     def advance(self, done: int, total: int) -> None:
         """Nothing."""
 
     def end(self, record: StageRecord) -> None:
         """A stage is over."""
-        with self._lock:
-            self.stages.append((record, self._largest))
-
-    def stop(self) -> None:
-        """End the sampling."""
-        self._done.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._done.wait(INTERVAL_SECONDS):
-            found = resident_tree()
-            with self._lock:
-                self._largest = max(self._largest, found, key=lambda each: each.held_bytes)
-
-
-def resident_tree() -> Resident:
-    """Of this process and all below it."""
-    this = psutil.Process()
-    total = Resident()
-    for process in (this, *this.children(recursive=True)):
-        with suppress(OSError):  # it has ended
-            total += resident_from_status(Path(f"/proc/{process.pid}/status").read_text())
-    return total
-
-
-def resident_from_status(status: str) -> Resident:
-    """Of the text of /proc/PID/status; nothing of a process that has ended and waits for its parent."""
-    lines = (line.split() for line in status.splitlines() if line.startswith("Rss"))
-    kibibytes = {name.removesuffix(":"): int(size) for name, size, _ in lines}
-    held = kibibytes.get("RssAnon", 0) + kibibytes.get("RssShmem", 0)
-    return Resident(1024 * held, 1024 * kibibytes.get("RssFile", 0))
+        self.stages.append((record, self._watch.largest))
 
 
 def main() -> None:
@@ -111,9 +64,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="export-memory-", dir=os.environ.get("SDC_CACHE")) as folder:
         request = replace(request_from_arguments(options), out=Path(folder, "bundle"))
-        memory = TreeMemory()
-        export_bundle(request, cache=StageCache(Path(folder, "cache")), progress=memory)
-        memory.stop()
+        with MemoryWatch() as watch:
+            memory = TreeMemory(watch)
+            export_bundle(request, cache=StageCache(Path(folder, "cache")), progress=memory)
     print_table(memory.stages)
 
 

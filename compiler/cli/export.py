@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdc.compiler.byte_sizes import gibibytes
 from sdc.compiler.cli.calibration_arguments import add_calibration_arguments, calibration_options
+from sdc.compiler.cli.memory_limit import add_memory_limit
 from sdc.engines.errors import InputError
 from sdc.engines.specs import is_shard_name
 from sdc.engines.targets import parse_targets
@@ -85,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "memory than the UNet takes",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="the bundle (build/MODEL-PRECISION)")
+    add_memory_limit(
+        parser,
+        "what all processes together may hold, as 8GiB, pages of mapped files aside; a stage that needs more is ended, "
+        "and what to change is said (default: no limit)",
+    )
     add_calibration_arguments(parser)
     parser.add_argument(
         "--json",
@@ -139,6 +146,7 @@ def request_from_arguments(args: argparse.Namespace) -> ExportRequest:
         calibration=calibration_options(args),
         deepcache=args.deepcache,
         shards=args.shards,
+        memory_limit_bytes=args.memory_limit,
     )
 
 
@@ -175,16 +183,27 @@ def summary_json(summary: ExportSummary) -> dict[str, Any]:
         "up_to_date": summary.up_to_date,
         "seconds": round(sum(record.seconds for record in summary.records), 3),
         "peak_memory_bytes": max(record.peak_memory_bytes for record in summary.records),
+        **_held(summary),
         "stages": [
             {
                 "name": record.name,
                 "seconds": round(record.seconds, 3),
                 "peak_memory_bytes": record.peak_memory_bytes,
                 "cached": record.cached,
+                **({} if record.held_bytes is None else {"held_bytes": record.held_bytes}),
             }
             for record in summary.records
         ],
     }
+
+
+def _held(summary: ExportSummary) -> dict[str, Any]:
+    """With a limit: it, what was held at most and in which stage."""
+    watched = {record.name: record.held_bytes for record in summary.records if record.held_bytes is not None}
+    if summary.memory_limit_bytes is None or not watched:
+        return {}
+    stage = max(watched, key=lambda name: watched[name])
+    return {"memory_limit_bytes": summary.memory_limit_bytes, "held_bytes": watched[stage], "held_in_stage": stage}
 
 
 def summary_text(summary: ExportSummary) -> str:
@@ -195,8 +214,16 @@ def summary_text(summary: ExportSummary) -> str:
     return (
         f"{_relative(summary.out)} {state}: {values['model']}, {values['precision']}, "
         f"for {', '.join(values['targets'])}; {values['bytes'] / 1e6:.1f} MB (UNet {unet}), {values['seconds']:.1f} s\n"
+        f"{_held_text(values)}"
         f'next: sdc run {_relative(summary.out)} --prompt "..."{_sampling(summary)}'
     )
+
+
+def _held_text(values: dict[str, Any]) -> str:
+    if "held_bytes" not in values:
+        return ""
+    held, limit = gibibytes(values["held_bytes"]), gibibytes(values["memory_limit_bytes"])
+    return f"memory: {held} of {limit} held, in the stage {values['held_in_stage']!r}\n"
 
 
 def _sampling(summary: ExportSummary) -> str:

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from sdc.engines.generation import Generation
 
 
-def add_memory_limit(parser: argparse.ArgumentParser) -> None:
-    """Declare the argument."""
-    parser.add_argument(
-        "--memory-limit", type=_size, metavar="SIZE",
-        help="what the process may take, as 1.5GiB: if it would take more, pictures are denoised or decoded one at a "
-        "time, or decoded in tiles (default: no limit)",
-    )  # fmt: skip
+FOR_PICTURES = (
+    "what the process may take, as 1.5GiB: if it would take more, pictures are denoised or decoded one at a time, or "
+    "decoded in tiles (default: no limit)"
+)
+
+
+def add_memory_limit(parser: argparse.ArgumentParser, what: str = FOR_PICTURES) -> None:
+    """Declare the argument; `what` is its help."""
+    parser.add_argument("--memory-limit", type=_size, metavar="SIZE", help=what)
 
 
 def fit_generation(bundle: Path, target: str, generation: Generation, limit_bytes: int) -> Fit:

@@ -18,6 +18,8 @@ from sdc.engines.environment import cache_folder
 from sdc.engines.errors import ExportError, InputError, SdcError, TargetError
 from sdc.engines.targets import BACKEND_MODULES, TENSORRT_RTX
 
+STATUS = Path("/proc/self/status")
+"""Tells what a process holds; its fields are in proc(5)."""
 FULL_DISK_BYTES = 2**20
 """A disk with less room is taken for full: a library that failed on it need not have said so."""
 OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -30,7 +32,8 @@ def check_request(request: ExportRequest) -> None:
 
     Raises:
         InputError: options of calibration without one or that a target cannot run, a depth of DeepCache below 0, fewer
-            than two shards, or an output folder that holds something else.
+            than two shards, a limit of memory where nobody can tell what is held, or an output folder that holds
+            something else.
         TargetError: the library that builds for a target is not installed, or the target does not run the precision.
     """
     if request.calibration != DEFAULT_CALIBRATION and not request.precision.calibrates:
@@ -42,6 +45,8 @@ def check_request(request: ExportRequest) -> None:
         raise InputError(f"--deepcache {request.deepcache} is no depth", hint="choose 0 or more; 0 is the fastest")
     if request.shards is not None and request.shards < 2:
         raise InputError(f"--shards {request.shards} leaves nothing to cut", hint="choose 2 or more, or leave it out")
+    if request.memory_limit_bytes is not None and not STATUS.exists():
+        raise InputError(f"--memory-limit of an export needs {STATUS}, which Linux has", hint="leave it out")
     check_output(request.out)
     for target in request.targets:
         check_formats(target, formats_on(target, request.precision))

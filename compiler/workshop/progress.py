@@ -18,12 +18,14 @@ class StageRecord:
         seconds: wall time.
         peak_memory_bytes: most memory of the process that did the work; 0 where nothing was computed.
         cached: the result was there already.
+        held_bytes: the most that all processes held together, see `MemoryWatch`; None where that was not watched.
     """
 
     name: str
     seconds: float
     peak_memory_bytes: int
     cached: bool
+    held_bytes: int | None = None
 
 
 class Progress(Protocol):
@@ -58,6 +60,7 @@ class StageOutcome:
 
     peak_memory_bytes: int = 0
     cached: bool = False
+    held_bytes: int | None = None
 
 
 @dataclass
@@ -79,6 +82,7 @@ class StageLog:
         begin = time.perf_counter()
         outcome = StageOutcome()
         yield outcome
-        record = StageRecord(name, time.perf_counter() - begin, outcome.peak_memory_bytes, outcome.cached)
+        seconds = time.perf_counter() - begin
+        record = StageRecord(name, seconds, outcome.peak_memory_bytes, outcome.cached, outcome.held_bytes)
         self.records.append(record)
         self.progress.end(record)

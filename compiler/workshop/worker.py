@@ -83,6 +83,13 @@ class Worker:
             raise content[0]
         return Outcome(*content)
 
+    def kill(self) -> None:
+        """End the process at once, from any thread; a call that runs raises ExportError."""
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ValueError):  # it was closed meanwhile
+                process.kill()
+
     def close(self) -> None:
         """End the process at once, whatever it does; may be called twice, and `call` starts another one."""
         if self._process is not None:

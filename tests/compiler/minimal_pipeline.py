@@ -16,24 +16,33 @@ TEXT_WIDTH = 18
 GUIDANCE_WIDTH = 14
 
 
-def save_minimal_pipeline(folder: Path, *, seed: int = 17, guidance_width: int | None = GUIDANCE_WIDTH) -> Path:
+def save_minimal_pipeline(
+    folder: Path,
+    *,
+    seed: int = 17,
+    guidance_width: int | None = GUIDANCE_WIDTH,
+    widening: int = 1,
+    text_layers: int = 1,
+) -> Path:
     """Write an untrained pipeline: v-prediction, guidance as an input of the UNet, 5 latent channels, VAE factor 4.
 
     Args:
         folder: gets the pipeline, and beside it the source of its tokenizer.
         seed: of the weights.
         guidance_width: of the guidance; None makes an ordinary UNet without this input.
+        widening: how many times wider the UNet and the text encoder are: their weights grow with its square.
+        text_layers: of the text encoder.
     """
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=10,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(12, 24),
+        block_out_channels=(12 * widening, 24 * widening),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=TEXT_WIDTH * widening,
         attention_head_dim=2,
         norm_num_groups=6,
         time_cond_proj_dim=guidance_width,
@@ -51,11 +60,11 @@ def save_minimal_pipeline(folder: Path, *, seed: int = 17, guidance_width: int |
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=49408,
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=50,
-            num_hidden_layers=1,
+            hidden_size=TEXT_WIDTH * widening,
+            intermediate_size=50 * widening,
+            num_hidden_layers=text_layers,
             num_attention_heads=3,
-            projection_dim=TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH * widening,
             bos_token_id=49406,
             eos_token_id=49407,
         )
