@@ -30,6 +30,7 @@
 
 #include "attention.h"
 #include "avx512.h"
+#include "workspace.h"
 
 #define SDC_AMX \
     __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")))
@@ -55,8 +56,6 @@ constexpr uint16_t kInfinity = 0x7f80;              ///< as bf16: all bits of th
 constexpr float kLargestSum = 0x1p64F;              ///< that sums of outputs bear for any values below 2^63
 constexpr float kLargestLogit = 0x1p22F;            ///< whose 128-fold is an integer of 32 bits
 static_assert(kKeysPerChunk % kKeysPerGroup == 0);
-
-int64_t divide_up(int64_t size, int64_t by) { return (size + by - 1) / by; }
 
 /// Asks the system once for the tiles' registers, which it saves for processes that use them only.
 bool request_tiles() {
@@ -88,13 +87,13 @@ struct Layout {
 };
 
 Layout layout_of(const SdcAttention& attention) {
-    return {divide_up(attention.keys, kKeysPerGroup), divide_up(attention.head_size, kFeaturesPerStep),
-            divide_up(attention.head_size + 1, kTileRows), divide_up(attention.keys, kKeysPerChunk)};
+    return {blocks(attention.keys, kKeysPerGroup), blocks(attention.head_size, kFeaturesPerStep),
+            blocks(attention.head_size + 1, kTileRows), blocks(attention.keys, kKeysPerChunk)};
 }
 
 size_t packed_bytes(const SdcAttention& attention) {
     const Layout layout = layout_of(attention);
-    return static_cast<size_t>(layout.magnitudes() + divide_up(layout.chunks, kLanes) * kLanes) * sizeof(uint32_t);
+    return static_cast<size_t>(layout.magnitudes() + blocks(layout.chunks, kLanes) * kLanes) * sizeof(uint32_t);
 }
 
 /// What a block of queries works in.
