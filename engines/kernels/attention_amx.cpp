@@ -18,30 +18,19 @@
 // end is the same, as long as nothing overflows. Where it did, which the sum of the probabilities tells, the block is
 // computed again, with the largest score of all for that query. The sum is one more feature of the values, 1 for each key.
 //
-// Source: Intel 64 and IA-32 Architectures Software Developer's Manual, vol. 1, ch. 18 (tiles); Schraudolph, "A Fast,
+// Source: Schraudolph, "A Fast,
 // Compact Approximation of the Exponential Function", 1999 (exponents as integers).
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "attention.h"
-#include "avx512.h"
+#include "tiles_amx.h"
 #include "workspace.h"
-
-#define SDC_AMX \
-    __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")))
-#define SDC_AMX_INLINE SDC_AMX __attribute__((always_inline)) inline
 
 namespace sdc {
 namespace {
 
-constexpr int64_t kTileRows = 16;
-constexpr int64_t kTileWords = kTileRows * kLanes;  ///< pairs of bf16, or floats
-constexpr int64_t kTileStride = 64;                 ///< bytes from a row to the next one
 constexpr int64_t kFeaturesPerStep = 32;
 constexpr int64_t kQueriesPerBlock = 2 * kTileRows;
 constexpr int64_t kKeysPerGroup = 2 * kTileRows;
@@ -56,20 +45,6 @@ constexpr uint16_t kInfinity = 0x7f80;              ///< as bf16: all bits of th
 constexpr float kLargestSum = 0x1p64F;              ///< that sums of outputs bear for any values below 2^63
 constexpr float kLargestLogit = 0x1p22F;            ///< whose 128-fold is an integer of 32 bits
 static_assert(kKeysPerChunk % kKeysPerGroup == 0);
-
-/// Asks the system once for the tiles' registers, which it saves for processes that use them only.
-bool request_tiles() {
-    constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM; Linux arch/x86/include/uapi/asm/prctl.h
-    constexpr long kTileData = 18;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-
-bool supported() {
-    static const bool permitted = kAvx512Bf16.supported() && __builtin_cpu_supports("avx512vbmi") &&
-                                  __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-                                  request_tiles();
-    return permitted;
-}
 
 bool takes(const SdcAttention& attention) { return attention.amx && !attention.causal; }
 
@@ -216,9 +191,6 @@ SDC_AMX void pack_queries(const SdcAttention& attention, const uint16_t* first, 
         magnitudes[query] = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(largest))));
     }
 }
-
-/// What stands before a load of tiles is in memory: compilers may not know that the instruction reads it.
-SDC_AMX_INLINE void settle_memory() { asm volatile("" ::: "memory"); }
 
 /// Step 1 for one group of keys; `meanwhile` is called between the products.
 /// Tiles 0 to 3: scores, [2 of queries][2 of keys]; 4 and 5: queries; 6 and 7: keys.
@@ -515,32 +487,6 @@ SDC_AMX void write_outputs(const SdcAttention& attention, const Scratch& scratch
     }
 }
 
-/// Eight tiles of 16 rows of 64 bytes, as long as it lives.
-class Tiles {
-  public:
-    SDC_AMX Tiles() {
-        Configuration configuration{};
-        configuration.palette = 1;
-        std::fill_n(configuration.row_bytes, 8, static_cast<uint16_t>(kTileStride));
-        std::fill_n(configuration.rows, 8, static_cast<uint8_t>(kTileRows));
-        settle_memory();
-        _tile_loadconfig(&configuration);
-    }
-    SDC_AMX ~Tiles() { _tile_release(); }
-    Tiles(const Tiles&) = delete;
-    Tiles& operator=(const Tiles&) = delete;
-
-  private:
-    struct Configuration {
-        uint8_t palette;
-        uint8_t start_row;
-        uint8_t reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    };
-    static_assert(sizeof(Configuration) == 64);
-};
-
 SDC_AMX void attend(const SdcAttention& attention, int64_t batch, int64_t head, int64_t first_query,
                     const std::byte* packed, std::byte* memory) {
     const Tiles tiles;
@@ -574,6 +520,6 @@ SDC_AMX void attend(const SdcAttention& attention, int64_t batch, int64_t head, 
 
 }  // namespace
 
-const Path kAmxBf16 = {"AMX_BF16", takes, supported, kQueriesPerBlock, packed_bytes, scratch_bytes, pack, attend};
+const Path kAmxBf16 = {"AMX_BF16", takes, tiles_supported, kQueriesPerBlock, packed_bytes, scratch_bytes, pack, attend};
 
 }  // namespace sdc

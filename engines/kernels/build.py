@@ -36,10 +36,23 @@ SOURCES = (
     "attention_avx512.cpp",
     "attention_avx512_int8.cpp",
     "attention_amx.cpp",
+    "convolution.cpp",
+    "convolution_amx.cpp",
     "group_norm.cpp",
     "group_norm_avx512.cpp",
+    "images.cpp",
+    "tiles_amx.cpp",
 )
-HEADERS = ("attention.h", "avx512.h", "group_norm.h", "softmax_avx512.h", "workspace.h")
+HEADERS = (
+    "attention.h",
+    "avx512.h",
+    "convolution.h",
+    "group_norm.h",
+    "images.h",
+    "softmax_avx512.h",
+    "tiles_amx.h",
+    "workspace.h",
+)
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")

@@ -4,14 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
-extern "C" {
+#include "images.h"
 
-/// Images of bf16, [batch, pixels, channels]; strides in elements, that of channels is 1.
-struct SdcImages {
-    void* data;
-    int64_t batch_stride;
-    int64_t pixel_stride;
-};
+extern "C" {
 
 /// output = activation((x − mean) / √(variance + epsilon) · weight + bias) for x = input + summand + addend, where mean and
 /// variance are those of all pixels of a group of neighbouring channels in one image.

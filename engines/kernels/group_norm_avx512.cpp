@@ -31,16 +31,8 @@ constexpr float kLog2E = 1.44269504088896341F;
 constexpr int kVectors = 8;  ///< channels whose sums are in registers at a time, in vectors
 constexpr int64_t kChannelsPerBlock = kVectors * kLanes;
 
-const uint16_t* pixel_of(const SdcImages& images, int64_t batch, int64_t pixel) {
-    return static_cast<const uint16_t*>(images.data) + batch * images.batch_stride + pixel * images.pixel_stride;
-}
-
 float float_from_bits(uint16_t bits) {
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(static_cast<int>(uint32_t{bits} << 16))));
-}
-
-uint16_t* pixel_of_output(const SdcImages& images, int64_t batch, int64_t pixel) {
-    return const_cast<uint16_t*>(pixel_of(images, batch, pixel));
 }
 
 SDC_AVX512_INLINE __m512 load_floats(const uint16_t* channels, __mmask16 mask) {

@@ -6,7 +6,6 @@ import ctypes
 import functools
 import logging
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import numpy as np
 from sdc.engines.environment import kernels_may_use_amx, kernels_wanted
 from sdc.engines.errors import InputError
 from sdc.engines.kernels.build import build_kernels, missing_to_build
+from sdc.engines.kernels.convolution import Convolver
+from sdc.engines.kernels.rows import Images, Rows, Tensor
 
 log = logging.getLogger(__name__)
 
@@ -23,25 +24,14 @@ _finding = threading.Lock()
 """Engines are loaded in several threads; the kernels are built once."""
 
 
-class _Tensor(ctypes.Structure):
-    """`SdcTensor` of attention.h."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("batch_stride", ctypes.c_int64),
-        ("row_stride", ctypes.c_int64),
-        ("head_stride", ctypes.c_int64),
-    )
-
-
 class _Attention(ctypes.Structure):
     """`SdcAttention` of attention.h."""
 
     _fields_ = (
-        ("query", _Tensor),
-        ("key", _Tensor),
-        ("value", _Tensor),
-        ("output", _Tensor),
+        ("query", Tensor),
+        ("key", Tensor),
+        ("value", Tensor),
+        ("output", Tensor),
         ("batch", ctypes.c_int64),
         ("heads", ctypes.c_int64),
         ("queries", ctypes.c_int64),
@@ -54,24 +44,28 @@ class _Attention(ctypes.Structure):
     )
 
 
-class _Images(ctypes.Structure):
-    """`SdcImages` of group_norm.h."""
+class _Join(ctypes.Structure):
+    """`SdcJoin` of images.h."""
 
     _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("batch_stride", ctypes.c_int64),
-        ("pixel_stride", ctypes.c_int64),
+        ("left", Images),
+        ("right", Images),
+        ("output", Images),
+        ("batch", ctypes.c_int64),
+        ("pixels", ctypes.c_int64),
+        ("left_channels", ctypes.c_int64),
+        ("right_channels", ctypes.c_int64),
     )
 
 
 class _GroupNorm(ctypes.Structure):
-    """`SdcGroupNorm` of group_norm.h."""
+    """`SdcGroupNorm` of images.h."""
 
     _fields_ = (
-        ("input", _Images),
-        ("summand", _Images),
-        ("sum", _Images),
-        ("output", _Images),
+        ("input", Images),
+        ("summand", Images),
+        ("sum", Images),
+        ("output", Images),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("addend", ctypes.c_void_p),
@@ -83,32 +77,6 @@ class _GroupNorm(ctypes.Structure):
         ("epsilon", ctypes.c_float),
         ("silu", ctypes.c_int32),
     )
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where a bf16 tensor [B, S, width] lies: rows of heads · head_size features, or pixels of channels.
-
-    Attributes:
-        address: of its first element.
-        shape: [B, S, width].
-        strides: in elements, of the first two dimensions; the last one's is 1. None for a tensor without gaps.
-    """
-
-    address: int
-    shape: Sequence[int]
-    strides: tuple[int, int] | None = None
-
-    def as_tensor(self, heads: int) -> _Tensor:
-        """The C structure of features."""
-        return _Tensor(self.address, *self._strides(), self.shape[2] // heads)
-
-    def as_images(self) -> _Images:
-        """The C structure of pixels."""
-        return _Images(self.address, *self._strides())
-
-    def _strides(self) -> tuple[int, int]:
-        return self.strides or (self.shape[1] * self.shape[2], self.shape[2])
 
 
 @dataclass(frozen=True)
@@ -136,6 +104,7 @@ class Kernels:
     Attributes:
         path: its file.
         amx: whether AMX may be used where the processor has it.
+        convolver: convolves, where the processor has AMX and it may be used; otherwise None.
     """
 
     def __init__(self, path: Path, *, amx: bool = True) -> None:
@@ -156,6 +125,10 @@ class Kernels:
         self._group_norm = library.sdc_group_norm
         self._group_norm.argtypes = (ctypes.POINTER(_GroupNorm),)
         self._group_norm.restype = ctypes.c_char_p
+        self._join = library.sdc_join_channels
+        self._join.argtypes = (ctypes.POINTER(_Join),)
+        self._join.restype = None
+        self.convolver = Convolver(library) if amx and library.sdc_convolution_supported() else None
         self._instructions = library.sdc_attention_instructions
         self._instructions.argtypes = (ctypes.POINTER(_Attention),)
         self._instructions.restype = ctypes.c_char_p
@@ -260,7 +233,7 @@ class Kernels:
         addend_stride = 0 if addend is None or addend.shape[0] == 1 else addend.as_images().batch_stride
         call = _GroupNorm(
             input.as_images(),
-            *((rows.as_images() for rows in summand) if summand else (_Images(), _Images())),
+            *((rows.as_images() for rows in summand) if summand else (Images(), Images())),
             output.as_images(),
             affine.weight.ctypes.data,
             affine.bias.ctypes.data,
@@ -276,6 +249,24 @@ class Kernels:
         fault: bytes | None = self._group_norm(ctypes.byref(call))
         if fault is not None:
             raise InputError(f"groups cannot be normalised: {fault.decode()}")
+
+    def join_channels(self, left: Rows, right: Rows, output: Rows) -> None:
+        """output = the channels of the left images and then those of the right ones, on the caller's TBB arena.
+
+        Args:
+            left: [B, pixels, channels].
+            right: likewise, with channels of its own number.
+            output: [B, pixels, channels of both]; must not overlap the others.
+
+        Raises:
+            InputError: sizes that do not fit each other.
+        """
+        batch, pixels, channels = output.shape
+        if (*left.shape[:2], *right.shape[:2]) != (batch, pixels) * 2 or left.shape[2] + right.shape[2] != channels:
+            shapes = ", ".join(str(tuple(rows.shape)) for rows in (left, right, output))
+            raise InputError(f"images to be joined do not fit each other: {shapes}")
+        images = (rows.as_images() for rows in (left, right, output))
+        self._join(ctypes.byref(_Join(*images, batch, pixels, left.shape[2], right.shape[2])))
 
 
 def find_kernels() -> Kernels | str:

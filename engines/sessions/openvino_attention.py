@@ -23,7 +23,8 @@ import numpy as np
 import openvino
 from openvino import opset13 as operators
 
-from sdc.engines.kernels.library import Kernels, Rows
+from sdc.engines.kernels.library import Kernels
+from sdc.engines.kernels.rows import Rows
 from sdc.engines.sessions.openvino_operators import (
     KernelOperator,
     Replacements,

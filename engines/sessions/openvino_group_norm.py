@@ -31,7 +31,9 @@ import numpy as np
 import openvino
 from openvino import opset13 as operators
 
-from sdc.engines.kernels.library import Affine, Kernels, Rows
+from sdc.engines.kernels.library import Affine, Kernels
+from sdc.engines.kernels.rows import Rows
+from sdc.engines.sessions.openvino_layout import channels_last, put_in_place_of, rows_of
 from sdc.engines.sessions.openvino_operators import (
     KernelOperator,
     Replacements,
@@ -44,10 +46,6 @@ log = logging.getLogger(__name__)
 
 _LEAST_ELEMENTS = 100_000
 """The smallest that were measured, 164,000 elements, take 0.25 ms, of which some 0.1 ms are Python's and OpenVINO's."""
-
-
-_TO_LAST = [0, 2, 3, 1]
-_TO_FIRST = [0, 3, 1, 2]
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class KernelGroupNorm(KernelOperator):
         for output in outputs:
             output.shape = list(images.shape)
         arrays = (images, *(output.data for output in outputs), *(others if self.sum is Sum.IMAGES else ()))
-        rows, normalised, *summand = (_rows_of(array) for array in arrays)
+        rows, normalised, *summand = (rows_of(array) for array in arrays)
         settings = self.settings
         self._kernels.normalise_groups(
             rows,
@@ -176,48 +174,19 @@ def _without_broadcasts(site: _Site) -> _Site:
 
 def _replace(site: _Site, kernels: Kernels, replacements: Replacements) -> None:
     images, *others = (site.add.input_value(index) for index in site.order)
-    inputs = [_channels_last(images)]
+    inputs = [channels_last(images)]
     if site.sum is Sum.ADDEND:
         inputs.append(operators.convert(others[0], "bf16").output(0))
     elif site.sum is Sum.IMAGES:
-        inputs.append(_channels_last(others[0]))
+        inputs.append(channels_last(others[0]))
     norm = KernelGroupNorm(site.settings, site.sum, kernels, replacements, inputs)
     if site.sum is not Sum.NOTHING:
         total = site.add.output(0)
         for port in _readers_of_shape(total):
             port.replace_source_output(images)  # so that nothing needs the sum for that
         if site.sum is Sum.IMAGES:
-            _put_in_place_of(total, norm.output(1))
-    _put_in_place_of(site.result.output(0), norm.output(0))
-
-
-def _channels_last(images: Any) -> Any:
-    """[B, C, H, W] of any type → [B, H, W, C], bf16; of what lay so before, that itself."""
-    node = images.get_node()
-    if node.get_type_name() == "Transpose" and _is_order(node, _TO_FIRST):
-        last = node.input_value(0)
-        last = last.get_node().input_value(0) if last.get_node().get_type_name() == "Convert" else last
-        if last.get_element_type() == openvino.Type.bf16:
-            return last
-    return operators.convert(operators.transpose(images, _TO_LAST), "bf16").output(0)
-
-
-def _is_order(transpose: Any, order: list[int]) -> bool:
-    constant = constant_of(transpose.input_value(1))
-    return constant is not None and constant.tolist() == order
-
-
-def _put_in_place_of(old: Any, images: Any) -> None:
-    """Have all that reads an output, [B, C, H, W], read these images, [B, H, W, C]."""
-    whole = operators.transpose(operators.convert(images, old.get_element_type().to_string()), _TO_FIRST)
-    whole.set_friendly_name(old.get_node().get_friendly_name())
-    old.replace(whole.output(0))
-
-
-def _rows_of(images: np.ndarray) -> Rows:
-    """[B, H, W, C] as [B, H · W, C]."""
-    batch, height, width, channels = images.shape
-    return Rows(images.ctypes.data, (batch, height * width, channels))
+            put_in_place_of(total, norm.output(1))
+    put_in_place_of(site.result.output(0), norm.output(0))
 
 
 def _row_of(addend: np.ndarray) -> Rows:

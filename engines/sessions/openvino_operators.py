@@ -29,7 +29,7 @@ class Replacements:
     def release(self) -> None:
         """Cut the operators off from the graph; what was compiled from the model must not be used any more."""
         for operator in self.operators:
-            operator.set_arguments([])
+            operator.release()
         self.operators.clear()
 
 
@@ -59,6 +59,10 @@ class KernelOperator(openvino.Op):  # type: ignore[misc]  # openvino has no type
         """Take the inputs from elsewhere."""
         self.set_arguments(inputs)
         self.constructor_validate_and_infer_types()
+
+    def release(self) -> None:
+        """Read nothing any more; it cannot run from then on."""
+        self.set_arguments([])
 
     def validate_and_infer_types(self) -> None:
         """The output is like the first input."""

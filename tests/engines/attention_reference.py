@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdc.engines.kernels.library import Kernels, Rows
+from sdc.engines.kernels.library import Kernels
+from sdc.engines.kernels.rows import Rows
 
 SHAPES = (
     (2, 3, 130, 77, 40), (1, 2, 77, 77, 64), (3, 1, 257, 257, 80), (1, 2, 65, 300, 160), (2, 5, 33, 513, 8),

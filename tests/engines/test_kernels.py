@@ -288,6 +288,7 @@ def test_touches_no_memory_that_is_not_its_own(toolchain, tmp_path):
         from pathlib import Path
         sys.path.insert(0, sys.argv[2])
         from attention_reference import SHAPES, attend, attention, draw, relative_error
+        import convolution_reference as convolutions
         import group_norm_reference as group_norms
         from sdc.engines.kernels.library import Kernels
         sides = ((True, False, False), (False, False, False), (False, True, False), (False, False, True))
@@ -307,6 +308,12 @@ def test_touches_no_memory_that_is_not_its_own(toolchain, tmp_path):
                 zeros = images * 0
                 found = group_norms.normalise(kernels, images, affine, **options, summand=(zeros, zeros))
                 assert relative_error(found, expected) < group_norms.TOLERANCE, (shape, silu)
+        convolver = Kernels(Path(sys.argv[1])).convolver
+        for shape in convolutions.SHAPES if convolver else ():
+            for bytes in (False, True):
+                case = convolutions.draw(shape, bytes=bytes)
+                found = convolutions.convolve(convolver, case)
+                assert relative_error(found, convolutions.convolution(case)) < convolutions.TOLERANCE, (shape, bytes)
         """
     )
     environment = os.environ | {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": ":".join(sys.path)}

@@ -1,0 +1,196 @@
+"""The convolution among the CPU kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sdc.engines.errors import InputError
+from sdc.engines.kernels.rows import Images, Rows
+
+_TYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.int8): 2}
+"""`SdcWeightType` of convolution.h."""
+
+_ALIGNMENT = 64
+
+
+class _Filter(ctypes.Structure):
+    """`SdcFilter` of convolution.h."""
+
+    _fields_ = (
+        ("weights", ctypes.c_void_p),
+        ("packed", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+        ("type", ctypes.c_int32),
+    )
+
+
+class _Convolution(ctypes.Structure):
+    """`SdcConvolution` of convolution.h."""
+
+    _fields_ = (
+        ("input", Images),
+        ("output", Images),
+        ("filter", ctypes.c_void_p),
+        ("factors", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("shifts", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+        ("bytes", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("zero_point", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a value is made an integer from 0 to 255: round(value / scale) + zero_point, and no less or more."""
+
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Weights as the kernel reads them.
+
+    Attributes:
+        packed: uint8.
+        sums: int32, [outputs], of the integers of each output; None for weights in bf16.
+        shape: [outputs, channels, window, window].
+    """
+
+    packed: np.ndarray
+    sums: np.ndarray | None
+    shape: Sequence[int]
+
+
+class Convolver:
+    """The functions of a library of kernels that convolve.
+
+    Args:
+        library: on a processor with AMX.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._packed_bytes = library.sdc_packed_filter_bytes
+        self._packed_bytes.argtypes = (ctypes.POINTER(_Filter),)
+        self._packed_bytes.restype = ctypes.c_int64
+        self._pack = library.sdc_pack_filter
+        self._pack.argtypes = (ctypes.POINTER(_Filter),)
+        self._pack.restype = ctypes.c_char_p
+        self._convolve = library.sdc_convolution
+        self._convolve.argtypes = (ctypes.POINTER(_Convolution),)
+        self._convolve.restype = ctypes.c_char_p
+
+    def pack(self, weights: np.ndarray) -> Filter:
+        """Weights in the layout of the kernel.
+
+        Args:
+            weights: [outputs, channels, window, window], the window odd, without gaps: float32, which is rounded to
+                bf16; uint16, the bits of bf16; or int8.
+
+        Raises:
+            InputError: another shape or type.
+        """
+        if weights.ndim != 4 or weights.dtype not in _TYPES or not weights.flags.c_contiguous:
+            raise InputError(f"weights must be float32, bf16 or int8 in four dimensions, found {weights.shape}")
+        outputs, channels, window, width = weights.shape
+        if window != width:
+            raise InputError(f"windows must be as high as they are wide, found {weights.shape}")
+        sums = np.empty(outputs, np.int32) if weights.dtype == np.int8 else None
+        call = _Filter(
+            weights.ctypes.data,
+            None,
+            None if sums is None else sums.ctypes.data,
+            outputs,
+            channels,
+            window,
+            _TYPES[weights.dtype],
+        )
+        packed = _aligned(self._packed_bytes(ctypes.byref(call)))
+        call.packed = packed.ctypes.data
+        fault: bytes | None = self._pack(ctypes.byref(call))
+        if fault is not None:
+            raise InputError(f"weights cannot be packed: {fault.decode()}")
+        return Filter(packed, sums, weights.shape)
+
+    def convolve(
+        self,
+        input: Rows,
+        output: Rows,
+        filter: Filter,
+        *,
+        size: tuple[int, int],
+        factors: np.ndarray,
+        offsets: np.ndarray,
+        quantisation: Quantisation | None = None,
+    ) -> None:
+        """output = convolved(input) · factors + offsets, on the threads of the caller's TBB arena.
+
+        Images end in zeros on all sides, by half a window. Products of bf16 are summed in float32, those of bytes in
+        int32; results are rounded to bf16.
+
+        Args:
+            input: [B, pixels, channels].
+            output: [B, pixels, outputs]; must not overlap the input.
+            filter: packed.
+            size: height and width of the images.
+            factors: float32, [outputs], without gaps; likewise `offsets`.
+            quantisation: how the input is quantised, where the filter's weights are int8: sums are those of its
+                integers without the zero point, so that factors include its scale. None otherwise.
+
+        Raises:
+            InputError: sizes or types that do not fit each other.
+        """
+        outputs, channels, window, _ = filter.shape
+        height, width = size
+        batch = input.shape[0]
+        shapes = (tuple(input.shape), tuple(output.shape))
+        if shapes != ((batch, height * width, channels), (batch, height * width, outputs)):
+            raise InputError(f"images {shapes} of {height} x {width} do not fit weights {tuple(filter.shape)}")
+        if any(each.shape != (outputs,) or each.dtype != np.float32 for each in (factors, offsets)):
+            raise InputError(f"factors and offsets must be float32, [{outputs}]: {factors.shape}, {offsets.shape}")
+        if (quantisation is None) != (filter.sums is None):
+            raise InputError("weights in int8 go with a quantised input, and no others do")
+        shifts = None
+        if quantisation is not None and filter.sums is not None:
+            shifts = filter.sums * np.int32(quantisation.zero_point)
+        call = _Convolution(
+            input.as_images(),
+            output.as_images(),
+            filter.packed.ctypes.data,
+            factors.ctypes.data,
+            offsets.ctypes.data,
+            None if shifts is None else shifts.ctypes.data,
+            batch,
+            height,
+            width,
+            channels,
+            outputs,
+            window,
+            quantisation is not None,
+            1.0 if quantisation is None else quantisation.scale,
+            0.0 if quantisation is None else quantisation.zero_point,
+        )
+        fault: bytes | None = self._convolve(ctypes.byref(call))
+        if fault is not None:
+            raise InputError(f"images cannot be convolved: {fault.decode()}")
+
+
+def _aligned(size: int) -> np.ndarray:
+    """So many bytes, from a multiple of `_ALIGNMENT` on."""
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    return memory[begin : begin + size]

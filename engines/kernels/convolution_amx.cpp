@@ -1,0 +1,332 @@
+// Convolution with AMX, on images with channels last.
+//
+// A line is 64 bytes: 32 channels of a pixel as bf16, or 64 as bytes. A tile of 16 lines, times one of weights, gives sums
+// of 16 pixels and 16 outputs.
+//
+//   1. pack      Channels are cut into planes of one line for each pixel: [planes][rows][columns][images], with a margin
+//                of zeros around rows and columns. So the neighbours of 16 lines are 16 lines too, for any offset in the
+//                window, and images share their tiles. Bytes are made of bf16 here.
+//   2. convolve  sums[pixel][output] += Σ over the window of lines · weights, of one plane at a time for all pixels of a
+//                task, two tiles of pixels by two of outputs. A plane's weights for 32 outputs are 18 KiB for a window
+//                of 3 by 3 and stay in the first cache; between planes, sums are in the second.
+//
+// Weights are read from memory once, in the order in which they are packed: [32 outputs][plane][window][2 tiles].
+// While a plane is computed, the weights of the next one are fetched.
+#include <algorithm>
+#include <cstring>
+
+#include "convolution.h"
+#include "tiles_amx.h"
+#include "workspace.h"
+
+namespace sdc {
+namespace {
+
+constexpr int64_t kLine = 64;               ///< bytes
+constexpr int64_t kBf16PerLine = 32;
+constexpr int64_t kPixelsPerTask = 2048;    ///< whose sums of 32 outputs take 256 KiB
+constexpr int64_t kWeightsInCache = 18432;  ///< bytes, fewer than half of the first cache
+constexpr int64_t kPairBytes = 2 * kTileBytes;  ///< two tiles, of weights or of sums
+
+int64_t channels_per_line(bool bytes) { return bytes ? kLine : kBf16PerLine; }
+
+struct Window {
+    int64_t places;
+    int64_t planes_at_once;  ///< whose weights stay in the first cache
+};
+
+Window window_of(int64_t window) {
+    const int64_t places = window * window;
+    return {places, std::max<int64_t>(1, kWeightsInCache / (places * kPairBytes))};
+}
+
+/// Bytes of the packed weights of kOutputsPerTask outputs.
+int64_t block_bytes(const SdcFilter& filter) {
+    const int64_t planes = blocks(filter.channels, channels_per_line(filter.type == kSdcInt8));
+    return planes * filter.window * filter.window * kPairBytes;
+}
+
+uint16_t bf16_from_float(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<uint16_t>(bits >> 16 | 0x40U);  // NaN stays one
+    return static_cast<uint16_t>((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16);
+}
+
+/// Writes the tiles of kOutputsPerTask outputs, [planes][places of the window][2 tiles][16 rows][16 outputs][group], where
+/// a row is a group of channels that fill 32 bits.
+template <typename Stored, typename Packed, typename Convert>
+void pack_outputs(const SdcFilter& filter, int64_t first_output, Convert&& convert) {
+    constexpr int64_t group = sizeof(uint32_t) / sizeof(Packed);
+    constexpr int64_t channels_per_plane = kTileRows * group;
+    const int64_t places = filter.window * filter.window;
+    const auto* weights = static_cast<const Stored*>(filter.weights);
+    auto* packed = reinterpret_cast<Packed*>(static_cast<std::byte*>(filter.packed) +
+                                             first_output / kOutputsPerTask * block_bytes(filter));
+    for (int64_t first = 0; first < filter.channels; first += channels_per_plane) {
+        for (int64_t place = 0; place < places; ++place) {
+            for (int64_t tile = 0; tile < 2; ++tile) {
+                for (int64_t index = 0; index < kTileWords; ++index) {
+                    const int64_t output = first_output + tile * kTileRows + index % kTileRows;
+                    for (int64_t i = 0; i < group; ++i) {
+                        const int64_t channel = first + index / kTileRows * group + i;
+                        const bool inside = output < filter.outputs && channel < filter.channels;
+                        *packed++ = inside ? convert(weights[(output * filter.channels + channel) * places + place])
+                                           : Packed{0};
+                    }
+                }
+            }
+        }
+    }
+}
+
+SDC_AVX512_INLINE __m512i line_of_bf16(const uint16_t* channels, int64_t count) {
+    const uint32_t lanes = count >= kBf16PerLine ? ~0U : (1U << count) - 1U;
+    return _mm512_maskz_loadu_epi16(lanes, channels);
+}
+
+SDC_AVX512_INLINE __m512i line_of_bytes(const uint16_t* channels, int64_t count, __m512 factor, __m512 zero_point) {
+    __m128i quarters[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        const __mmask16 lanes = first_lanes(count - i * kLanes);
+        const __m512i halves = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, channels + i * kLanes));
+        const __m512 scaled = _mm512_fmadd_ps(float_from_low(halves), factor, zero_point);
+        // Limited before it is an integer, as large floats are none, and NaN becomes the limit.
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(255.0F)));
+        quarters[i] = _mm512_cvtusepi32_epi8(_mm512_max_epi32(whole, _mm512_setzero_si512()));
+    }
+    const __m256i low = _mm256_set_m128i(quarters[1], quarters[0]);
+    const __m256i high = _mm256_set_m128i(quarters[3], quarters[2]);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+template <bool bytes>
+SDC_AVX512 void pack_row(const SdcConvolution& convolution, const Planes& planes, int64_t row, std::byte* packed) {
+    const int64_t margin = convolution.window / 2;
+    const int64_t y = row - margin;
+    const bool inside = y >= 0 && y < convolution.height;
+    const __m512 factor = _mm512_set1_ps(1.0F / convolution.scale);
+    const __m512 zero_point = _mm512_set1_ps(convolution.zero_point);
+    const __m512i zero = bytes ? _mm512_set1_epi8(static_cast<char>(static_cast<int>(convolution.zero_point)))
+                               : _mm512_setzero_si512();
+    for (int64_t plane = 0; plane < planes.count; ++plane) {
+        std::byte* line = packed + (plane * planes.lines + row * planes.pitch) * kLine;
+        const int64_t channel = plane * channels_per_line(bytes);
+        const int64_t count = std::min(channels_per_line(bytes), convolution.channels - channel);
+        for (int64_t x = -margin; x < convolution.width + margin; ++x) {
+            const bool is_pixel = inside && x >= 0 && x < convolution.width;
+            for (int64_t image = 0; image < convolution.batch; ++image, line += kLine) {
+                __m512i values = zero;
+                if (is_pixel) {
+                    const uint16_t* channels = pixel_of(convolution.input, image, y * convolution.width + x) + channel;
+                    values = bytes ? line_of_bytes(channels, count, factor, zero_point) : line_of_bf16(channels, count);
+                }
+                _mm512_store_si512(line, values);
+            }
+        }
+    }
+}
+
+template <bool bytes>
+SDC_AMX_INLINE void multiply_tiles(const std::byte* left, const std::byte* right, const std::byte* weights) {
+    // Tiles 0 to 3: sums, [2 of pixels][2 of outputs]; 4 and 5: pixels; 6 and 7: weights.
+    _tile_loadd(4, left, kTileStride);
+    _tile_loadd(6, weights, kTileStride);
+    _tile_loadd(7, weights + kTileBytes, kTileStride);
+    _tile_loadd(5, right, kTileStride);
+    if constexpr (bytes) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+    } else {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+SDC_AMX_INLINE void load_sums(const std::byte* sums) {
+    _tile_loadd(0, sums, kTileStride);
+    _tile_loadd(1, sums + kTileBytes, kTileStride);
+    _tile_loadd(2, sums + 2 * kTileBytes, kTileStride);
+    _tile_loadd(3, sums + 3 * kTileBytes, kTileStride);
+}
+
+SDC_AMX_INLINE void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+SDC_AMX_INLINE void store_sums(std::byte* sums) {
+    _tile_stored(0, sums, kTileStride);
+    _tile_stored(1, sums + kTileBytes, kTileStride);
+    _tile_stored(2, sums + 2 * kTileBytes, kTileStride);
+    _tile_stored(3, sums + 3 * kTileBytes, kTileStride);
+}
+
+/// Fetches lines from `next` to `end` into the second cache, a few at each call.
+class Fetcher {
+  public:
+    Fetcher(const std::byte* next, int64_t bytes, int64_t calls)
+        : next_(next), end_(next + bytes), step_(blocks(bytes / kLine, calls) * kLine) {}
+
+    void fetch() {
+        for (const std::byte* stop = std::min(next_ + step_, end_); next_ < stop; next_ += kLine) {
+            _mm_prefetch(next_, _MM_HINT_T1);
+        }
+    }
+
+  private:
+    const std::byte *next_, *end_;
+    int64_t step_;
+};
+
+/// What sums become for 16 outputs.
+template <bool bytes>
+struct Finish {
+    __m512 factors, offsets;
+    __m512i shifts;
+    __mmask16 lanes;
+
+    SDC_AVX512 Finish(const SdcConvolution& convolution, int64_t output)
+        : lanes(first_lanes(convolution.outputs - output)) {
+        factors = _mm512_maskz_loadu_ps(lanes, convolution.factors + output);
+        offsets = _mm512_maskz_loadu_ps(lanes, convolution.offsets + output);
+        shifts = bytes ? _mm512_maskz_loadu_epi32(lanes, convolution.shifts + output) : _mm512_setzero_si512();
+    }
+
+    SDC_AVX512_INLINE __m256i operator()(const std::byte* sums) const {
+        const __m512i stored = _mm512_load_si512(sums);
+        const __m512 values = bytes ? _mm512_cvtepi32_ps(_mm512_sub_epi32(stored, shifts))
+                                    : reinterpret_cast<__m512>(stored);
+        return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_fmadd_ps(values, factors, offsets)));
+    }
+};
+
+/// Writes the pixels of one tile for each of two tiles of outputs.
+template <bool bytes>
+SDC_AVX512 void write_pixels(const SdcConvolution& convolution, const Planes& planes, int64_t tile, int64_t output,
+                             const Finish<bytes> (&finish)[2], const std::byte* sums) {
+    const int64_t y = tile / planes.tiles_per_row;
+    const int64_t first = tile % planes.tiles_per_row * kTileRows;  // lines of a row: pixels, and images of each
+    const int64_t count = std::min(kTileRows, convolution.width * convolution.batch - first);
+    int64_t x = first / convolution.batch;
+    int64_t image = first % convolution.batch;
+    for (int64_t row = 0; row < count; ++row) {
+        uint16_t* pixel = pixel_of_output(convolution.output, image, y * convolution.width + x) + output;
+        _mm256_mask_storeu_epi16(pixel, finish[0].lanes, finish[0](sums + row * kTileStride));
+        _mm256_mask_storeu_epi16(pixel + kLanes, finish[1].lanes, finish[1](sums + kTileBytes + row * kTileStride));
+        if (++image == convolution.batch) {
+            image = 0;
+            ++x;
+        }
+    }
+}
+
+template <bool bytes>
+SDC_AMX void convolve(const SdcConvolution& convolution, const Planes& planes, int64_t first_output, int64_t first_row,
+                      const std::byte* packed, std::byte* sums) {
+    const Tiles tiles;
+    const Window window = window_of(convolution.window);
+    const int64_t rows = std::min(planes.rows_per_task, convolution.height - first_row);
+    const int64_t first_tile = first_row * planes.tiles_per_row;
+    const int64_t count = rows * planes.tiles_per_row;
+    const int64_t plane_weights = window.places * kPairBytes;
+    const std::byte* weights = static_cast<const std::byte*>(convolution.filter) +
+                               first_output / kOutputsPerTask * planes.count * plane_weights;
+    const Finish<bytes> finish[2] = {{convolution, first_output}, {convolution, first_output + kLanes}};
+    const auto lines_of = [&](int64_t plane, int64_t tile) {
+        return packed + (plane * planes.lines + tile / planes.tiles_per_row * planes.pitch +
+                         tile % planes.tiles_per_row * kTileRows) * kLine;
+    };
+    for (int64_t first = 0; first < planes.count; first += window.planes_at_once) {
+        const int64_t last = std::min(first + window.planes_at_once, planes.count);
+        const int64_t next = std::min(last + window.planes_at_once, planes.count);
+        Fetcher fetcher(weights + last * plane_weights, (next - last) * plane_weights,
+                        blocks(count, 2) * (last - first) * window.places);
+        for (int64_t index = 0; index < count; index += 2) {
+            const int64_t tile = first_tile + index;
+            const int64_t other = index + 1 < count ? tile + 1 : tile;
+            std::byte* pair_sums = sums + index * kPairBytes;
+            first == 0 ? zero_sums() : load_sums(pair_sums);
+            const std::byte* place_weights = weights + first * plane_weights;
+            for (int64_t plane = first; plane < last; ++plane) {
+                const std::byte* left = lines_of(plane, tile);
+                const std::byte* right = lines_of(plane, other);
+                for (int64_t y = 0; y < convolution.window; ++y) {
+                    for (int64_t x = 0; x < convolution.window; ++x) {
+                        const int64_t offset = (y * planes.pitch + x * convolution.batch) * kLine;
+                        multiply_tiles<bytes>(left + offset, right + offset, place_weights);
+                        place_weights += kPairBytes;
+                        fetcher.fetch();
+                    }
+                }
+            }
+            store_sums(pair_sums);
+            settle_memory();
+            if (last < planes.count) continue;
+            write_pixels(convolution, planes, tile, first_output, finish, pair_sums);
+            if (other != tile) {
+                write_pixels(convolution, planes, other, first_output, finish, pair_sums + kPairBytes);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+size_t Planes::bytes() const { return static_cast<size_t>((count * lines + kTileRows) * kLine); }
+
+size_t Planes::sums_bytes() const { return static_cast<size_t>((rows_per_task * tiles_per_row + 1) * kPairBytes); }
+
+Planes planes_of(const SdcConvolution& convolution) {
+    const int64_t margin = convolution.window / 2;
+    Planes planes{};
+    planes.pitch = (convolution.width + 2 * margin) * convolution.batch;
+    planes.rows = convolution.height + 2 * margin;
+    planes.lines = planes.rows * planes.pitch;
+    planes.count = blocks(convolution.channels, channels_per_line(convolution.bytes));
+    planes.tiles_per_row = blocks(convolution.width * convolution.batch, kTileRows);
+    planes.rows_per_task = std::clamp<int64_t>(kPixelsPerTask / (planes.tiles_per_row * kTileRows), 1, convolution.height);
+    return planes;
+}
+
+void pack_outputs(const SdcFilter& filter, int64_t first_output) {
+    const int64_t last = std::min(first_output + kOutputsPerTask, filter.outputs);
+    if (filter.type == kSdcFloat32) {
+        pack_outputs<float, uint16_t>(filter, first_output, bf16_from_float);
+    } else if (filter.type == kSdcBf16) {
+        pack_outputs<uint16_t, uint16_t>(filter, first_output, [](uint16_t weight) { return weight; });
+    } else {
+        pack_outputs<int8_t, int8_t>(filter, first_output, [](int8_t weight) { return weight; });
+        const int64_t size = filter.channels * filter.window * filter.window;
+        for (int64_t output = first_output; output < last; ++output) {
+            const auto* weights = static_cast<const int8_t*>(filter.weights) + output * size;
+            int32_t sum = 0;
+            for (int64_t i = 0; i < size; ++i) sum += weights[i];
+            filter.sums[output] = sum;
+        }
+    }
+}
+
+void pack_row(const SdcConvolution& convolution, const Planes& planes, int64_t row, std::byte* packed) {
+    const auto pack = convolution.bytes ? pack_row<true> : pack_row<false>;
+    pack(convolution, planes, row, packed);
+}
+
+void convolve(const SdcConvolution& convolution, const Planes& planes, int64_t first_output, int64_t first_row,
+              const std::byte* packed, std::byte* sums) {
+    const auto compute = convolution.bytes ? convolve<true> : convolve<false>;
+    compute(convolution, planes, first_output, first_row, packed, sums);
+}
+
+}  // namespace sdc
+
+int64_t sdc_packed_filter_bytes(const SdcFilter* filter) {
+    return sdc::blocks(filter->outputs, sdc::kOutputsPerTask) * sdc::block_bytes(*filter);
+}

@@ -1,0 +1,39 @@
+#include "images.h"
+
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "workspace.h"
+
+namespace sdc {
+namespace {
+
+constexpr int64_t kElementsPerTask = 16384;
+
+void copy_pixels(const SdcJoin& join, int64_t image, int64_t first, int64_t last) {
+    for (int64_t pixel = first; pixel < last; ++pixel) {
+        uint16_t* target = pixel_of_output(join.output, image, pixel);
+        const auto left_channels = static_cast<size_t>(join.left_channels);
+        std::memcpy(target, pixel_of(join.left, image, pixel), left_channels * sizeof *target);
+        std::memcpy(target + left_channels, pixel_of(join.right, image, pixel),
+                    static_cast<size_t>(join.right_channels) * sizeof *target);
+    }
+}
+
+}  // namespace
+}  // namespace sdc
+
+void sdc_join_channels(const SdcJoin* join) {
+    const int64_t channels = std::max<int64_t>(1, join->left_channels + join->right_channels);
+    const int64_t pixels_per_task = std::max<int64_t>(1, sdc::kElementsPerTask / channels);
+    const int64_t tasks = sdc::blocks(join->pixels, pixels_per_task);
+    tbb::this_task_arena::isolate([&] {
+        tbb::parallel_for(int64_t{0}, join->batch * tasks, [&](int64_t task) {
+            const int64_t first = task % tasks * pixels_per_task;
+            sdc::copy_pixels(*join, task / tasks, first, std::min(first + pixels_per_task, join->pixels));
+        });
+    });
+}

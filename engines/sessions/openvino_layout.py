@@ -1,0 +1,104 @@
+"""Images with channels last inside of an OpenVINO model, whose own images have them first.
+
+The plugin keeps channels last in memory between convolutions, and sees that a transpose to or from there moves nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import opset13 as operators
+
+from sdc.engines.kernels.library import Kernels
+from sdc.engines.kernels.rows import Rows
+from sdc.engines.sessions.openvino_operators import KernelOperator, Replacements, constant_of
+
+_TO_LAST = [0, 2, 3, 1]
+_TO_FIRST = [0, 3, 1, 2]
+
+
+def before_conversions(value: Any) -> Any:
+    """The output whose numbers this is, in whatever type."""
+    while value.get_node().get_type_name() == "Convert":
+        value = value.get_node().input_value(0)
+    return value
+
+
+def channels_last(images: Any) -> Any:
+    """[B, C, H, W] of any type → [B, H, W, C], bf16; of what lay so before, that itself."""
+    images = before_conversions(images)
+    if _is_transpose(images.get_node(), _TO_FIRST):
+        last = before_conversions(images.get_node().input_value(0))
+        if last.get_element_type() == openvino.Type.bf16:
+            return last
+    return operators.convert(operators.transpose(images, _TO_LAST), "bf16").output(0)
+
+
+def put_in_place_of(old: Any, images: Any) -> None:
+    """Have all that reads an output, [B, C, H, W], read these images, [B, H, W, C] in bf16; as they are if it can."""
+    for port in old.get_target_inputs():
+        reader = port.get_node()
+        if _is_transpose(reader, _TO_LAST):
+            for last in (port.get_node().output(0) for port in reader.output(0).get_target_inputs()):
+                if last.get_node().get_type_name() == "Convert" and last.get_element_type() == openvino.Type.bf16:
+                    last.replace(images)
+    whole = operators.transpose(operators.convert(images, old.get_element_type().to_string()), _TO_FIRST)
+    whole.set_friendly_name(old.get_node().get_friendly_name())
+    old.replace(whole.output(0))
+
+
+class KernelJoin(KernelOperator):
+    """Two images, [B, H, W, C] each, bf16 → their channels, [B, H, W, sum of C]."""
+
+    def __init__(self, kernels: Kernels, replacements: Replacements, inputs: list[Any]) -> None:
+        self._kernels = kernels
+        super().__init__(replacements, inputs)
+
+    def copy(self, inputs: list[Any]) -> KernelJoin:
+        """Another one."""
+        return KernelJoin(self._kernels, self.replacements, inputs)
+
+    def validate_and_infer_types(self) -> None:
+        """The output is like the first input but for the number of channels."""
+        shape = self.get_input_partial_shape(0)
+        channels = sum(self.get_input_partial_shape(index)[3].get_length() for index in range(2))
+        shape[3] = openvino.Dimension(channels)
+        self.set_output_type(0, self.get_input_element_type(0), shape)
+
+    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Run the kernel on the tensors' own memory."""
+        left, right = (tensor.data for tensor in inputs)
+        outputs[0].shape = [*left.shape[:3], left.shape[3] + right.shape[3]]
+        self._kernels.join_channels(rows_of(left), rows_of(right), rows_of(outputs[0].data))
+        return True
+
+
+def join_channels_last(model: openvino.Model, kernels: Kernels, replacements: Replacements) -> None:
+    """Join images along their channels where they lie last, if what reads them wants them so.
+
+    Left to itself, the plugin moves them to channels first and back, once kernels stand before and behind.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Concat" or node.get_attributes()["axis"] not in (1, -3):
+            continue
+        joined = node.output(0)
+        wanted = any(_is_transpose(port.get_node(), _TO_LAST) for port in joined.get_target_inputs())
+        known = all(value.get_partial_shape()[1].is_static for value in node.input_values())
+        if wanted and known and node.get_input_size() == 2:
+            inputs = [channels_last(value) for value in node.input_values()]
+            put_in_place_of(joined, KernelJoin(kernels, replacements, inputs).output(0))
+
+
+def rows_of(images: np.ndarray) -> Rows:
+    """[B, H, W, C] as [B, H · W, C]."""
+    batch, height, width, channels = images.shape
+    return Rows(images.ctypes.data, (batch, height * width, channels))
+
+
+def _is_transpose(node: Any, order: list[int]) -> bool:
+    if node.get_type_name() != "Transpose":
+        return False
+    constant = constant_of(node.input_value(1))
+    return constant is not None and constant.tolist() == order

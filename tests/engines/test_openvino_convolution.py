@@ -1,0 +1,235 @@
+"""Convolutions of the CPU kernels inside of OpenVINO models."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from attention_reference import bits_from_floats, floats_from_bits
+from openvino import opset13 as operators
+
+from sdc.engines.kernels.convolution import Quantisation
+from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.sessions.openvino_convolution import replace_convolutions
+from sdc.engines.sessions.openvino_operators import Replacements
+from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
+
+CHANNELS = 256
+FREE = {"B": DimensionRange(1, 2, 4), "H": DimensionRange(1, 16, 96), "W": DimensionRange(1, 16, 96)}
+SPEC = ComponentSpec(
+    "unet",
+    (TensorSpec("x", "float32", ("B", 4, "H", "W")),),
+    (TensorSpec("y", "float32", ("B", 4, "H", "W")),),
+    FREE,
+)
+USUAL = {"x": (2, 4, 16, 16)}
+
+
+def constant(values: np.ndarray, element_type: str = "f32"):
+    """Rounded here, as OpenVINO's conversion of constants to bf16 cuts bits off."""
+    if element_type == "bf16":
+        values = floats_from_bits(bits_from_floats(values.astype(np.float32)))
+    return operators.convert(operators.constant(values.astype(np.float32)), element_type)
+
+
+def convolve(
+    x, outputs: int, *, seed: int, element_type: str = "f32", bytes: bool = False, bias: bool = True, window: int = 3,
+    strides=(1, 1), begin: int | None = None, dilations=(1, 1), half: bool = False,
+) -> list:  # fmt: skip
+    """With bias and without; of bytes, images are quantised first."""
+    generator = np.random.default_rng(seed)
+    inputs = x.get_output_partial_shape(0)[1].get_length()
+    shape = (outputs, inputs, window, window)
+    if bytes:
+        quantised = operators.fake_quantize(operators.convert(x, "f32"), -0.6, 4.5, -0.6, 4.5, 256)
+        x = operators.convert(quantised, element_type)
+        integers = operators.constant(generator.integers(-127, 128, shape, np.int8))
+        scales = constant(generator.uniform(0.5, 1.5, (outputs, 1, 1, 1)) / 73 / np.sqrt(9 * inputs), element_type)
+        weight = operators.multiply(operators.convert(integers, element_type), scales)
+    elif half:
+        weight = operators.convert(operators.constant(np.zeros(shape, np.float16)), element_type)
+    else:
+        weight = constant(generator.standard_normal(shape) / np.sqrt(window**2 * inputs), element_type)
+    margin = window // 2
+    pads = [margin if begin is None else begin] * 2
+    y = operators.convolution(x, weight, list(strides), pads, [margin] * 2, list(dilations))
+    return [operators.add(y, constant(generator.standard_normal((1, outputs, 1, 1)), element_type)) if bias else y, y]
+
+
+def build_model(*, element_type: str = "f32", reader: int = 0, skip: bool = False, joined: int = 0, **options):
+    """Three convolutions, of which the middle one is large.
+
+    Args:
+        element_type: of the computation.
+        reader: which of what `convolve` gives something else reads too; 0 for none.
+        skip: whether the middle one's input is added to its result.
+        joined: how many more pairs of convolutions of joined images follow.
+        options: of `convolve`.
+    """
+    x = operators.parameter([-1, 4, -1, -1], openvino.Type.f32, name="x")
+    first = convolve(operators.convert(x, element_type), CHANNELS, seed=0, element_type=element_type)[0]
+    first = operators.relu(first)
+    steps = convolve(first, CHANNELS, seed=1, element_type=element_type, **options)
+    images = operators.add(steps[0], first) if skip else steps[0]
+    for index in range(joined):
+        both = operators.concat([images, first], 1)
+        images = convolve(both, CHANNELS, seed=4 + index, element_type=element_type, **options)[0]
+    y = operators.convert(convolve(images, 4, seed=2, element_type=element_type)[0], "f32")
+    model = openvino.Model([y, *([operators.relu(steps[reader])] if reader else [])], [x], "convolution")
+    model.inputs[0].get_tensor().set_names({"x"})
+    model.outputs[0].get_tensor().set_names({"y"})
+    return model
+
+
+def feeds(*, batch: int = 2, height: int = 16, width: int = 16) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(3).standard_normal((batch, 4, height, width), np.float32)}
+
+
+def open_model(model: openvino.Model, folder: Path, precision: str):
+    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+    files = (folder / "model.xml", folder / "model.bin")
+    return open_session(EngineSource(SPEC, "openvino", files, {"inference_precision": precision}))
+
+
+def executed(session) -> list[str]:
+    """The kinds of nodes that the plugin runs; the session has run."""
+    running = session._engine.model.get_runtime_model()
+    return [node.get_rt_info()["layerType"].astype(str) for node in running.get_ops()]
+
+
+@pytest.fixture(scope="module")
+def convolver(kernels):
+    if kernels.convolver is None:
+        pytest.skip("the processor has no AMX")
+    return kernels.convolver
+
+
+def replaced(model: openvino.Model, convolver, shapes=USUAL) -> list:
+    """The operators that are put into a model."""
+    replacements = Replacements()
+    replace_convolutions(model, convolver, shapes, replacements)
+    return replacements.operators
+
+
+OPTIONS = (
+    {}, {"bias": False}, {"element_type": "bf16"}, {"skip": True}, {"window": 5},
+    {"bytes": True}, {"bytes": True, "element_type": "f16"}, {"bytes": True, "bias": False, "skip": True},
+    {"joined": 2}, {"joined": 1, "bytes": True},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_is_put_in_and_no_further_from_float32_than_openvinos_own(convolver, monkeypatch, tmp_path, options):
+    found = {}
+    for name, precision, switch in (("exact", "f32", "1"), ("openvino", "bf16", "attention"), ("kernel", "bf16", "1")):
+        monkeypatch.setenv("SDC_KERNELS", switch)
+        # A model of bf16 is computed in bf16, whatever is asked for.
+        built = build_model(**(options | {"element_type": "f32"} if name == "exact" else options))
+        with open_model(built, tmp_path, precision) as session:
+            found[name] = session.run(feeds())["y"]
+            kinds = executed(session)
+        replaced_ones = 1 + 2 * options.get("joined", 0) if name == "kernel" else 0
+        assert kinds.count("Reference") == replaced_ones
+        assert kinds.count("Convolution") == (2 if name == "kernel" else 3 + options.get("joined", 0))
+    errors = {name: np.linalg.norm(found[name] - found["exact"]) for name in ("openvino", "kernel")}
+    assert errors["kernel"] < 0.01 * np.linalg.norm(found["exact"])
+    assert errors["kernel"] <= 1.1 * errors["openvino"]
+
+
+def test_images_stay_channels_last(convolver, tmp_path):
+    """Neither transposed nor reordered between kernels."""
+    with open_model(build_model(joined=2), tmp_path, "bf16") as session:
+        session.run(feeds())
+        assert "Transpose" not in executed(session)
+
+
+def test_takes_several_shapes_in_turn(convolver, tmp_path):
+    with (
+        open_model(build_model(joined=1), tmp_path, "bf16") as session,
+        open_model(build_model(joined=1), tmp_path, "f32") as exact,
+    ):
+        for sizes in ({"batch": 1, "height": 5, "width": 9}, {}, {"batch": 3, "height": 33, "width": 47}):
+            given = feeds(**sizes)
+            expected = exact.run(given)["y"]
+            assert np.linalg.norm(session.run(given)["y"] - expected) < 0.01 * np.linalg.norm(expected)
+        assert executed(session).count("Reference") == 3
+
+
+def packed_alive() -> int:
+    gc.collect()
+    return sum(each.filter.packed.size > 0 for each in gc.get_objects() if type(each).__name__ == "KernelConvolution")
+
+
+def test_weights_are_let_go(convolver, tmp_path):
+    before = packed_alive()
+    with open_model(build_model(), tmp_path, "bf16") as session:
+        session.run(feeds())
+        assert packed_alive() > before
+        session.run(feeds(height=17))  # from now on it takes any size
+        alive = packed_alive()
+        session.run(feeds())
+        session.run(feeds(height=15))
+        assert packed_alive() == alive
+    assert packed_alive() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 1},
+        {"strides": (2, 1)},
+        {"dilations": (1, 2)},
+        {"begin": 2},
+        {"window": 2},
+        {"half": True},
+    ],
+    ids=str,
+)
+def test_leaves_other_convolutions_alone(convolver, options):
+    model = build_model(**options)
+    before = [node.get_type_name() for node in model.get_ordered_ops()]
+    assert not replaced(model, convolver)
+    assert [node.get_type_name() for node in model.get_ordered_ops()] == before
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "output_high", "levels"),
+    [(0.1, 4.5, 4.5, 256), (-0.6, 4.5, 4.4, 256), (-0.605, 4.5, 4.5, 256), (-0.6, 4.5, 4.5, 255)],
+    ids=str,
+)
+def test_other_ways_to_quantise_are_left_alone(convolver, low, high, output_high, levels):
+    """A range without zero, results in another range, a zero that is no integer, other levels."""
+    model = build_model(bytes=True)
+    (rounding,) = (node for node in model.get_ops() if node.get_type_name() == "FakeQuantize")
+    for index, bound in enumerate((low, high, low, output_high)):
+        rounding.input(index + 1).replace_source_output(operators.constant(np.float32(bound)).output(0))
+    attributes = rounding.get_attributes()
+    if levels != 256:
+        other = operators.fake_quantize(*rounding.input_values(), levels)
+        rounding.output(0).replace(other.output(0))
+    assert attributes["levels"] == 256
+    assert not replaced(model, convolver)
+
+
+def test_the_bias_is_left_alone_where_something_else_reads_what_is_before_it(convolver):
+    (operator,) = replaced(build_model(reader=1), convolver)
+    assert not operator.offsets.any()
+    (operator,) = replaced(build_model(), convolver)
+    assert operator.offsets.any()
+
+
+def test_how_images_are_quantised(convolver):
+    (operator,) = replaced(build_model(bytes=True), convolver)
+    assert operator.quantisation == Quantisation(pytest.approx(0.02), 30)
+
+
+def test_leaves_small_and_large_ones_alone_and_shapes_free(convolver):
+    model = build_model()
+    free = [port.get_partial_shape() for port in model.inputs]
+    assert not replaced(model, convolver, {"x": (2, 4, 8, 8)})
+    assert not replaced(model, convolver, {"x": (2, 4, 33, 32)})
+    assert replaced(model, convolver)
+    assert [port.get_partial_shape() for port in model.inputs] == free
