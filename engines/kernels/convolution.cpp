@@ -39,13 +39,17 @@ void run(const SdcConvolution& convolution) {
     // As in attention.cpp: nothing else of the caller's may run in here while it waits, which `isolate` sees to.
     thread_local Workspace workspace;
     const Planes planes = planes_of(convolution);
-    std::byte* packed = workspace.reserve(planes.bytes());
-    tbb::parallel_for(int64_t{0}, planes.rows, [&](int64_t row) { pack_row(convolution, planes, row, packed); });
-    const int64_t parts = blocks(convolution.height, planes.rows_per_task);
-    // Neighbours in the order share weights.
-    tbb::parallel_for(int64_t{0}, blocks(convolution.outputs, kOutputsPerTask) * parts, [&](int64_t task) {
+    std::byte* packed = planes.are_images ? nullptr : workspace.reserve(planes.bytes());
+    const int64_t columns = blocks(planes.columns, kColumnsPerTask);
+    const int64_t to_pack = planes.are_images ? 0 : planes.rows * columns;
+    tbb::parallel_for(int64_t{0}, to_pack, [&](int64_t task) {
+        pack_columns(convolution, planes, task / columns, task % columns * kColumnsPerTask, packed);
+    });
+    // Neighbours in this order share pixels, which stay in the second cache.
+    const int64_t parts = blocks(convolution.outputs, outputs_per_task(convolution.gated));
+    tbb::parallel_for(int64_t{0}, blocks(planes.tiles, planes.tiles_per_task) * parts, [&](int64_t task) {
         thread_local Workspace sums_workspace;
-        convolve(convolution, planes, task / parts * kOutputsPerTask, task % parts * planes.rows_per_task, packed,
+        convolve(convolution, planes, task % parts, task / parts * planes.tiles_per_task, packed,
                  sums_workspace.reserve(planes.sums_bytes()));
     });
 }
@@ -57,8 +61,8 @@ int32_t sdc_convolution_supported() { return sdc::tiles_supported(); }
 
 const char* sdc_pack_filter(const SdcFilter* filter) {
     if (const char* fault = sdc::find_fault(filter->outputs, filter->channels, filter->window, false)) return fault;
-    const int64_t tasks = sdc::blocks(filter->outputs, sdc::kOutputsPerTask);
-    tbb::parallel_for(int64_t{0}, tasks, [&](int64_t task) { sdc::pack_outputs(*filter, task * sdc::kOutputsPerTask); });
+    const int64_t tasks = sdc::blocks(filter->outputs, sdc::outputs_per_task(filter->gates != nullptr));
+    tbb::parallel_for(int64_t{0}, tasks, [&](int64_t task) { sdc::pack_outputs(*filter, task); });
     return nullptr;
 }
 

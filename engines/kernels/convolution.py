@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +21,14 @@ class _Filter(ctypes.Structure):
 
     _fields_ = (
         ("weights", ctypes.c_void_p),
+        ("gates", ctypes.c_void_p),
         ("packed", ctypes.c_void_p),
         ("sums", ctypes.c_void_p),
         ("outputs", ctypes.c_int64),
         ("channels", ctypes.c_int64),
         ("window", ctypes.c_int64),
+        ("output_stride", ctypes.c_int64),
+        ("channel_stride", ctypes.c_int64),
         ("type", ctypes.c_int32),
     )
 
@@ -47,6 +49,7 @@ class _Convolution(ctypes.Structure):
         ("channels", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("window", ctypes.c_int64),
+        ("gated", ctypes.c_int32),
         ("bytes", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("zero_point", ctypes.c_float),
@@ -67,13 +70,16 @@ class Filter:
 
     Attributes:
         packed: uint8.
-        sums: int32, [outputs], of the integers of each output; None for weights in bf16.
+        sums: int32, [outputs], of the integers of each output, and behind them those of the gates; None for weights in
+            bf16.
         shape: [outputs, channels, window, window].
+        gated: whether there are gates.
     """
 
     packed: np.ndarray
     sums: np.ndarray | None
-    shape: Sequence[int]
+    shape: tuple[int, ...]
+    gated: bool = False
 
 
 class Convolver:
@@ -94,29 +100,44 @@ class Convolver:
         self._convolve.argtypes = (ctypes.POINTER(_Convolution),)
         self._convolve.restype = ctypes.c_char_p
 
-    def pack(self, weights: np.ndarray) -> Filter:
+    def pack(self, weights: np.ndarray, gates: np.ndarray | None = None) -> Filter:
         """Weights in the layout of the kernel.
 
         Args:
-            weights: [outputs, channels, window, window], the window odd, without gaps: float32, which is rounded to
-                bf16; uint16, the bits of bf16; or int8.
+            weights: [outputs, channels, window, window], the window odd and without gaps: float32, which is rounded to
+                bf16; uint16, the bits of bf16; or int8. A matrix [outputs, channels] has a window of 1.
+            gates: as many in the same layout, for a gated convolution.
 
         Raises:
-            InputError: another shape or type.
+            InputError: another shape, type or layout.
         """
-        if weights.ndim != 4 or weights.dtype not in _TYPES or not weights.flags.c_contiguous:
+        shape = weights.shape if weights.ndim == 4 else (*weights.shape, 1, 1)
+        if len(shape) != 4 or weights.dtype not in _TYPES:
             raise InputError(f"weights must be float32, bf16 or int8 in four dimensions, found {weights.shape}")
-        outputs, channels, window, width = weights.shape
+        outputs, channels, window, width = shape
         if window != width:
             raise InputError(f"windows must be as high as they are wide, found {weights.shape}")
-        sums = np.empty(outputs, np.int32) if weights.dtype == np.int8 else None
+        strides = tuple(stride // weights.itemsize for stride in weights.strides)
+        if window > 1 and strides[2:] != (window, 1):
+            raise InputError(f"windows must lie without gaps, found strides of {strides} elements")
+        if gates is not None and (gates.shape, gates.dtype, gates.strides) != (
+            weights.shape,
+            weights.dtype,
+            weights.strides,
+        ):
+            raise InputError(f"gates must be like the weights, {weights.shape}, found {gates.shape}")
+        rows = outputs * (1 if gates is None else 2)
+        sums = np.empty(rows, np.int32) if weights.dtype == np.int8 else None
         call = _Filter(
             weights.ctypes.data,
+            None if gates is None else gates.ctypes.data,
             None,
             None if sums is None else sums.ctypes.data,
             outputs,
             channels,
             window,
+            strides[0],
+            strides[1],
             _TYPES[weights.dtype],
         )
         packed = _aligned(self._packed_bytes(ctypes.byref(call)))
@@ -124,7 +145,7 @@ class Convolver:
         fault: bytes | None = self._pack(ctypes.byref(call))
         if fault is not None:
             raise InputError(f"weights cannot be packed: {fault.decode()}")
-        return Filter(packed, sums, weights.shape)
+        return Filter(packed, sums, shape, gates is not None)
 
     def convolve(
         self,
@@ -139,6 +160,8 @@ class Convolver:
     ) -> None:
         """output = convolved(input) · factors + offsets, on the threads of the caller's TBB arena.
 
+        With a gated filter, that is multiplied with gelu of the same of the gates.
+
         Images end in zeros on all sides, by half a window. Products of bf16 are summed in float32, those of bytes in
         int32; results are rounded to bf16.
 
@@ -147,7 +170,7 @@ class Convolver:
             output: [B, pixels, outputs]; must not overlap the input.
             filter: packed.
             size: height and width of the images.
-            factors: float32, [outputs], without gaps; likewise `offsets`.
+            factors: float32, [outputs], without gaps, and behind them those of the gates; likewise `offsets`.
             quantisation: how the input is quantised, where the filter's weights are int8: sums are those of its
                 integers without the zero point, so that factors include its scale. None otherwise.
 
@@ -160,8 +183,9 @@ class Convolver:
         shapes = (tuple(input.shape), tuple(output.shape))
         if shapes != ((batch, height * width, channels), (batch, height * width, outputs)):
             raise InputError(f"images {shapes} of {height} x {width} do not fit weights {tuple(filter.shape)}")
-        if any(each.shape != (outputs,) or each.dtype != np.float32 for each in (factors, offsets)):
-            raise InputError(f"factors and offsets must be float32, [{outputs}]: {factors.shape}, {offsets.shape}")
+        rows = outputs * (2 if filter.gated else 1)
+        if any(each.shape != (rows,) or each.dtype != np.float32 for each in (factors, offsets)):
+            raise InputError(f"factors and offsets must be float32, [{rows}]: {factors.shape}, {offsets.shape}")
         if (quantisation is None) != (filter.sums is None):
             raise InputError("weights in int8 go with a quantised input, and no others do")
         shifts = None
@@ -180,6 +204,7 @@ class Convolver:
             channels,
             outputs,
             window,
+            filter.gated,
             quantisation is not None,
             1.0 if quantisation is None else quantisation.scale,
             0.0 if quantisation is None else quantisation.zero_point,

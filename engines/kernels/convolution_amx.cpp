@@ -10,8 +10,13 @@
 //                task, two tiles of pixels by two of outputs. A plane's weights for 32 outputs are 18 KiB for a window
 //                of 3 by 3 and stay in the first cache; between planes, sums are in the second.
 //
-// Weights are read from memory once, in the order in which they are packed: [32 outputs][plane][window][2 tiles].
-// While a plane is computed, the weights of the next one are fetched.
+// Weights are packed in the order in which they are read: [32 outputs][plane][window][2 tiles]. While a plane is
+// computed, the weights of the next one are fetched. With gates, the second tile is that of the gates of 16 outputs, so
+// that both sums are there when they are multiplied.
+//
+// Bf16 with a window of 1, a product of matrices, needs no margin: tiles are loaded from where the images lie.
+//
+// Source: Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26 (the error function).
 #include <algorithm>
 #include <cstring>
 
@@ -23,24 +28,23 @@ namespace sdc {
 namespace {
 
 constexpr int64_t kLine = 64;               ///< bytes
-constexpr int64_t kBf16PerLine = 32;
-constexpr int64_t kPixelsPerTask = 2048;    ///< whose sums of 32 outputs take 256 KiB
-constexpr int64_t kWeightsInCache = 18432;  ///< bytes, fewer than half of the first cache
+constexpr int64_t kBf16Bytes = 2;
+constexpr int64_t kBf16PerLine = kLine / kBf16Bytes;
+constexpr int64_t kSets = 64;    ///< of the first cache; lines of equal numbers modulo that push each other out
+constexpr int64_t kApart = 34;   ///< lines from two tiles of a plane to those of the next one, modulo kSets
+constexpr int64_t kTilesPerTask = 32;       ///< whose sums of 32 outputs take 64 KiB
+constexpr int64_t kWeightsInCache = 20480;  ///< bytes, fewer than half of the first cache
 constexpr int64_t kPairBytes = 2 * kTileBytes;  ///< two tiles, of weights or of sums
 
 int64_t channels_per_line(bool bytes) { return bytes ? kLine : kBf16PerLine; }
 
-struct Window {
-    int64_t places;
-    int64_t planes_at_once;  ///< whose weights stay in the first cache
-};
-
-Window window_of(int64_t window) {
-    const int64_t places = window * window;
-    return {places, std::max<int64_t>(1, kWeightsInCache / (places * kPairBytes))};
+/// How many planes are multiplied at a time, so that their weights stay in the first cache: about equal parts of all.
+int64_t planes_at_once(int64_t planes, int64_t places) {
+    const int64_t most = std::max<int64_t>(1, kWeightsInCache / (places * kPairBytes));
+    return blocks(planes, blocks(planes, most));
 }
 
-/// Bytes of the packed weights of kOutputsPerTask outputs.
+/// Bytes of the packed weights of one task.
 int64_t block_bytes(const SdcFilter& filter) {
     const int64_t planes = blocks(filter.channels, channels_per_line(filter.type == kSdcInt8));
     return planes * filter.window * filter.window * kPairBytes;
@@ -53,30 +57,47 @@ uint16_t bf16_from_float(float value) {
     return static_cast<uint16_t>((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16);
 }
 
-/// Writes the tiles of kOutputsPerTask outputs, [planes][places of the window][2 tiles][16 rows][16 outputs][group], where
-/// a row is a group of channels that fill 32 bits.
+/// Writes the tiles of one task, [planes][places of the window][2 tiles][16 rows][16 outputs][group], where a row is a
+/// group of channels that fill 32 bits.
 template <typename Stored, typename Packed, typename Convert>
-void pack_outputs(const SdcFilter& filter, int64_t first_output, Convert&& convert) {
+void pack_outputs(const SdcFilter& filter, int64_t task, Convert&& convert) {
     constexpr int64_t group = sizeof(uint32_t) / sizeof(Packed);
     constexpr int64_t channels_per_plane = kTileRows * group;
+    const bool gated = filter.gates != nullptr;
     const int64_t places = filter.window * filter.window;
-    const auto* weights = static_cast<const Stored*>(filter.weights);
-    auto* packed = reinterpret_cast<Packed*>(static_cast<std::byte*>(filter.packed) +
-                                             first_output / kOutputsPerTask * block_bytes(filter));
+    auto* packed = reinterpret_cast<Packed*>(static_cast<std::byte*>(filter.packed) + task * block_bytes(filter));
     for (int64_t first = 0; first < filter.channels; first += channels_per_plane) {
         for (int64_t place = 0; place < places; ++place) {
             for (int64_t tile = 0; tile < 2; ++tile) {
+                const auto* weights = static_cast<const Stored*>(gated && tile == 1 ? filter.gates : filter.weights);
+                const int64_t first_output = task * outputs_per_task(gated) + (gated ? 0 : tile * kTileRows);
                 for (int64_t index = 0; index < kTileWords; ++index) {
-                    const int64_t output = first_output + tile * kTileRows + index % kTileRows;
+                    const int64_t output = first_output + index % kTileRows;
                     for (int64_t i = 0; i < group; ++i) {
                         const int64_t channel = first + index / kTileRows * group + i;
                         const bool inside = output < filter.outputs && channel < filter.channels;
-                        *packed++ = inside ? convert(weights[(output * filter.channels + channel) * places + place])
-                                           : Packed{0};
+                        const int64_t weight = output * filter.output_stride + channel * filter.channel_stride + place;
+                        *packed++ = inside ? convert(weights[weight]) : Packed{0};
                     }
                 }
             }
         }
+    }
+}
+
+/// Sums of the weights of one task's outputs.
+void sum_weights(const SdcFilter& filter, int64_t task, const void* weights, int32_t* sums) {
+    const int64_t step = outputs_per_task(filter.gates != nullptr);
+    const int64_t last = std::min((task + 1) * step, filter.outputs);
+    const int64_t places = filter.window * filter.window;
+    for (int64_t output = task * step; output < last; ++output) {
+        int32_t sum = 0;
+        for (int64_t channel = 0; channel < filter.channels; ++channel) {
+            const auto* window = static_cast<const int8_t*>(weights) + output * filter.output_stride +
+                                 channel * filter.channel_stride;
+            for (int64_t place = 0; place < places; ++place) sum += window[place];
+        }
+        sums[output] = sum;
     }
 }
 
@@ -102,19 +123,22 @@ SDC_AVX512_INLINE __m512i line_of_bytes(const uint16_t* channels, int64_t count,
 }
 
 template <bool bytes>
-SDC_AVX512 void pack_row(const SdcConvolution& convolution, const Planes& planes, int64_t row, std::byte* packed) {
+SDC_AVX512 void pack_columns(const SdcConvolution& convolution, const Planes& planes, int64_t row, int64_t first_column,
+                             std::byte* packed) {
     const int64_t margin = convolution.window / 2;
     const int64_t y = row - margin;
     const bool inside = y >= 0 && y < convolution.height;
+    const int64_t last_column = std::min(first_column + kColumnsPerTask, planes.columns);
     const __m512 factor = _mm512_set1_ps(1.0F / convolution.scale);
     const __m512 zero_point = _mm512_set1_ps(convolution.zero_point);
     const __m512i zero = bytes ? _mm512_set1_epi8(static_cast<char>(static_cast<int>(convolution.zero_point)))
                                : _mm512_setzero_si512();
     for (int64_t plane = 0; plane < planes.count; ++plane) {
-        std::byte* line = packed + (plane * planes.lines + row * planes.pitch) * kLine;
+        std::byte* line =
+            packed + (plane * planes.lines + row * planes.pitch + first_column * convolution.batch) * kLine;
         const int64_t channel = plane * channels_per_line(bytes);
         const int64_t count = std::min(channels_per_line(bytes), convolution.channels - channel);
-        for (int64_t x = -margin; x < convolution.width + margin; ++x) {
+        for (int64_t x = first_column - margin; x < last_column - margin; ++x) {
             const bool is_pixel = inside && x >= 0 && x < convolution.width;
             for (int64_t image = 0; image < convolution.batch; ++image, line += kLine) {
                 __m512i values = zero;
@@ -129,12 +153,12 @@ SDC_AVX512 void pack_row(const SdcConvolution& convolution, const Planes& planes
 }
 
 template <bool bytes>
-SDC_AMX_INLINE void multiply_tiles(const std::byte* left, const std::byte* right, const std::byte* weights) {
+SDC_AMX_INLINE void multiply_tiles(const std::byte* left, const std::byte* right, int64_t line, const std::byte* weights) {
     // Tiles 0 to 3: sums, [2 of pixels][2 of outputs]; 4 and 5: pixels; 6 and 7: weights.
-    _tile_loadd(4, left, kTileStride);
+    _tile_loadd(4, left, line);
     _tile_loadd(6, weights, kTileStride);
     _tile_loadd(7, weights + kTileBytes, kTileStride);
-    _tile_loadd(5, right, kTileStride);
+    _tile_loadd(5, right, line);
     if constexpr (bytes) {
         _tile_dpbusd(0, 4, 6);
         _tile_dpbusd(1, 4, 7);
@@ -186,30 +210,52 @@ class Fetcher {
     int64_t step_;
 };
 
-/// What sums become for 16 outputs.
+/// What sums become for 16 outputs, or for their gates.
 template <bool bytes>
 struct Finish {
     __m512 factors, offsets;
     __m512i shifts;
     __mmask16 lanes;
 
-    SDC_AVX512 Finish(const SdcConvolution& convolution, int64_t output)
+    /// Args: number of the first output, and where its factor is among all.
+    SDC_AVX512 Finish(const SdcConvolution& convolution, int64_t output, int64_t index)
         : lanes(first_lanes(convolution.outputs - output)) {
-        factors = _mm512_maskz_loadu_ps(lanes, convolution.factors + output);
-        offsets = _mm512_maskz_loadu_ps(lanes, convolution.offsets + output);
-        shifts = bytes ? _mm512_maskz_loadu_epi32(lanes, convolution.shifts + output) : _mm512_setzero_si512();
+        factors = _mm512_maskz_loadu_ps(lanes, convolution.factors + index);
+        offsets = _mm512_maskz_loadu_ps(lanes, convolution.offsets + index);
+        shifts = bytes ? _mm512_maskz_loadu_epi32(lanes, convolution.shifts + index) : _mm512_setzero_si512();
     }
 
-    SDC_AVX512_INLINE __m256i operator()(const std::byte* sums) const {
+    SDC_AVX512_INLINE __m512 operator()(const std::byte* sums) const {
         const __m512i stored = _mm512_load_si512(sums);
         const __m512 values = bytes ? _mm512_cvtepi32_ps(_mm512_sub_epi32(stored, shifts))
                                     : reinterpret_cast<__m512>(stored);
-        return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_fmadd_ps(values, factors, offsets)));
+        return _mm512_fmadd_ps(values, factors, offsets);
     }
 };
 
-/// Writes the pixels of one tile for each of two tiles of outputs.
-template <bool bytes>
+/// x · Φ(x), where Φ(−|x|) = t · (a1 + t · (a2 + …)) · e^(−x²/2) / 2 for t = 1 / (1 + p · |x| / √2), and Φ(x) = 1 − Φ(−x).
+SDC_AVX512_INLINE __m512 gelu(__m512 x) {
+    constexpr float kSqrtHalf = 0.707106781F;
+    constexpr float kHalfLog2E = 0.721347520F;
+    const auto constant = [](float value) SDC_AVX512 { return _mm512_set1_ps(value); };
+    const __m512 magnitude = _mm512_abs_ps(x);
+    const __m512 t = _mm512_rcp14_ps(_mm512_fmadd_ps(magnitude, constant(0.3275911F * kSqrtHalf), constant(1.0F)));
+    __m512 sum = _mm512_fmadd_ps(t, constant(0.5F * 1.061405429F), constant(0.5F * -1.453152027F));
+    sum = _mm512_fmadd_ps(sum, t, constant(0.5F * 1.421413741F));
+    sum = _mm512_fmadd_ps(sum, t, constant(0.5F * -0.284496736F));
+    sum = _mm512_fmadd_ps(sum, t, constant(0.5F * 0.254829592F));
+    const __m512 power = exp2(_mm512_mul_ps(_mm512_mul_ps(magnitude, magnitude), constant(-kHalfLog2E)));
+    const __m512 below = _mm512_mul_ps(_mm512_mul_ps(sum, t), power);
+    const __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
+    return _mm512_mul_ps(x, _mm512_mask_sub_ps(below, positive, constant(1.0F), below));
+}
+
+SDC_AVX512_INLINE void store_rounded(uint16_t* outputs, __mmask16 lanes, __m512 values) {
+    _mm256_mask_storeu_epi16(outputs, lanes, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
+}
+
+/// Writes the pixels of one tile for each of two tiles of outputs, or of outputs and gates.
+template <bool bytes, bool gated>
 SDC_AVX512 void write_pixels(const SdcConvolution& convolution, const Planes& planes, int64_t tile, int64_t output,
                              const Finish<bytes> (&finish)[2], const std::byte* sums) {
     const int64_t y = tile / planes.tiles_per_row;
@@ -219,8 +265,14 @@ SDC_AVX512 void write_pixels(const SdcConvolution& convolution, const Planes& pl
     int64_t image = first % convolution.batch;
     for (int64_t row = 0; row < count; ++row) {
         uint16_t* pixel = pixel_of_output(convolution.output, image, y * convolution.width + x) + output;
-        _mm256_mask_storeu_epi16(pixel, finish[0].lanes, finish[0](sums + row * kTileStride));
-        _mm256_mask_storeu_epi16(pixel + kLanes, finish[1].lanes, finish[1](sums + kTileBytes + row * kTileStride));
+        const __m512 left = finish[0](sums + row * kTileStride);
+        const __m512 right = finish[1](sums + kTileBytes + row * kTileStride);
+        if constexpr (gated) {
+            store_rounded(pixel, finish[0].lanes, _mm512_mul_ps(left, gelu(right)));
+        } else {
+            store_rounded(pixel, finish[0].lanes, left);
+            store_rounded(pixel + kLanes, finish[1].lanes, right);
+        }
         if (++image == convolution.batch) {
             image = 0;
             ++x;
@@ -228,27 +280,32 @@ SDC_AVX512 void write_pixels(const SdcConvolution& convolution, const Planes& pl
     }
 }
 
-template <bool bytes>
-SDC_AMX void convolve(const SdcConvolution& convolution, const Planes& planes, int64_t first_output, int64_t first_row,
+template <bool bytes, bool gated>
+SDC_AMX void convolve(const SdcConvolution& convolution, const Planes& planes, int64_t task, int64_t first_tile,
                       const std::byte* packed, std::byte* sums) {
     const Tiles tiles;
-    const Window window = window_of(convolution.window);
-    const int64_t rows = std::min(planes.rows_per_task, convolution.height - first_row);
-    const int64_t first_tile = first_row * planes.tiles_per_row;
-    const int64_t count = rows * planes.tiles_per_row;
-    const int64_t plane_weights = window.places * kPairBytes;
-    const std::byte* weights = static_cast<const std::byte*>(convolution.filter) +
-                               first_output / kOutputsPerTask * planes.count * plane_weights;
-    const Finish<bytes> finish[2] = {{convolution, first_output}, {convolution, first_output + kLanes}};
+    const int64_t places = convolution.window * convolution.window;
+    const int64_t step = planes_at_once(planes.count, places);
+    const int64_t count = std::min(planes.tiles_per_task, planes.tiles - first_tile);
+    const int64_t plane_weights = places * kPairBytes;
+    const std::byte* weights =
+        static_cast<const std::byte*>(convolution.filter) + task * planes.count * plane_weights;
+    const int64_t first_output = task * outputs_per_task(gated);
+    const int64_t second_output = first_output + (gated ? 0 : kLanes);
+    const Finish<bytes> finish[2] = {{convolution, first_output, first_output},
+                                     {convolution, second_output, second_output + (gated ? convolution.outputs : 0)}};
+    const auto* source = planes.are_images ? static_cast<const std::byte*>(convolution.input.data) : packed;
+    const int64_t line_bytes = planes.are_images ? convolution.input.pixel_stride * kBf16Bytes : kLine;
+    const int64_t plane_bytes = planes.are_images ? kLine : planes.lines * kLine;
     const auto lines_of = [&](int64_t plane, int64_t tile) {
-        return packed + (plane * planes.lines + tile / planes.tiles_per_row * planes.pitch +
-                         tile % planes.tiles_per_row * kTileRows) * kLine;
+        return source + plane * plane_bytes + (tile / planes.tiles_per_row * planes.pitch +
+                         tile % planes.tiles_per_row * kTileRows) * line_bytes;
     };
-    for (int64_t first = 0; first < planes.count; first += window.planes_at_once) {
-        const int64_t last = std::min(first + window.planes_at_once, planes.count);
-        const int64_t next = std::min(last + window.planes_at_once, planes.count);
+    for (int64_t first = 0; first < planes.count; first += step) {
+        const int64_t last = std::min(first + step, planes.count);
+        const int64_t next = std::min(last + step, planes.count);
         Fetcher fetcher(weights + last * plane_weights, (next - last) * plane_weights,
-                        blocks(count, 2) * (last - first) * window.places);
+                        blocks(count, 2) * (last - first) * places);
         for (int64_t index = 0; index < count; index += 2) {
             const int64_t tile = first_tile + index;
             const int64_t other = index + 1 < count ? tile + 1 : tile;
@@ -260,8 +317,8 @@ SDC_AMX void convolve(const SdcConvolution& convolution, const Planes& planes, i
                 const std::byte* right = lines_of(plane, other);
                 for (int64_t y = 0; y < convolution.window; ++y) {
                     for (int64_t x = 0; x < convolution.window; ++x) {
-                        const int64_t offset = (y * planes.pitch + x * convolution.batch) * kLine;
-                        multiply_tiles<bytes>(left + offset, right + offset, place_weights);
+                        const int64_t offset = (y * planes.pitch + x * convolution.batch) * line_bytes;
+                        multiply_tiles<bytes>(left + offset, right + offset, line_bytes, place_weights);
                         place_weights += kPairBytes;
                         fetcher.fetch();
                     }
@@ -270,9 +327,9 @@ SDC_AMX void convolve(const SdcConvolution& convolution, const Planes& planes, i
             store_sums(pair_sums);
             settle_memory();
             if (last < planes.count) continue;
-            write_pixels(convolution, planes, tile, first_output, finish, pair_sums);
+            write_pixels<bytes, gated>(convolution, planes, tile, first_output, finish, pair_sums);
             if (other != tile) {
-                write_pixels(convolution, planes, other, first_output, finish, pair_sums + kPairBytes);
+                write_pixels<bytes, gated>(convolution, planes, other, first_output, finish, pair_sums + kPairBytes);
             }
         }
     }
@@ -282,51 +339,52 @@ SDC_AMX void convolve(const SdcConvolution& convolution, const Planes& planes, i
 
 size_t Planes::bytes() const { return static_cast<size_t>((count * lines + kTileRows) * kLine); }
 
-size_t Planes::sums_bytes() const { return static_cast<size_t>((rows_per_task * tiles_per_row + 1) * kPairBytes); }
+size_t Planes::sums_bytes() const { return static_cast<size_t>((tiles_per_task + 1) * kPairBytes); }
 
 Planes planes_of(const SdcConvolution& convolution) {
     const int64_t margin = convolution.window / 2;
     Planes planes{};
-    planes.pitch = (convolution.width + 2 * margin) * convolution.batch;
+    planes.columns = convolution.width + 2 * margin;
+    planes.pitch = planes.columns * convolution.batch;
     planes.rows = convolution.height + 2 * margin;
-    planes.lines = planes.rows * planes.pitch;
+    planes.lines = blocks(planes.rows * planes.pitch, kSets) * kSets + kApart;
     planes.count = blocks(convolution.channels, channels_per_line(convolution.bytes));
     planes.tiles_per_row = blocks(convolution.width * convolution.batch, kTileRows);
-    planes.rows_per_task = std::clamp<int64_t>(kPixelsPerTask / (planes.tiles_per_row * kTileRows), 1, convolution.height);
+    planes.are_images = convolution.window == 1 && !convolution.bytes && convolution.batch == 1 &&
+                        convolution.width % kTileRows == 0 && convolution.channels % kBf16PerLine == 0;
+    planes.tiles = planes.tiles_per_row * convolution.height;
+    planes.tiles_per_task = kTilesPerTask;
     return planes;
 }
 
-void pack_outputs(const SdcFilter& filter, int64_t first_output) {
-    const int64_t last = std::min(first_output + kOutputsPerTask, filter.outputs);
+void pack_outputs(const SdcFilter& filter, int64_t task) {
     if (filter.type == kSdcFloat32) {
-        pack_outputs<float, uint16_t>(filter, first_output, bf16_from_float);
+        pack_outputs<float, uint16_t>(filter, task, bf16_from_float);
     } else if (filter.type == kSdcBf16) {
-        pack_outputs<uint16_t, uint16_t>(filter, first_output, [](uint16_t weight) { return weight; });
+        pack_outputs<uint16_t, uint16_t>(filter, task, [](uint16_t weight) { return weight; });
     } else {
-        pack_outputs<int8_t, int8_t>(filter, first_output, [](int8_t weight) { return weight; });
-        const int64_t size = filter.channels * filter.window * filter.window;
-        for (int64_t output = first_output; output < last; ++output) {
-            const auto* weights = static_cast<const int8_t*>(filter.weights) + output * size;
-            int32_t sum = 0;
-            for (int64_t i = 0; i < size; ++i) sum += weights[i];
-            filter.sums[output] = sum;
-        }
+        pack_outputs<int8_t, int8_t>(filter, task, [](int8_t weight) { return weight; });
+        sum_weights(filter, task, filter.weights, filter.sums);
+        if (filter.gates) sum_weights(filter, task, filter.gates, filter.sums + filter.outputs);
     }
 }
 
-void pack_row(const SdcConvolution& convolution, const Planes& planes, int64_t row, std::byte* packed) {
-    const auto pack = convolution.bytes ? pack_row<true> : pack_row<false>;
-    pack(convolution, planes, row, packed);
+void pack_columns(const SdcConvolution& convolution, const Planes& planes, int64_t row, int64_t first_column,
+                  std::byte* packed) {
+    const auto pack = convolution.bytes ? pack_columns<true> : pack_columns<false>;
+    pack(convolution, planes, row, first_column, packed);
 }
 
-void convolve(const SdcConvolution& convolution, const Planes& planes, int64_t first_output, int64_t first_row,
+void convolve(const SdcConvolution& convolution, const Planes& planes, int64_t task, int64_t first_tile,
               const std::byte* packed, std::byte* sums) {
-    const auto compute = convolution.bytes ? convolve<true> : convolve<false>;
-    compute(convolution, planes, first_output, first_row, packed, sums);
+    const auto compute = convolution.gated ? convolution.bytes ? convolve<true, true> : convolve<false, true>
+                         : convolution.bytes ? convolve<true, false>
+                                             : convolve<false, false>;
+    compute(convolution, planes, task, first_tile, packed, sums);
 }
 
 }  // namespace sdc
 
 int64_t sdc_packed_filter_bytes(const SdcFilter* filter) {
-    return sdc::blocks(filter->outputs, sdc::kOutputsPerTask) * sdc::block_bytes(*filter);
+    return sdc::blocks(filter->outputs, sdc::outputs_per_task(filter->gates != nullptr)) * sdc::block_bytes(*filter);
 }

@@ -18,6 +18,7 @@ from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
 from sdc.engines.sessions.mapped_files import read_once
 from sdc.engines.sessions.openvino_attention import replace_attention
 from sdc.engines.sessions.openvino_convolution import replace_convolutions
+from sdc.engines.sessions.openvino_gate import replace_gates
 from sdc.engines.sessions.openvino_group_norm import replace_group_norms
 from sdc.engines.sessions.openvino_layout import join_channels_last
 from sdc.engines.sessions.openvino_operators import Replacements
@@ -195,6 +196,7 @@ def _use_kernels(model: openvino.Model, precision: str, shapes: Shapes) -> Repla
         if kernels_may_normalise():
             replace_group_norms(model, kernels, shapes, replacements)
             if kernels.convolver is not None:
+                replace_gates(model, kernels.convolver, shapes, replacements)
                 replace_convolutions(model, kernels.convolver, shapes, replacements)
                 join_channels_last(model, kernels, replacements)
     return replacements

@@ -22,14 +22,9 @@ import numpy as np
 import openvino
 
 from sdc.engines.kernels.convolution import Convolver, Filter, Quantisation
-from sdc.engines.sessions.openvino_layout import before_conversions, channels_last, put_in_place_of, rows_of
-from sdc.engines.sessions.openvino_operators import (
-    KernelOperator,
-    Replacements,
-    constant_of,
-    sole_reader,
-    static_shapes,
-)
+from sdc.engines.sessions.openvino_layout import channels_last, put_in_place_of, rows_of
+from sdc.engines.sessions.openvino_operators import KernelOperator, Replacements, static_shapes
+from sdc.engines.sessions.openvino_weights import LayerOperands, operands_of, with_bias
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +32,6 @@ _MOST_PIXELS = 2048
 """Of all images together; above that OpenVINO's convolution reuses weights as well."""
 _LEAST_PRODUCTS = 2e8
 """Some 0.2 ms of work, beside the 0.1 ms that an operator in Python costs."""
-_LEVELS = 256
-_NEARLY = 0.01
-"""How far a zero point may be from an integer, as ranges are rounded to float16 on their way."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +39,14 @@ class _Site:
     """One convolution in a model.
 
     Attributes:
-        images: what is convolved, before it is quantised.
-        weights: the constant's node, of float32, bf16 or int8.
+        operands: its own.
         result: the output that the operator's takes the place of.
-        scales: [outputs], of the weights' integers, float64; None for weights in floating point.
         bias: [outputs], float64.
-        quantisation: of the images; None for weights in floating point.
     """
 
-    images: Any
-    weights: Any
+    operands: LayerOperands
     result: Any
-    scales: np.ndarray | None
     bias: np.ndarray
-    quantisation: Quantisation | None
 
 
 class KernelConvolution(KernelOperator):
@@ -143,23 +129,19 @@ def replace_convolutions(
 def _is_worthwhile(convolution: Any) -> bool:
     batch, _, height, width = convolution.get_output_shape(0)
     pixels = batch * height * width
-    return pixels <= _MOST_PIXELS and pixels * math.prod(convolution.get_input_shape(1)) >= _LEAST_PRODUCTS
+    return bool(pixels <= _MOST_PIXELS and pixels * math.prod(convolution.get_input_shape(1)) >= _LEAST_PRODUCTS)
 
 
 def _replace(site: _Site, convolver: Convolver, replacements: Replacements) -> None:
-    weights = site.weights.data  # bf16 looks like float16 here
-    packed = convolver.pack(weights.view(np.uint16) if weights.dtype == np.float16 else weights)
-    factors = np.ones(packed.shape[0])
-    if site.scales is not None and site.quantisation is not None:
-        factors = site.scales * site.quantisation.scale
+    operands = site.operands
     operator = KernelConvolution(
         convolver,
-        packed,
-        factors.astype(np.float32),
+        convolver.pack(operands.weights),
+        operands.factors.astype(np.float32),
         site.bias.astype(np.float32),
-        site.quantisation,
+        operands.quantisation,
         replacements,
-        [channels_last(site.images)],
+        [channels_last(operands.input)],
     )
     put_in_place_of(site.result, operator.output(0))
 
@@ -180,54 +162,6 @@ def _match(convolution: Any) -> _Site | None:
         or attributes["pads_end"] != margins
     ):
         return None
-    images, weights = (before_conversions(convolution.input_value(index)) for index in (0, 1))
-    result, bias = _with_bias(convolution.output(0), outputs)
-    if weights.get_node().get_type_name() == "Constant":
-        if weights.get_element_type() not in (openvino.Type.bf16, openvino.Type.f32):
-            return None
-        return _Site(convolution.input_value(0), weights.get_node(), result, None, bias, None)
-    integers, scales = _dequantised(weights.get_node(), outputs)
-    quantisation = _quantisation(images.get_node())
-    if integers is None or quantisation is None:
-        return None
-    return _Site(images.get_node().input_value(0), integers, result, scales, bias, quantisation)
-
-
-def _with_bias(result: Any, outputs: int) -> tuple[Any, np.ndarray]:
-    """The convolution's output, or that of the sum with its bias, and the bias."""
-    add = sole_reader(result)
-    if add is not None and add.get_type_name() == "Add":
-        constant = next((constant_of(port) for port in add.input_values() if port != result), None)
-        if constant is not None and constant.shape == (1, outputs, 1, 1):
-            return add.output(0), constant.reshape(outputs).astype(np.float64)
-    return result, np.zeros(outputs)
-
-
-def _dequantised(product: Any, outputs: int) -> tuple[Any, np.ndarray] | tuple[None, None]:
-    """The constant of int8 weights, and their scales."""
-    if product.get_type_name() != "Multiply":
-        return None, None
-    integers = before_conversions(product.input_value(0)).get_node()
-    scales = constant_of(product.input_value(1))
-    if integers.get_type_name() != "Constant" or integers.get_output_element_type(0) != openvino.Type.i8:
-        return None, None
-    if scales is None or scales.size not in (1, outputs):
-        return None, None
-    return integers, np.broadcast_to(scales.reshape(-1).astype(np.float64), (outputs,))
-
-
-def _quantisation(node: Any) -> Quantisation | None:
-    """That of a FakeQuantize to 256 levels of one range, which holds zero, or None for any other node."""
-    if node.get_type_name() != "FakeQuantize" or node.get_attributes()["levels"] != _LEVELS:
-        return None
-    bounds = [constant_of(node.input_value(index)) for index in range(1, 5)]
-    if any(bound is None or bound.size != 1 for bound in bounds):
-        return None
-    low, high, output_low, output_high = (float(bound.reshape(())) for bound in bounds if bound is not None)
-    scale = (high - low) / (_LEVELS - 1)
-    if not (low <= 0 <= high and scale > 0) or max(abs(output_low - low), abs(output_high - high)) > scale * _NEARLY:
-        return None
-    zero_point = -low / scale
-    if abs(zero_point - round(zero_point)) > _NEARLY:
-        return None
-    return Quantisation(scale, round(zero_point))
+    operands = operands_of(convolution, output_axis=0)
+    result, bias = with_bias(convolution.output(0), outputs, ((1, outputs, 1, 1),))
+    return None if operands is None else _Site(operands, result, bias)

@@ -14,16 +14,10 @@ from openvino import opset13 as operators
 from sdc.engines.kernels.library import Kernels
 from sdc.engines.kernels.rows import Rows
 from sdc.engines.sessions.openvino_operators import KernelOperator, Replacements, constant_of
+from sdc.engines.sessions.openvino_weights import before_conversions
 
 _TO_LAST = [0, 2, 3, 1]
 _TO_FIRST = [0, 3, 1, 2]
-
-
-def before_conversions(value: Any) -> Any:
-    """The output whose numbers this is, in whatever type."""
-    while value.get_node().get_type_name() == "Convert":
-        value = value.get_node().input_value(0)
-    return value
 
 
 def channels_last(images: Any) -> Any:

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 from attention_reference import bits_from_floats, floats_from_bits, relative_error, rows
-from convolution_reference import SHAPES, TOLERANCE, convolution, convolve, draw
+from convolution_reference import SHAPES, TOLERANCE, convolution, convolve, draw, gelu
 
 from sdc.engines.errors import InputError
 from sdc.engines.kernels.convolution import Convolver, Quantisation
@@ -30,6 +30,34 @@ def test_equals_float64(convolver, shape, bytes):
     found, expected = convolve(convolver, case), convolution(case)
     assert relative_error(found, expected) < TOLERANCE
     np.testing.assert_allclose(found, expected, rtol=2**-8 + 1e-4, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("bytes", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gated_equals_float64(convolver, shape, bytes):
+    case = draw(shape, bytes=bytes, gated=True)
+    found, expected = convolve(convolver, case), convolution(case)
+    assert relative_error(found, expected) < 2**-8  # few elements make out most of it
+    # Gelu's exponential and reciprocal have errors of 1.1e-4 and 2^-14 beside that of rounding.
+    np.testing.assert_allclose(found, expected, rtol=2**-8 + 3e-4, atol=2e-4 * np.abs(expected).max())
+
+
+def test_gates_far_out(convolver):
+    """Where they are open or closed altogether, and where little is let through."""
+    gates = np.array([-200.0, -12.0, -6.0, -3.0, -0.01, 0.0, 0.01, 3.0, 6.0, 200.0], np.float32)
+    case = draw((1, 1, 3, 8, 10, 1), bytes=False, gated=True)
+    offsets = np.concatenate([np.ones(10, np.float32), gates])
+    found = convolve(convolver, dataclasses.replace(case, factors=0 * case.factors, offsets=offsets))
+    expected = gelu(gates.astype(np.float64))
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=2**-8 + 1e-3, atol=1e-30)
+
+
+def test_weights_of_matrices_may_be_transposed(convolver):
+    case = draw((1, 1, 20, 64, 24, 1), bytes=True, gated=True)
+    weights, gates = (np.ascontiguousarray(each[:, :, 0, 0].T).T for each in (case.weights, case.gates))
+    np.testing.assert_array_equal(
+        convolve(convolver, dataclasses.replace(case, weights=weights, gates=gates)), convolve(convolver, case)
+    )
 
 
 def test_sums_of_bytes_are_exact(convolver):
@@ -92,7 +120,8 @@ def test_parts_of_larger_tensors(convolver):
 
 def test_gives_the_same_bits_every_time_and_from_many_threads(convolver):
     """Whatever size came before in the same memory."""
-    calls = [draw(shape, bytes=bytes) for shape in SHAPES for bytes in (False, True)] * 3
+    kinds = [(bytes, gated) for bytes in (False, True) for gated in (False, True)]
+    calls = [draw(shape, bytes=bytes, gated=gated) for shape in SHAPES for bytes, gated in kinds] * 2
     expected = [convolve(convolver, case) for case in calls]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for found, one in zip(pool.map(lambda case: convolve(convolver, case), calls), expected, strict=True):
@@ -107,6 +136,10 @@ def test_what_does_not_fit_is_refused(convolver):
         convolver.pack(np.zeros((4, 4, 1, 3), np.float32))
     with pytest.raises(InputError, match="weights must be float32, bf16 or int8"):
         convolver.pack(np.zeros((4, 4, 3, 3)))
+    with pytest.raises(InputError, match="gates must be like the weights"):
+        convolver.pack(case.weights, case.weights[:31])
+    with pytest.raises(InputError, match="windows must lie without gaps"):
+        convolver.pack(np.zeros((4, 4, 4, 4), np.float32)[:, :, :3, :3])
     with pytest.raises(InputError, match="do not fit weights"):
         convolve(convolver, dataclasses.replace(case, size=(3, 4)))
     with pytest.raises(InputError, match="do not fit weights"):

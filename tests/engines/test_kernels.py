@@ -310,10 +310,10 @@ def test_touches_no_memory_that_is_not_its_own(toolchain, tmp_path):
                 assert relative_error(found, expected) < group_norms.TOLERANCE, (shape, silu)
         convolver = Kernels(Path(sys.argv[1])).convolver
         for shape in convolutions.SHAPES if convolver else ():
-            for bytes in (False, True):
-                case = convolutions.draw(shape, bytes=bytes)
+            for bytes, gated in ((False, False), (True, False), (False, True), (True, True)):
+                case = convolutions.draw(shape, bytes=bytes, gated=gated)
                 found = convolutions.convolve(convolver, case)
-                assert relative_error(found, convolutions.convolution(case)) < convolutions.TOLERANCE, (shape, bytes)
+                assert relative_error(found, convolutions.convolution(case)) < 2**-8, (shape, bytes, gated)
         """
     )
     environment = os.environ | {"LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": ":".join(sys.path)}

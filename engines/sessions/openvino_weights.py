@@ -1,0 +1,113 @@
+"""Weights and quantised inputs of layers in an OpenVINO model, as the CPU kernels take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino
+
+from sdc.engines.kernels.convolution import Quantisation
+from sdc.engines.sessions.openvino_operators import constant_of, sole_reader
+
+_LEVELS = 256
+_NEARLY = 0.01
+"""How far a zero point may be from an integer, as ranges are rounded to float16 on their way."""
+
+
+@dataclass(frozen=True)
+class LayerOperands:
+    """What a layer multiplies.
+
+    Attributes:
+        input: before it is quantised.
+        weights: of the constant: float32, uint16 with the bits of bf16, or int8.
+        factors: float64, [outputs], what sums of products are multiplied with.
+        quantisation: of the input, with weights in int8; otherwise None.
+    """
+
+    input: Any
+    weights: np.ndarray
+    factors: np.ndarray
+    quantisation: Quantisation | None
+
+
+def operands_of(layer: Any, output_axis: int) -> LayerOperands | None:
+    """Those of a Convolution or MatMul with constant weights; None where the kernels cannot take them.
+
+    Args:
+        layer: the node; its second input is the weights.
+        output_axis: of the weights.
+    """
+    outputs = layer.get_input_shape(1)[output_axis]
+    weights = before_conversions(layer.input_value(1))
+    if weights.get_node().get_type_name() == "Constant":
+        if weights.get_element_type() not in (openvino.Type.bf16, openvino.Type.f32):
+            return None
+        return LayerOperands(layer.input_value(0), _array_of(weights.get_node()), np.ones(outputs), None)
+    rounding = before_conversions(layer.input_value(0)).get_node()
+    quantisation = _quantisation(rounding)
+    integers, scales = _dequantised(weights.get_node(), outputs)
+    if integers is None or scales is None or quantisation is None:
+        return None
+    factors = scales * quantisation.scale
+    return LayerOperands(rounding.input_value(0), _array_of(integers), factors, quantisation)
+
+
+def with_bias(result: Any, outputs: int, shapes: tuple[tuple[int, ...], ...]) -> tuple[Any, np.ndarray]:
+    """A layer's output, or that of the sum with its bias where nothing else reads it; and the bias, float64, [outputs].
+
+    Args:
+        result: the layer's output.
+        outputs: number of them.
+        shapes: that the bias may have.
+    """
+    add = sole_reader(result)
+    if add is not None and add.get_type_name() == "Add":
+        constant = next((constant_of(port) for port in add.input_values() if port != result), None)
+        if constant is not None and constant.shape in shapes:
+            return add.output(0), constant.reshape(outputs).astype(np.float64)
+    return result, np.zeros(outputs)
+
+
+def before_conversions(value: Any) -> Any:
+    """The output whose numbers this is, in whatever type."""
+    while value.get_node().get_type_name() == "Convert":
+        value = value.get_node().input_value(0)
+    return value
+
+
+def _array_of(constant: Any) -> np.ndarray:
+    values: np.ndarray = constant.data  # bf16 looks like float16 here
+    return values.view(np.uint16) if constant.get_output_element_type(0) == openvino.Type.bf16 else values
+
+
+def _dequantised(product: Any, outputs: int) -> tuple[Any, np.ndarray] | tuple[None, None]:
+    """The constant of int8 weights, and their scales."""
+    if product.get_type_name() != "Multiply":
+        return None, None
+    integers = before_conversions(product.input_value(0)).get_node()
+    scales = constant_of(product.input_value(1))
+    if integers.get_type_name() != "Constant" or integers.get_output_element_type(0) != openvino.Type.i8:
+        return None, None
+    if scales is None or scales.size not in (1, outputs):
+        return None, None
+    return integers, np.broadcast_to(scales.reshape(-1).astype(np.float64), (outputs,))
+
+
+def _quantisation(node: Any) -> Quantisation | None:
+    """That of a FakeQuantize to 256 levels of one range, which holds zero, or None for any other node."""
+    if node.get_type_name() != "FakeQuantize" or node.get_attributes()["levels"] != _LEVELS:
+        return None
+    bounds = [constant_of(node.input_value(index)) for index in range(1, 5)]
+    if any(bound is None or bound.size != 1 for bound in bounds):
+        return None
+    low, high, output_low, output_high = (float(bound.reshape(())) for bound in bounds if bound is not None)
+    scale = (high - low) / (_LEVELS - 1)
+    if not (low <= 0 <= high and scale > 0) or max(abs(output_low - low), abs(output_high - high)) > scale * _NEARLY:
+        return None
+    zero_point = -low / scale
+    if abs(zero_point - round(zero_point)) > _NEARLY:
+        return None
+    return Quantisation(scale, round(zero_point))
