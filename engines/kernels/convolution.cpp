@@ -4,6 +4,7 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
+#include <algorithm>
 #include <cmath>
 #include <new>
 
@@ -18,13 +19,16 @@ constexpr int64_t kMostProducts = INT32_MAX / (255 * 128);
 
 const char* find_fault(int64_t outputs, int64_t channels, int64_t window, bool bytes) {
     if (outputs < 1 || channels < 1 || window < 1) return "sizes must be at least 1";
-    if (window % 2 == 0) return "the window must be odd";
     if (bytes && channels * window * window > kMostProducts) return "there are too many products to sum in 32 bits";
     return nullptr;
 }
 
 const char* find_fault(const SdcConvolution& convolution) {
     if (convolution.batch < 1 || convolution.height < 1 || convolution.width < 1) return "sizes must be at least 1";
+    if (std::min(convolution.top, convolution.left) < 0 ||
+        std::max(convolution.top, convolution.left) >= convolution.window) {
+        return "margins must be smaller than the window";
+    }
     if (convolution.bytes && !(std::isfinite(convolution.scale) && convolution.scale > 0)) {
         return "the scale must be positive and finite";
     }

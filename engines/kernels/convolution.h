@@ -26,8 +26,8 @@ struct SdcFilter {
     SdcWeightType type;
 };
 
-/// output = (Σ weight · quantised(input) − shift) · factor + offset, where images end in zeros on all sides, so that the
-/// output is as large as the input. If the filter has gates, that is multiplied with gelu(the same of the gates).
+/// output = (Σ weight · quantised(input) − shift) · factor + offset, where images have margins of zeros, so that the output
+/// is as large as the input. If the filter has gates, that is multiplied with gelu(the same of the gates).
 struct SdcConvolution {
     SdcImages input;
     SdcImages output;
@@ -40,7 +40,9 @@ struct SdcConvolution {
     int64_t width;
     int64_t channels;
     int64_t outputs;
-    int64_t window;      ///< odd
+    int64_t window;
+    int64_t top;         ///< rows of the margin above an image, of window - 1 in all; likewise columns left of it
+    int64_t left;
     int32_t gated;       ///< whether the filter has gates
     int32_t bytes;       ///< whether weights are int8, and the input is made uint8, clamp(round(x / scale + zero_point))
     float scale;         ///< with `bytes` only; likewise the zero point, an integer

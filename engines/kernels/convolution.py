@@ -49,6 +49,8 @@ class _Convolution(ctypes.Structure):
         ("channels", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("window", ctypes.c_int64),
+        ("top", ctypes.c_int64),
+        ("left", ctypes.c_int64),
         ("gated", ctypes.c_int32),
         ("bytes", ctypes.c_int32),
         ("scale", ctypes.c_float),
@@ -104,7 +106,7 @@ class Convolver:
         """Weights in the layout of the kernel.
 
         Args:
-            weights: [outputs, channels, window, window], the window odd and without gaps: float32, which is rounded to
+            weights: [outputs, channels, window, window], windows without gaps: float32, which is rounded to
                 bf16; uint16, the bits of bf16; or int8. A matrix [outputs, channels] has a window of 1.
             gates: as many in the same layout, for a gated convolution.
 
@@ -156,13 +158,14 @@ class Convolver:
         size: tuple[int, int],
         factors: np.ndarray,
         offsets: np.ndarray,
+        margins: tuple[int, int] | None = None,
         quantisation: Quantisation | None = None,
     ) -> None:
         """output = convolved(input) · factors + offsets, on the threads of the caller's TBB arena.
 
         With a gated filter, that is multiplied with gelu of the same of the gates.
 
-        Images end in zeros on all sides, by half a window. Products of bf16 are summed in float32, those of bytes in
+        Images have margins of zeros, so that the output is as large as the input. Products of bf16 are summed in float32, those of bytes in
         int32; results are rounded to bf16.
 
         Args:
@@ -171,6 +174,7 @@ class Convolver:
             filter: packed.
             size: height and width of the images.
             factors: float32, [outputs], without gaps, and behind them those of the gates; likewise `offsets`.
+            margins: rows above an image, and columns left of it; half a window if None.
             quantisation: how the input is quantised, where the filter's weights are int8: sums are those of its
                 integers without the zero point, so that factors include its scale. None otherwise.
 
@@ -204,6 +208,7 @@ class Convolver:
             channels,
             outputs,
             window,
+            *(margins or (window // 2, window // 2)),
             filter.gated,
             quantisation is not None,
             1.0 if quantisation is None else quantisation.scale,

@@ -125,8 +125,7 @@ SDC_AVX512_INLINE __m512i line_of_bytes(const uint16_t* channels, int64_t count,
 template <bool bytes>
 SDC_AVX512 void pack_columns(const SdcConvolution& convolution, const Planes& planes, int64_t row, int64_t first_column,
                              std::byte* packed) {
-    const int64_t margin = convolution.window / 2;
-    const int64_t y = row - margin;
+    const int64_t y = row - convolution.top;
     const bool inside = y >= 0 && y < convolution.height;
     const int64_t last_column = std::min(first_column + kColumnsPerTask, planes.columns);
     const __m512 factor = _mm512_set1_ps(1.0F / convolution.scale);
@@ -138,7 +137,7 @@ SDC_AVX512 void pack_columns(const SdcConvolution& convolution, const Planes& pl
             packed + (plane * planes.lines + row * planes.pitch + first_column * convolution.batch) * kLine;
         const int64_t channel = plane * channels_per_line(bytes);
         const int64_t count = std::min(channels_per_line(bytes), convolution.channels - channel);
-        for (int64_t x = first_column - margin; x < last_column - margin; ++x) {
+        for (int64_t x = first_column - convolution.left; x < last_column - convolution.left; ++x) {
             const bool is_pixel = inside && x >= 0 && x < convolution.width;
             for (int64_t image = 0; image < convolution.batch; ++image, line += kLine) {
                 __m512i values = zero;
@@ -342,11 +341,10 @@ size_t Planes::bytes() const { return static_cast<size_t>((count * lines + kTile
 size_t Planes::sums_bytes() const { return static_cast<size_t>((tiles_per_task + 1) * kPairBytes); }
 
 Planes planes_of(const SdcConvolution& convolution) {
-    const int64_t margin = convolution.window / 2;
     Planes planes{};
-    planes.columns = convolution.width + 2 * margin;
+    planes.columns = convolution.width + convolution.window - 1;
     planes.pitch = planes.columns * convolution.batch;
-    planes.rows = convolution.height + 2 * margin;
+    planes.rows = convolution.height + convolution.window - 1;
     planes.lines = blocks(planes.rows * planes.pitch, kSets) * kSets + kApart;
     planes.count = blocks(convolution.channels, channels_per_line(convolution.bytes));
     planes.tiles_per_row = blocks(convolution.width * convolution.batch, kTileRows);

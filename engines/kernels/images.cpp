@@ -23,6 +23,15 @@ void copy_pixels(const SdcJoin& join, int64_t image, int64_t first, int64_t last
     }
 }
 
+void copy_row(const SdcInterleave& interleave, int64_t image, int64_t row) {
+    const SdcImages* phases = interleave.phases + row % 2 * 2;
+    const auto bytes = static_cast<size_t>(interleave.channels) * sizeof(uint16_t);
+    for (int64_t x = 0; x < 2 * interleave.width; ++x) {
+        const uint16_t* source = pixel_of(phases[x % 2], image, row / 2 * interleave.width + x / 2);
+        std::memcpy(pixel_of_output(interleave.output, image, row * 2 * interleave.width + x), source, bytes);
+    }
+}
+
 }  // namespace
 }  // namespace sdc
 
@@ -34,6 +43,15 @@ void sdc_join_channels(const SdcJoin* join) {
         tbb::parallel_for(int64_t{0}, join->batch * tasks, [&](int64_t task) {
             const int64_t first = task % tasks * pixels_per_task;
             sdc::copy_pixels(*join, task / tasks, first, std::min(first + pixels_per_task, join->pixels));
+        });
+    });
+}
+
+void sdc_interleave(const SdcInterleave* interleave) {
+    const int64_t rows = 2 * interleave->height;
+    tbb::this_task_arena::isolate([&] {
+        tbb::parallel_for(int64_t{0}, interleave->batch * rows, [&](int64_t task) {
+            sdc::copy_row(*interleave, task / rows, task % rows);
         });
     });
 }

@@ -26,6 +26,19 @@ struct SdcJoin {
 /// Copies on the threads of the caller's TBB arena.
 void sdc_join_channels(const SdcJoin* join);
 
+/// output[2y + a][2x + b] = phases[2a + b][y][x], of images of the same size.
+struct SdcInterleave {
+    SdcImages phases[4];
+    SdcImages output;
+    int64_t batch;
+    int64_t height;  ///< of a phase
+    int64_t width;
+    int64_t channels;
+};
+
+/// Copies on the threads of the caller's TBB arena.
+void sdc_interleave(const SdcInterleave* interleave);
+
 }  // extern "C"
 
 namespace sdc {

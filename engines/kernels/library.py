@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,19 @@ class _Join(ctypes.Structure):
         ("pixels", ctypes.c_int64),
         ("left_channels", ctypes.c_int64),
         ("right_channels", ctypes.c_int64),
+    )
+
+
+class _Interleave(ctypes.Structure):
+    """`SdcInterleave` of images.h."""
+
+    _fields_ = (
+        ("phases", Images * 4),
+        ("output", Images),
+        ("batch", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
     )
 
 
@@ -128,6 +142,9 @@ class Kernels:
         self._join = library.sdc_join_channels
         self._join.argtypes = (ctypes.POINTER(_Join),)
         self._join.restype = None
+        self._interleave = library.sdc_interleave
+        self._interleave.argtypes = (ctypes.POINTER(_Interleave),)
+        self._interleave.restype = None
         self.convolver = Convolver(library) if amx and library.sdc_convolution_supported() else None
         self._instructions = library.sdc_attention_instructions
         self._instructions.argtypes = (ctypes.POINTER(_Attention),)
@@ -267,6 +284,26 @@ class Kernels:
             raise InputError(f"images to be joined do not fit each other: {shapes}")
         images = (rows.as_images() for rows in (left, right, output))
         self._join(ctypes.byref(_Join(*images, batch, pixels, left.shape[2], right.shape[2])))
+
+    def interleave(self, phases: Sequence[Rows], output: Rows, *, size: tuple[int, int]) -> None:
+        """output[2y + a, 2x + b] = phases[2a + b][y, x], on the threads of the caller's TBB arena.
+
+        Args:
+            phases: four of [B, pixels, channels].
+            output: [B, 4 · pixels, channels]; must not overlap the others.
+            size: height and width of a phase.
+
+        Raises:
+            InputError: sizes that do not fit each other.
+        """
+        height, width = size
+        batch, pixels, channels = output.shape
+        expected = (batch, height * width, channels)
+        if len(phases) != 4 or any(tuple(each.shape) != expected for each in phases) or pixels != 4 * height * width:
+            shapes = ", ".join(str(tuple(rows.shape)) for rows in (*phases, output))
+            raise InputError(f"phases of {height} x {width} and their images do not fit each other: {shapes}")
+        images = (Images * 4)(*(rows.as_images() for rows in phases))
+        self._interleave(ctypes.byref(_Interleave(images, output.as_images(), batch, height, width, channels)))
 
 
 def find_kernels() -> Kernels | str:

@@ -20,7 +20,7 @@ from sdc.engines.sessions.openvino_attention import replace_attention
 from sdc.engines.sessions.openvino_convolution import replace_convolutions
 from sdc.engines.sessions.openvino_gate import replace_gates
 from sdc.engines.sessions.openvino_group_norm import replace_group_norms
-from sdc.engines.sessions.openvino_layout import join_channels_last
+from sdc.engines.sessions.openvino_layout import interleave_channels_last, join_channels_last
 from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.sessions.source import EngineSource
 from sdc.engines.specs import ComponentSpec
@@ -195,6 +195,7 @@ def _use_kernels(model: openvino.Model, precision: str, shapes: Shapes) -> Repla
         replace_attention(model, kernels, shapes, replacements, eight_bits=kernels_may_round_to_bytes())
         if kernels_may_normalise():
             replace_group_norms(model, kernels, shapes, replacements)
+            interleave_channels_last(model, kernels, replacements)
             if kernels.convolver is not None:
                 replace_gates(model, kernels.convolver, shapes, replacements)
                 replace_convolutions(model, kernels.convolver, shapes, replacements)

@@ -42,11 +42,13 @@ class _Site:
         operands: its own.
         result: the output that the operator's takes the place of.
         bias: [outputs], float64.
+        margins: rows above images and columns left of them.
     """
 
     operands: LayerOperands
     result: Any
     bias: np.ndarray
+    margins: tuple[int, int]
 
 
 class KernelConvolution(KernelOperator):
@@ -55,6 +57,7 @@ class KernelConvolution(KernelOperator):
     Attributes:
         filter: the weights; likewise `factors` and `offsets`, see `Convolver.convolve`.
         quantisation: of the images; None for none.
+        margins: rows above images and columns left of them.
     """
 
     def __init__(
@@ -64,17 +67,26 @@ class KernelConvolution(KernelOperator):
         factors: np.ndarray,
         offsets: np.ndarray,
         quantisation: Quantisation | None,
+        margins: tuple[int, int],
         replacements: Replacements,
         inputs: list[Any],
     ) -> None:
         self._convolver = convolver
         self.filter, self.factors, self.offsets, self.quantisation = filter, factors, offsets, quantisation
+        self.margins = margins
         super().__init__(replacements, inputs)
 
     def copy(self, inputs: list[Any]) -> KernelConvolution:
         """Another one with the same weights."""
         return KernelConvolution(
-            self._convolver, self.filter, self.factors, self.offsets, self.quantisation, self.replacements, inputs
+            self._convolver,
+            self.filter,
+            self.factors,
+            self.offsets,
+            self.quantisation,
+            self.margins,
+            self.replacements,
+            inputs,
         )
 
     def validate_and_infer_types(self) -> None:
@@ -94,6 +106,7 @@ class KernelConvolution(KernelOperator):
             size=images.shape[1:3],
             factors=self.factors,
             offsets=self.offsets,
+            margins=self.margins,
             quantisation=self.quantisation,
         )
         return True
@@ -140,6 +153,7 @@ def _replace(site: _Site, convolver: Convolver, replacements: Replacements) -> N
         operands.factors.astype(np.float32),
         site.bias.astype(np.float32),
         operands.quantisation,
+        site.margins,
         replacements,
         [channels_last(operands.input)],
     )
@@ -150,18 +164,16 @@ def _match(convolution: Any) -> _Site | None:
     """The pattern around a convolution, or None if it is another."""
     attributes = convolution.get_attributes()
     outputs, _, window, width = convolution.get_input_shape(1)
-    margins = [window // 2, window // 2]
+    begins, ends = attributes["pads_begin"], attributes["pads_end"]
     if (
         window != width
-        or window % 2 == 0
         or window == 1  # a product of matrices, which OpenVINO blocks better
         or attributes["strides"] != [1, 1]
         or attributes["dilations"] != [1, 1]
         or attributes["auto_pad"].lower() != "explicit"
-        or attributes["pads_begin"] != margins
-        or attributes["pads_end"] != margins
+        or any(begin + end != window - 1 or min(begin, end) < 0 for begin, end in zip(begins, ends, strict=True))
     ):
         return None
     operands = operands_of(convolution, output_axis=0)
     result, bias = with_bias(convolution.output(0), outputs, ((1, outputs, 1, 1),))
-    return None if operands is None else _Site(operands, result, bias)
+    return None if operands is None else _Site(operands, result, bias, (begins[0], begins[1]))

@@ -18,6 +18,8 @@ from sdc.engines.sessions.openvino_weights import before_conversions
 
 _TO_LAST = [0, 2, 3, 1]
 _TO_FIRST = [0, 3, 1, 2]
+_UNLIMITED = -1
+"""What OpenVINO gives as the highest length of a free dimension."""
 
 
 def channels_last(images: Any) -> Any:
@@ -83,6 +85,62 @@ def join_channels_last(model: openvino.Model, kernels: Kernels, replacements: Re
         if wanted and known and node.get_input_size() == 2:
             inputs = [channels_last(value) for value in node.input_values()]
             put_in_place_of(joined, KernelJoin(kernels, replacements, inputs).output(0))
+
+
+class KernelInterleave(KernelOperator):
+    """Four images, [B, H, W, C] each, bf16 → [B, 2H, 2W, C]: of every two by two pixels one of each."""
+
+    def __init__(self, kernels: Kernels, replacements: Replacements, inputs: list[Any]) -> None:
+        self._kernels = kernels
+        super().__init__(replacements, inputs)
+
+    def copy(self, inputs: list[Any]) -> KernelInterleave:
+        """Another one."""
+        return KernelInterleave(self._kernels, self.replacements, inputs)
+
+    def validate_and_infer_types(self) -> None:
+        """The output is like the inputs but for its size."""
+        shape = self.get_input_partial_shape(0)
+        for axis in (1, 2):
+            shape[axis] = _doubled(shape[axis])
+        self.set_output_type(0, self.get_input_element_type(0), shape)
+
+    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Run the kernel on the tensors' own memory."""
+        phases = [tensor.data for tensor in inputs]
+        batch, height, width, channels = phases[0].shape
+        outputs[0].shape = [batch, 2 * height, 2 * width, channels]
+        rows = [rows_of(phase) for phase in phases]
+        self._kernels.interleave(rows, rows_of(outputs[0].data), size=(height, width))
+        return True
+
+
+def interleave_channels_last(model: openvino.Model, kernels: Kernels, replacements: Replacements) -> None:
+    """Put the kernel in the place of each DepthToSpace of four phases, which are joined for that only.
+
+    Args:
+        model: changed in place; it has to be compiled for bf16.
+        kernels: loaded.
+        replacements: to which the operators are added.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "DepthToSpace":
+            continue
+        attributes, joined = node.get_attributes(), node.input_value(0).get_node()
+        if attributes["mode"] != "blocks_first" or attributes["block_size"] != 2 or joined.get_type_name() != "Concat":
+            continue
+        phases = joined.input_values()
+        channels = {value.get_partial_shape()[1].to_string() for value in phases}
+        known = phases[0].get_partial_shape()[1].is_static and len(phases[0].get_partial_shape()) == 4
+        if joined.get_attributes()["axis"] not in (1, -3) or len(phases) != 4 or len(channels) != 1 or not known:
+            continue
+        operator = KernelInterleave(kernels, replacements, [channels_last(value) for value in phases])
+        put_in_place_of(node.output(0), operator.output(0))
+
+
+def _doubled(dimension: openvino.Dimension) -> openvino.Dimension:
+    lowest, highest = dimension.get_min_length(), dimension.get_max_length()
+    return openvino.Dimension(2 * lowest, highest if highest == _UNLIMITED else 2 * highest)
 
 
 def rows_of(images: np.ndarray) -> Rows:

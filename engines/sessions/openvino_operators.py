@@ -6,12 +6,16 @@ Such an operator cannot be saved in a model, therefore models are patched after 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import openvino
+
+
+_numbers = itertools.count()
 
 
 class Replacements:
@@ -43,6 +47,7 @@ class KernelOperator(openvino.Op):  # type: ignore[misc]  # openvino has no type
     def __init__(self, replacements: Replacements, inputs: list[Any]) -> None:
         super().__init__(self)
         self.replacements = replacements
+        self._number = next(_numbers)
         self._for_shapes: KernelOperator | None = None
         replacements.operators.append(self)
         self.read(inputs)
@@ -78,8 +83,9 @@ class KernelOperator(openvino.Op):  # type: ignore[misc]  # openvino has no type
             self._for_shapes = copy
         return copy
 
-    def visit_attributes(self, _visitor: Any) -> bool:
-        """Nothing of it can be saved."""
+    def visit_attributes(self, visitor: Any) -> bool:
+        """Nothing of it can be saved; a number tells it from others, as OpenVINO joins what is alike and reads the same."""
+        visitor.on_attributes({"number": self._number})
         return True
 
     def has_evaluate(self) -> bool:

@@ -33,6 +33,7 @@ class Case:
         size: height and width.
         factors: float32, [outputs], and those of the gates; likewise `offsets`.
         quantisation: with int8.
+        margins: rows above images and columns left of them; None for half a window.
     """
 
     images: np.ndarray
@@ -42,6 +43,7 @@ class Case:
     factors: np.ndarray
     offsets: np.ndarray
     quantisation: Quantisation | None
+    margins: tuple[int, int] | None = None
 
 
 def draw(shape: tuple[int, ...], *, bytes: bool, gated: bool = False, seed: int = 5) -> Case:
@@ -74,9 +76,10 @@ def convolution(case: Case) -> np.ndarray:
         scaled = np.float32(1) / np.float32(case.quantisation.scale) * values + case.quantisation.zero_point
         values = np.clip(np.rint(scaled.astype(np.float32)), 0, 255) - case.quantisation.zero_point
     batch, _, channels = values.shape
-    margin = weights.shape[2] // 2
+    window = weights.shape[2]
+    top, left = case.margins or (window // 2, window // 2)
     images = values.reshape(batch, height, width, channels)
-    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    padded = np.pad(images, ((0, 0), (top, window - 1 - top), (left, window - 1 - left), (0, 0)))
     sums = np.zeros((batch, height, width, len(weights)))
     for y in range(weights.shape[2]):
         for x in range(weights.shape[3]):
@@ -103,6 +106,7 @@ def convolve(convolver: Convolver, case: Case) -> np.ndarray:
         size=case.size,
         factors=case.factors,
         offsets=case.offsets,
+        margins=case.margins,
         quantisation=case.quantisation,
     )
     return floats_from_bits(output)

@@ -42,6 +42,15 @@ def test_gated_equals_float64(convolver, shape, bytes):
     np.testing.assert_allclose(found, expected, rtol=2**-8 + 3e-4, atol=2e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("bytes", [False, True])
+@pytest.mark.parametrize(
+    ("window", "margins"), [(2, (0, 0)), (2, (0, 1)), (2, (1, 0)), (2, (1, 1)), (3, (2, 0)), (4, (0, 3))]
+)
+def test_margins_on_any_side(convolver, window, margins, bytes):
+    case = dataclasses.replace(draw((2, 6, 9, 70, 40, window), bytes=bytes), margins=margins)
+    assert relative_error(convolve(convolver, case), convolution(case)) < TOLERANCE
+
+
 def test_gates_far_out(convolver):
     """Where they are open or closed altogether, and where little is let through."""
     gates = np.array([-200.0, -12.0, -6.0, -3.0, -0.01, 0.0, 0.01, 3.0, 6.0, 200.0], np.float32)
@@ -130,8 +139,8 @@ def test_gives_the_same_bits_every_time_and_from_many_threads(convolver):
 
 def test_what_does_not_fit_is_refused(convolver):
     case, of_bytes = (draw((1, 4, 4, 64, 32, 3), bytes=bytes) for bytes in (False, True))
-    with pytest.raises(InputError, match="the window must be odd"):
-        convolver.pack(np.zeros((4, 4, 2, 2), np.float32))
+    with pytest.raises(InputError, match="margins must be smaller than the window"):
+        convolve(convolver, dataclasses.replace(case, margins=(1, 3)))
     with pytest.raises(InputError, match="as high as they are wide"):
         convolver.pack(np.zeros((4, 4, 1, 3), np.float32))
     with pytest.raises(InputError, match="weights must be float32, bf16 or int8"):
@@ -161,6 +170,18 @@ def test_what_does_not_fit_is_refused(convolver):
 
 def test_a_machine_without_amx_has_none(kernels_without_amx):
     assert kernels_without_amx.convolver is None
+
+
+def test_pixels_of_four_images_are_interleaved(kernels):
+    generator = np.random.default_rng(1)
+    phases = generator.integers(0, 2**16, (4, 2, 5, 7, 33), np.uint16)
+    output = np.zeros((2, 10, 14, 33), np.uint16)
+    flat = rows(output.reshape(2, -1, 33))
+    kernels.interleave([rows(each.reshape(2, -1, 33)) for each in phases], flat, size=(5, 7))
+    expected = phases.reshape(2, 2, 2, 5, 7, 33).transpose(2, 3, 0, 4, 1, 5).reshape(output.shape)
+    np.testing.assert_array_equal(output, expected)
+    with pytest.raises(InputError, match="do not fit each other"):
+        kernels.interleave([rows(each.reshape(2, -1, 33)) for each in phases[:3]], flat, size=(5, 7))
 
 
 def test_channels_of_two_images_are_joined(kernels):

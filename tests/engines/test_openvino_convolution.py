@@ -14,6 +14,7 @@ from openvino import opset13 as operators
 from sdc.engines.kernels.convolution import Quantisation
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.sessions.openvino_convolution import replace_convolutions
+from sdc.engines.sessions.openvino_layout import interleave_channels_last
 from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
@@ -183,7 +184,6 @@ def test_weights_are_let_go(convolver, tmp_path):
         {"strides": (2, 1)},
         {"dilations": (1, 2)},
         {"begin": 2},
-        {"window": 2},
         {"half": True},
     ],
     ids=str,
@@ -233,3 +233,52 @@ def test_leaves_small_and_large_ones_alone_and_shapes_free(convolver):
     assert not replaced(model, convolver, {"x": (2, 4, 33, 32)})
     assert replaced(model, convolver)
     assert [port.get_partial_shape() for port in model.inputs] == free
+
+
+def build_phases(*, block: int = 2, mode: str = "blocks_first", outputs: int = CHANNELS) -> openvino.Model:
+    """Upsampling by four convolutions of the small images."""
+    x = operators.parameter([-1, 4, -1, -1], openvino.Type.f32, name="x")
+    images = convolve(x, CHANNELS, seed=0)[0]
+    phases = []
+    for index in range(4):
+        generator = np.random.default_rng(10 + index)
+        weight = constant(generator.standard_normal((outputs, CHANNELS, 2, 2)) / np.sqrt(4 * CHANNELS))
+        begin, end = [1 - index // 2, 1 - index % 2], [index // 2, index % 2]
+        phases.append(operators.convolution(images, weight, [1, 1], begin, end, [1, 1]))
+    large = operators.depth_to_space(operators.concat(phases, 1), mode, block)
+    model = openvino.Model([convolve(large, 4, seed=2)[0]], [x], "phases")
+    model.inputs[0].get_tensor().set_names({"x"})
+    model.outputs[0].get_tensor().set_names({"y"})
+    return model
+
+
+@pytest.mark.parametrize(("size", "kernel_convolutions"), [(24, 4), (40, 0)])
+def test_phases_are_interleaved_channels_last(convolver, tmp_path, size, kernel_convolutions):
+    given = feeds(height=size, width=size)
+    with open_model(build_phases(), tmp_path, "bf16") as session:
+        found = session.run(given)["y"]
+        kinds = executed(session)
+    assert kinds.count("Reference") == 1 + kernel_convolutions
+    assert not {"Transpose", "DepthToSpace", "Concatenation"} & set(kinds)
+    with open_model(build_phases(), tmp_path, "f32") as exact:
+        expected = exact.run(given)["y"]
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+
+
+def test_phases_of_several_sizes_in_turn(convolver, tmp_path):
+    with (
+        open_model(build_phases(), tmp_path, "bf16") as session,
+        open_model(build_phases(), tmp_path, "f32") as exact,
+    ):
+        for size in (8, 24, 33):
+            given = feeds(height=size, width=size + 1)
+            expected = exact.run(given)["y"]
+            assert np.linalg.norm(session.run(given)["y"] - expected) < 0.01 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("options", [{"mode": "depth_first"}, {"block": 4}], ids=str)
+def test_leaves_other_ways_from_depth_to_space_alone(kernels, options):
+    model = build_phases(**options)
+    before = [node.get_type_name() for node in model.get_ordered_ops()]
+    interleave_channels_last(model, kernels, Replacements())
+    assert [node.get_type_name() for node in model.get_ordered_ops()] == before
