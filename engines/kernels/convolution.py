@@ -165,8 +165,8 @@ class Convolver:
 
         With a gated filter, that is multiplied with gelu of the same of the gates.
 
-        Images have margins of zeros, so that the output is as large as the input. Products of bf16 are summed in float32, those of bytes in
-        int32; results are rounded to bf16.
+        Images have margins of zeros, so that the output is as large as the input. Products of bf16 are summed in
+        float32, those of bytes in int32; results are rounded to bf16.
 
         Args:
             input: [B, pixels, channels].
