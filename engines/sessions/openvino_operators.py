@@ -83,7 +83,7 @@ class KernelOperator(openvino.Op):  # type: ignore[misc]  # openvino has no type
         return copy
 
     def visit_attributes(self, visitor: Any) -> bool:
-        """Nothing of it can be saved. A number tells it from others: OpenVINO joins what is alike and reads the same."""
+        """Nothing of it can be saved. A number tells it apart, as OpenVINO joins what is alike and reads the same."""
         visitor.on_attributes({"number": self._number})
         return True
 
