@@ -18,7 +18,7 @@ from sdc.engines.session import Session
 from sdc.engines.specs import SHALLOW, ComponentSpec
 from sdc.engines.tiles import decode_in_tiles
 from sdc.engines.unet import Feeds, PreparedUnet
-from sdc.engines.wiring import changes_with_timestep, input_shapes
+from sdc.engines.wiring import changes_with_timestep, depends_on_timestep_only, hoisted_parts, input_shapes
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ class Networks:
             fewer_rows=fewer_rows,
             uses_shallow=full_steps is not None,
         )
+        self._release_what_is_known()
         index = 0
 
         def predict(sample: Latents, timestep: float) -> Latents:
@@ -185,6 +186,12 @@ class Networks:
         self._ahead.release(but=but)
         for component in [name for name in self._sessions if name not in but]:
             self._sessions.pop(component).close()
+
+    def _release_what_is_known(self) -> None:
+        """Release engines that give the same for every picture, as what they give is kept; they may be loaded again."""
+        for part in filter(depends_on_timestep_only, hoisted_parts(self.specs)):
+            if part.name in self._sessions:
+                self._sessions.pop(part.name).close()
 
     def _run_part(self, part: ComponentSpec, feeds: Feeds) -> Feeds:
         """Run an engine beside the UNet, with no more rows at a time than it takes; a timestep is no row."""

@@ -13,7 +13,15 @@ from sdc.engines.denoise import Latents
 from sdc.engines.errors import InputError
 from sdc.engines.session import Run, Session
 from sdc.engines.specs import SHALLOW, ComponentSpec
-from sdc.engines.wiring import PREDICTION, SAMPLE, TIMESTEP, cached_tensors, changes_with_timestep, hoisted_parts
+from sdc.engines.wiring import (
+    PREDICTION,
+    SAMPLE,
+    TIMESTEP,
+    cached_tensors,
+    changes_with_timestep,
+    depends_on_timestep_only,
+    hoisted_parts,
+)
 
 Feeds = Mapping[str, NDArray[np.generic]]
 
@@ -85,8 +93,7 @@ class PreparedUnet:
         for part in parts:
             if not changes_with_timestep(part):
                 held |= self._run(part, conditions)
-        needed = {tensor.name for part in self._timestep_parts for tensor in part.inputs}
-        self._rows = rows if needed <= {TIMESTEP} else {}
+        self._rows = rows if all(map(depends_on_timestep_only, self._timestep_parts)) else {}
         for timestep in timesteps:
             self._rows_of(timestep)
         session = open_session("unet")

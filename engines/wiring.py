@@ -40,6 +40,11 @@ def changes_with_timestep(part: ComponentSpec) -> bool:
     return any(tensor.name == TIMESTEP for tensor in part.inputs)
 
 
+def depends_on_timestep_only(part: ComponentSpec) -> bool:
+    """Whether what a hoisted engine gives for a timestep is the same for all pictures."""
+    return all(tensor.name == TIMESTEP for tensor in part.inputs)
+
+
 def check_wiring(specs: Mapping[str, ComponentSpec], *, place: str) -> None:
     """Check that all that the UNet and the engines beside it take is provided.
 

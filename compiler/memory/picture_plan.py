@@ -16,7 +16,7 @@ from sdc.engines.load_ahead import loads_unet_ahead
 from sdc.engines.pipeline import NEEDED
 from sdc.engines.specs import SHALLOW
 from sdc.engines.targets import OPENVINO
-from sdc.engines.wiring import shards_of
+from sdc.engines.wiring import depends_on_timestep_only, hoisted_parts, shards_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,11 @@ def plan_with(planner: EnginePlanner, target: str, request: Request) -> PictureP
     backend = planner.entry.backend
     process_bytes = PROCESS_BYTES if backend == OPENVINO else None
     loads_ahead = loads_unet_ahead(backend, prefetch=request.prefetch)
-    return PicturePlan(target, request, engines, plan_stages(running, backend, request), loads_ahead, process_bytes)
+    passing = [
+        part.name for part in hoisted_parts(planner.bundle.manifest.components) if depends_on_timestep_only(part)
+    ]
+    stages = plan_stages(running, backend, request, passing=passing)
+    return PicturePlan(target, request, engines, stages, loads_ahead, process_bytes)
 
 
 def check_request(bundle: Bundle, request: Request) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,15 +72,19 @@ class Stage:
         }
 
 
-def plan_stages(engines: Mapping[str, EnginePlan], backend: str, request: Request) -> tuple[Stage, ...]:
+def plan_stages(
+    engines: Mapping[str, EnginePlan], backend: str, request: Request, *, passing: Collection[str] = ()
+) -> tuple[Stage, ...]:
     """The stages of a picture, in their order; on a GPU plans share their activations' memory.
+
+    Engines that are `passing` are released when they have run (`Networks.predictor`).
 
     A UNet that is loaded ahead counts as compiled when the text encoder runs, and its file's last pages as not yet let
     go of: how far it is then depends on the machine, so this is the most that can be held at the same time.
     """
     stages: list[Stage] = []
     loaded: dict[str, None] = {}
-    activations: list[int] = []
+    activations: dict[str, int] = {}
     workspace = 0
     unets = [name for name in UNETS if name in engines]
     ahead = [name for name in unets[:1] if loads_unet_ahead(backend, prefetch=request.prefetch)]
@@ -88,7 +92,7 @@ def plan_stages(engines: Mapping[str, EnginePlan], backend: str, request: Reques
         opened = unets if component in (*HOISTED, *UNETS) else ahead
         loaded |= dict.fromkeys([*opened, component])
         engine = engines[component]
-        activations.append(engine.activation_bytes)
+        activations[component] = engine.activation_bytes
         pictures = decoded_bytes(engine, request) if component == "vae_decoder" else 0
         inputs = engine.memory.input_bytes * (request.groups if component in UNETS else 1)
         workspace = max(workspace, engine.workspace_bytes)
@@ -104,13 +108,16 @@ def plan_stages(engines: Mapping[str, EnginePlan], backend: str, request: Reques
                 loaded=tuple(loaded),
                 weight_bytes=sum(engines[name].held.weight_bytes for name in loaded),
                 graph_bytes=sum(engines[name].held.graph_bytes for name in loaded),
-                activation_bytes=workspace + (max(activations) if backend == TENSORRT_RTX else sum(activations)),
-                largest_activation_bytes=workspace + max(activations),
+                activation_bytes=workspace
+                + (max(activations.values()) if backend == TENSORRT_RTX else sum(activations.values())),
+                largest_activation_bytes=workspace + max(activations.values()),
                 input_bytes=inputs,
                 picture_bytes=pictures,
                 released_bytes=held + max(running, engine.held.page_bytes),
             )
         )
+        if component in passing:
+            del loaded[component], activations[component]
     return tuple(stages)
 
 

@@ -12,6 +12,7 @@ import openvino
 
 from sdc.engines.environment import kernels_may_normalise, kernels_may_round_to_bytes
 from sdc.engines.errors import TargetError
+from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
@@ -128,6 +129,7 @@ class OpenVinoSession:
             self._release()
             with read_once(_weights_address(self._model)):  # OpenVINO copies weights into a layout of its own
                 engine = compile_engine(self._model, self._source, self._settings, wanted)
+            give_memory_back()  # graphs as they were before they were compiled
             weakref.finalize(self, engine.replacements.release)
             self._request = engine.model.create_infer_request()
             self._engine = engine

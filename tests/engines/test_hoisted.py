@@ -203,10 +203,12 @@ def test_timesteps_are_prepared_once_for_all_pictures(make_networks: Any, monkey
     sample = np.random.default_rng(4).standard_normal((2, CHANNELS, 8, 4), dtype=np.float32)
     conditions = [{"encoder_hidden_states": embed(["a" * n, "b"])} for n in (1, 7)]
     first = [networks.predictor(each, steps=2, timesteps=[31.0, 700.0])(sample, 31.0) for each in conditions]
-    assert loaded["unet_timestep"].timesteps == [31.0, 700.0]
+    released = loaded["unet_timestep"]
+    assert released.timesteps == [31.0, 700.0]
     monkeypatch.setattr("sdc.engines.networks._MOST_TIMESTEPS", 2)
     again = [networks.predictor(each, steps=1, timesteps=[31.0])(sample, 31.0) for each in conditions]
-    assert loaded["unet_timestep"].timesteps == [31.0, 700.0, 31.0], "what is kept does not grow for ever"
+    assert loaded["unet_timestep"] is not released, "what is known already needs no engine in memory"
+    assert loaded["unet_timestep"].timesteps == [31.0], "what is kept does not grow for ever"
     for wanted, found in zip(first, again, strict=True):
         np.testing.assert_array_equal(found, wanted)
     networks.release()
