@@ -13,13 +13,15 @@ from sdc.passes.shapes.sizes import add_up
 
 _REPEATING = {
     "asymmetric": ("floor", "round_prefer_floor"),
-    "half_pixel": ("round_prefer_floor", "round_prefer_ceil"),
-    "half_pixel_symmetric": ("round_prefer_floor", "round_prefer_ceil"),
-    "pytorch_half_pixel": ("round_prefer_floor", "round_prefer_ceil"),
+    **dict.fromkeys(
+        ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners"),
+        ("round_prefer_floor", "round_prefer_ceil"),
+    ),
 }
 """Roundings with which pixel i of a doubled image is pixel floor(i / 2), by where its coordinate is taken to be.
 
-Source: ONNX operator specification, Resize 19: the coordinate is i / 2, or for the three others i / 2 - 1/4.
+Source: ONNX operator specification, Resize 19. The coordinate is i / 2 if asymmetric, i / 2 - 1/4 in half pixels, and
+i / 2 · (1 - 1 / (2n - 1)) between aligned corners, which is less than a quarter from floor(i / 2) + 1/4.
 """
 
 _WANTED = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], "dilations": [1, 1]}
@@ -68,12 +70,14 @@ def match_upsampler(resize: ir.Node) -> Upsampler | str:
     if reason is not None:
         return reason
     pair: list[ir.Node] = []
-    reader = sole_consumer(resize.outputs[0])
+    value = resize.outputs[0]
+    reader = sole_consumer(value)
     for op_type in ("QuantizeLinear", "DequantizeLinear"):
         if reader is not None and is_operator(reader, op_type):
             pair.append(reader)
-            reader = sole_consumer(reader.outputs[0])
-    if reader is None or not is_operator(reader, "Conv") or len(pair) == 1:
+            value = reader.outputs[0]
+            reader = sole_consumer(value)
+    if reader is None or not is_operator(reader, "Conv") or reader.inputs[0] is not value or len(pair) == 1:
         return "its result is read by something else than one Conv, or one pair that one Conv reads"
     reason = _reason_against_conv(reader)
     if reason is not None:
