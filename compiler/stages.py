@@ -195,7 +195,7 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
     """
     from sdc.compiler.build import build_engine
 
-    typed, reports, plan = _planned_component(recipe)
+    typed, reports, plan = _planned_component(recipe, target.backend)
     components, divided = divide_unet(typed, hoist=recipe.hoist, deepcache=recipe.deepcache)
     whole = components[0].spec
     if recipe.shards is not None:
@@ -231,17 +231,19 @@ def build_stage(recipe: Recipe, target: Target, folder: Path) -> Any:
     }
 
 
-def typed_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
-    """The component of a recipe, before lowering, and the reports of its passes by phase."""
-    component, reports, _ = _planned_component(recipe)
+def typed_component(recipe: Recipe, backend: str | None = None) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
+    """The component of a recipe, before it is lowered for a backend, and the reports of its passes by phase."""
+    component, reports, _ = _planned_component(recipe, backend)
     return component, reports
 
 
-def _planned_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[str, Any]]], PrecisionPlan | None]:
+def _planned_component(
+    recipe: Recipe, backend: str | None
+) -> tuple[Component, dict[str, list[dict[str, Any]]], PrecisionPlan | None]:
     component, reports = fused_component(recipe.spec, recipe.graph.folder, recipe.fuse)
     islands = frozenset((_overflow(recipe) or {}).get("float32", ()))
     if recipe.precision in FLOATING:
-        reports["precision"] = _run(precision_passes(recipe.precision, float32=islands), component)
+        reports["precision"] = _run(precision_passes(recipe.precision, float32=islands, backend=backend), component)
         return component, reports, None
     given = recipe.plan
     if given is not None and recipe.other_weights:
@@ -254,6 +256,7 @@ def _planned_component(recipe: Recipe) -> tuple[Component, dict[str, list[dict[s
         correct_bias=recipe.correct_bias,
         in_float32=recipe.in_float32,
         islands=islands,
+        backend=backend,
     )
     reports["precision"] = _run(passes, component)
     return component, reports, plan
@@ -267,6 +270,7 @@ def planned_passes(
     correct_bias: bool,
     in_float32: bool,
     islands: frozenset[str],
+    backend: str | None,
 ) -> tuple[Pass, ...]:
     """The precision phase of a planned component, as its engine has it.
 
@@ -275,16 +279,17 @@ def planned_passes(
         table_file: as in `quantising_passes`; likewise `rule` and `correct_bias`.
         in_float32: whether what the plan leaves in 16-bit floats is computed in float32.
         islands: nodes that stay in float32, whatever the plan.
+        backend: what the component is lowered for, as in `precision_passes`.
     """
     run = plan.with_default(Format.FP32) if in_float32 else plan
-    quantise = quantising_passes(table_file, rule, run, correct_bias=correct_bias)
-    return passes_from_plan(run, quantise, float32=islands)
+    quantise, correct = quantising_passes(table_file, rule, run, correct_bias=correct_bias)
+    return passes_from_plan(run, quantise, correct=correct, float32=islands, backend=backend)
 
 
 def quantising_passes(
     table_file: Path | None, rule: RangeRule, plan: PrecisionPlan | None, *, correct_bias: bool
-) -> tuple[Pass, ...]:
-    """What stands between the fused graph and its integers, in order.
+) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """What stands between the fused graph and its integers, in order; and what corrects biases by the final integers.
 
     Args:
         table_file: of the calibration; None where no activation is quantised.
@@ -296,13 +301,13 @@ def quantising_passes(
         InputError: the file cannot be read, or is no calibration.
     """
     if plan is not None and plan.formats() <= FLOATING:
-        return ()
+        return (), ()
     if table_file is None:
-        return () if plan is None else (InsertQdq(None, plan),)
+        return () if plan is None else (InsertQdq(None, plan),), ()
     table = _table_with_ranges(table_file, replace(rule, results=False))
     smooth = () if table.smoothing is None else (SmoothQuant(table.smoothing),)
     correct = (CorrectBias(table),) if correct_bias else ()
-    return (*smooth, InsertQdq(table, plan, rule=rule), *correct)
+    return (*smooth, InsertQdq(table, plan, rule=rule)), correct
 
 
 @lru_cache(maxsize=1)

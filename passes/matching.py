@@ -144,11 +144,16 @@ def is_close(number: float | None, expected: float, dtype: ir.DataType | None) -
     return number is not None and abs(number - expected) <= 4 * epsilon * abs(expected)
 
 
+def unused_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or if an initialiser has it, a name that begins with it."""
+    while name in graph.initializers:
+        name += "_"
+    return name
+
+
 def add_initializer(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
     """A new initialiser; its name begins with `name`."""
-    unique = name
-    while unique in graph.initializers:
-        unique += "_"
+    unique = unused_name(graph, name)
     tensor = ir.tensor(array, name=unique)
     value = ir.Value(name=unique, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
     value.const_value = tensor

@@ -66,16 +66,23 @@ class Variants:
     idle: tuple[str, ...]
 
 
-def target_independent_phases(
-    component: str, precision: str, *, quantise: tuple[Pass, ...] = (), rest: str = "fp16"
+def phases_before_lowering(
+    component: str,
+    precision: str,
+    *,
+    quantise: tuple[Pass, ...] = (),
+    correct: tuple[Pass, ...] = (),
+    rest: str = "fp16",
+    backend: str | None = None,
 ) -> tuple[Phase, ...]:
     """Everything that happens to a graph before it is lowered; hoisting is no pass, and not among it.
 
     Args:
         component: name of the network.
         precision: one of `PRECISIONS`.
-        quantise: for "int8"; see `default_quantising`.
+        quantise: for "int8"; see `default_quantising`, likewise `correct`.
         rest: "fp16" or "fp32", for what "int8" leaves alone.
+        backend: what the graph will be lowered for; None for what all have in common.
 
     Raises:
         InputError: an unknown precision, or "int8" without `quantise`, or another one with it.
@@ -83,31 +90,38 @@ def target_independent_phases(
     return (
         Phase("canonical", canonical_passes()),
         Phase("fusion", fusion_passes(component)),
-        Phase("precision", precision_passes(precision, quantise=quantise, remainder=rest)),
+        Phase(
+            "precision",
+            precision_passes(precision, quantise=quantise, correct=correct, remainder=rest, backend=backend),
+        ),
     )
 
 
-def default_quantising(table: Path | None, target: Target) -> tuple[Pass, ...]:
-    """The passes with which `sdc export` quantises for a target where nothing else is asked for; none without a table.
+def default_quantising(table: Path | None, target: Target) -> tuple[tuple[Pass, ...], tuple[Pass, ...]]:
+    """The passes with which `sdc export` quantises for a target, and corrects biases, where nothing else is asked for.
+
+    There are none without a table.
 
     Raises:
         InputError: the file is no calibration.
     """
     if table is None:
-        return ()
+        return (), ()
     options = CalibrationOptions()
     return quantising_passes(table, options.rule_for(target), None, correct_bias=options.correct_bias)
 
 
 def all_phases(component: str, precision: str, target: Target, *, table: Path | None = None) -> tuple[Phase, ...]:
-    """Likewise, and the lowering for a target.
+    """All that happens to a graph on its way to a target, the lowering last.
 
     Raises:
         InputError: as there.
     """
-    quantise = default_quantising(table, target)
+    quantise, correct = default_quantising(table, target)
     rest = "fp32" if in_float32(target) else "fp16"
-    before = target_independent_phases(component, precision, quantise=quantise, rest=rest)
+    before = phases_before_lowering(
+        component, precision, quantise=quantise, correct=correct, rest=rest, backend=target.backend
+    )
     return (*before, Phase("lowering", lowering_passes(target.backend)))
 
 

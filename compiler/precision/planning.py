@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from sdc.compiler.component import Component
 from sdc.compiler.precision.budget import QualityBudget
@@ -79,16 +80,23 @@ def plan_for(component: Component, precision: str, plan: PrecisionPlan | None) -
 
 
 def passes_from_plan(
-    plan: PrecisionPlan, quantise: tuple[Pass, ...], *, float32: frozenset[str] = frozenset()
+    plan: PrecisionPlan,
+    quantise: tuple[Pass, ...],
+    *,
+    correct: tuple[Pass, ...] = (),
+    float32: frozenset[str] = frozenset(),
+    backend: str | None = None,
 ) -> tuple[Pass, ...]:
     """The precision phase of a component whose layers are planned.
 
     Args:
         plan: of the layers.
         quantise: what puts the plan's integers into the graph; empty for a plan of floats.
+        correct: as in `precision_passes`; likewise `backend`.
         float32: nodes that stay so, whatever the plan.
     """
     half, exceptions = plan.float_exceptions()
+    passes = partial(precision_passes, MIXED, quantise=quantise, correct=correct, remainder=half, backend=backend)
     if plan.default is Format.FP32:
-        return precision_passes(MIXED, quantise=quantise, remainder=half, only=exceptions - float32)
-    return precision_passes(MIXED, quantise=quantise, remainder=half, float32=exceptions | float32)
+        return passes(only=exceptions - float32)
+    return passes(float32=exceptions | float32)

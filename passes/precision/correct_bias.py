@@ -18,6 +18,9 @@ from sdc.passes.precision.quantisation import Kind
 EXACT_WEIGHT = "sdc.exact_weight"
 """Key of a layer's `meta`: the tensor that its weight was before it was quantised."""
 
+CALIBRATED_AS = "sdc.calibrated_as"
+"""Likewise: the name of a tensor of the calibrated graph that has the means of what the layer reads."""
+
 _MARK = "sdc.bias_corrected"
 
 _BIAS_READERS = (domain.BIAS_GEGLU, domain.BIAS_ADD_LAYER_NORM, domain.BIAS_ADD)
@@ -98,6 +101,8 @@ def _bias_place(node: ir.Node) -> tuple[ir.Node, int] | str:
 
 
 def _activation_name(node: ir.Node) -> str:
+    if CALIBRATED_AS in node.meta:
+        return str(node.meta[CALIBRATED_AS])
     value = node.inputs[0]
     dequantise = producer(value, "DequantizeLinear")
     integers = None if dequantise is None else dequantise.inputs[0]

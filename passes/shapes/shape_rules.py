@@ -243,6 +243,15 @@ def _pad(call: _Call) -> Shape | None:
     )
 
 
+def _depth_to_space(call: _Call) -> Shape | None:
+    shape, block = call.shapes[0], call.node.attributes.get_int("blocksize")
+    if shape is None or len(shape) != 4 or block is None:
+        return None
+    batch, channels, *image = shape
+    depth = None if channels is None else divide(channels, block * block)
+    return batch, depth, *(None if size is None else add_up(size * block) for size in image)
+
+
 _RULES: dict[str, Callable[[_Call], Shape | None]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -255,6 +264,7 @@ _RULES: dict[str, Callable[[_Call], Shape | None]] = {
     "Flatten": _flatten,
     "Resize": _resize,
     "Pad": _pad,
+    "DepthToSpace": _depth_to_space,
     # ONNX infers nothing through the first (it is a function), and through the others only with their types.
     "GroupNormalization": _like_the_first,
     "QuantizeLinear": _like_the_first,

@@ -81,6 +81,9 @@ class _BrokenPass(Pass):
     def rewrite(self, model: ir.Model) -> PassReport:
         with self.broken.patch():
             report = self.inner.run(model)
+            for value in model.graph.initializers.values():
+                if isinstance(value.const_value, ir.LazyTensor):  # written later, but by what is broken now
+                    value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
         self.broken.change(model)
         return report
 

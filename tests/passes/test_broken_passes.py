@@ -25,8 +25,9 @@ COMPUTE_NOTHING = {
 
 def passes_of_all_phases() -> set[type[Pass]]:
     backends = (*BACKENDS, ORT_CUDA)
+    typing = [each for backend in backends for each in precision_passes("fp16", backend=backend)]
     lowerings = [each for backend in backends for each in lowering_passes(backend)]
-    return {type(each) for each in (*canonical_passes(), *fusion_passes(), *precision_passes("fp16"), *lowerings)}
+    return {type(each) for each in (*canonical_passes(), *fusion_passes(), *typing, *lowerings)}
 
 
 def test_every_pass_is_broken_somewhere() -> None:

@@ -10,17 +10,23 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
-from broken import Broken, Case, check_noticed, names, patched
+from broken import Broken, Case, attribute, check_noticed, names, nodes, operand, patched, swapped, without_operand
 from equality import make_model
 from test_cast_fp16 import FP16, SINUSOID, SINUSOID_WEIGHTS
 from test_insert_qdq import LAYERS, test_layers_compute_integers
 from test_smoothing_sites import FEEDS, make_upsampler, smoothing_of
+from test_upsample_by_phases import FEEDS as IMAGES
+from test_upsample_by_phases import make as make_phases
+from test_upsample_by_phases import quantised
 
 from sdc.passes.precision.cast_fp16 import CastFp16
+from sdc.passes.precision.formats import Format
 from sdc.passes.precision.scales import scale_from_range
 from sdc.passes.precision.smooth_quant import SmoothQuant
 from sdc.passes.precision.smoothing_sites import SmoothingSite, Writer
+from sdc.passes.precision.upsample_by_phases import UpsampleByPhases
 
 Quantise = Callable[..., tuple[np.ndarray, np.ndarray]]
 
@@ -99,7 +105,59 @@ def without(forgotten: Callable[[Writer], bool]) -> Broken:
     return patched("precision.smooth_quant:find_sites", exchange)
 
 
+def turn_padding(conv: ir.Node) -> None:
+    """A phase looks to the other side."""
+    top, left, bottom, right = conv.attributes.get_ints("pads", [])
+    conv.attributes["pads"] = ir.AttrInt64s("pads", [bottom, right, top, left])
+
+
+def of_phase(other: Callable[[int, int], tuple[int, int]]) -> Broken:
+    """Phases have the kernels of others."""
+
+    def exchange(kernel: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        return lambda weight, row, column: kernel(weight, *other(row, column))
+
+    return patched("precision.upsample_by_phases:phase_kernel", exchange)
+
+
+def by_tap(other: Callable[[int, int], int]) -> Broken:
+    """Taps fall on other ones."""
+    return patched("precision.upsample_by_phases:_tap", lambda _: other)
+
+
+def fewer_levels(constant: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """The integers before are taken for smaller ones."""
+    return lambda value: constant(value) // 32
+
+
+PHASE_KINDS = {
+    "taps of the other parity": by_tap(lambda tap, parity: (tap - parity) // 2 + parity),
+    "outer taps apart": by_tap(lambda tap, _: min(tap, 1)),
+    "kernels of one phase": of_phase(lambda *_: (0, 0)),
+    "rows for columns": of_phase(lambda row, column: (column, row)),
+    "padded at the other side": nodes("Conv", turn_padding),
+    "channels in blocks of the other order": attribute("DepthToSpace", "mode", "CRD"),
+    "phases in another order": swapped("Concat", 1, 2),
+    "a phase forgotten": operand("Concat", 3, 0),
+}
+
 CASES = {
+    "upsample-by-phases": Case(
+        make_phases, IMAGES, (UpsampleByPhases(),), PHASE_KINDS | {"bias forgotten": without_operand("Conv", 2)}
+    ),
+    "upsample-by-phases, quantised": Case(
+        lambda: quantised(Format.INT8)[0],
+        IMAGES,
+        (UpsampleByPhases(),),
+        PHASE_KINDS
+        | {
+            "scales of other integers": patched(
+                "precision.upsample_by_phases:quantise_weights", with_other_scales(1.5)
+            ),
+            "fewer levels": patched("precision.upsample_by_phases:constant", fewer_levels),
+        },
+        tolerance=0.02,  # kernels are rounded anew: some steps of them
+    ),
     "smooth-quant": Case(
         make_upsampler,
         [FEEDS],

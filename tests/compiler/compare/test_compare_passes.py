@@ -19,7 +19,7 @@ from sdc.compiler.compare.exported import ExportedGraph, exported_graph
 from sdc.compiler.compare.judge import relative_error
 from sdc.compiler.compare.pass_report import format_bisection, join_names
 from sdc.compiler.compare.structure import StructureDigests
-from sdc.compiler.compare.variants import Phase, all_phases, target_independent_phases
+from sdc.compiler.compare.variants import Phase, all_phases, phases_before_lowering
 from sdc.compiler.component import Component
 from sdc.compiler.stages import MODEL_NAME, Source
 from sdc.compiler.workshop.cache import StageCache
@@ -44,7 +44,7 @@ def test_sound_passes_keep_the_tolerance(decoder: ExportedGraph, target: str) ->
 @pytest.mark.parametrize("place", [0, 2, 4])
 def test_a_broken_pass_is_named(graph: ExportedGraph, place: int) -> None:
     """Wherever it stands; what follows is not looked at."""
-    sound = target_independent_phases("unet", "fp32")[0]
+    sound = phases_before_lowering("unet", "fp32")[0]
     phases = [Phase("canonical", (*sound.passes[:place], ChangeEpsilon(), *sound.passes[place:]))]
     found = bisect_passes(graph, phases, TARGETS["ort-cpu"], threads=1)
     assert found.broken == "canonical: change-epsilon"
