@@ -29,7 +29,7 @@ from sdc.compiler.evaluate.settings import JUDGED_MODEL, prompts_of_model
 from sdc.compiler.load import load_checkpoint
 from sdc.compiler.text_table import markdown_row
 
-ROWS = (("2:4", "magnitude"), ("2:4", "activation"), ("0.5", "magnitude"), ("0.5", "activation"))
+ROWS = (("2:4", "magnitude"), ("2:4", "activation"), ("0.5", "magnitude"))
 """Sparsity and scores."""
 
 HEADINGS = (

@@ -1,4 +1,4 @@
-"""A pruned `tiny` is exported as the whole one is: every fusion finds its sites, and the graph computes the same."""
+"""A pruned or sparse `tiny` is exported as it is: every fusion finds its sites, and zeros are where they were."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import pytest
 
 from sdc.compiler.compress.channels import find_groups
 from sdc.compiler.compress.prune import UnetState, prune
+from sdc.compiler.compress.settings import parse_pattern
+from sdc.compiler.compress.sparsity import apply_masks, choose_layers, make_masks
 from sdc.compiler.load import load_checkpoint
 from sdc.compiler.load.save import save_checkpoint
 from sdc.compiler.trace.export import export_component
 from sdc.passes.base import run_passes
-from sdc.passes.pipeline import canonical_passes, fusion_passes
+from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
+from sdc.passes.sparse_weights import SparseLayers, count_sparse_layers
 
 sys.path.append(str(Path(__file__).parents[2] / "passes"))
 from exported_graphs import load_graph
@@ -51,3 +54,19 @@ def test_all_fusion_sites_are_found(pruned_tiny: Path, tmp_path: Path) -> None:
     found, whole = fused_operators(ir.load(tmp_path / "model.onnx")), fused_operators(load_graph("unet"))
     assert whole["MultiHeadAttention"] == 22
     assert found == whole
+
+
+def test_all_sparse_layers_are_sparse_in_the_lowered_graph(tmp_path: Path) -> None:
+    """`tiny` with two of every four weights, in float16, lowered for TensorRT."""
+    checkpoint, pattern, folder = load_checkpoint("tiny"), parse_pattern("2:4"), tmp_path / "tiny"
+    whole = UnetState(checkpoint.config("unet"), checkpoint.unet().state_dict())
+    layers = choose_layers(whole.build_empty(), pattern)
+    assert list(layers.dense) == ["conv_in", "conv_out"]
+    sparse = apply_masks(whole, make_masks(whole.weights, layers.names, pattern, None))
+    save_checkpoint(checkpoint, folder, unet=(sparse.config, sparse.weights))
+    configs = {name: checkpoint.config(name) for name in ("text_encoder", "unet", "vae")}
+    export_component(load_checkpoint(str(folder)), "unet", configs, folder / "model.onnx")
+    model = ir.load(folder / "model.onnx")
+    passes = (*canonical_passes(), *fusion_passes("unet"), *precision_passes("fp16"), *lowering_passes("tensorrt_rtx"))
+    run_passes(passes, model)
+    assert count_sparse_layers(model) == SparseLayers(len(layers.names), len(layers.names) + 2)
