@@ -55,6 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("activation", "magnitude"),
         help="which become zero: by weight times the norm of its input, or by weight (activation)",
     )
+    parser.add_argument(
+        "--low-rank",
+        type=float,
+        metavar="ENERGY",
+        help="layers get the least rank that keeps this share of their energy, for example 0.99, where it saves work",
+    )
+    parser.add_argument(
+        "--low-rank-by",
+        choices=("activation", "plain"),
+        help="whose energy: what layers give, or their weights' own (activation)",
+    )
     parser.add_argument("--rounds", type=int, help="of pruning (3)")
     parser.add_argument("--round-steps", type=int, metavar="N", help="of recovery between rounds (200)")
     parser.add_argument("--recover-steps", type=int, metavar="N", help="of recovery at the end (5000; 4000 for tiny)")
@@ -79,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.out} is there already", hint="remove it, or name another folder with --out")
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"{args.out} cannot be written", hint="name a folder in one that exists")
-    if args.parameters is None and args.sparsity is not None:
+    if args.parameters is None and (args.sparsity is not None or args.low_rank is not None):
         args.parameters = 0.0
     settings = with_arguments(settings_for(args.model), args)
     set_threads(args.threads)

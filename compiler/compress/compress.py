@@ -13,6 +13,15 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from sdc.compiler.compress.blocks import remove_blocks
+from sdc.compiler.compress.low_rank import (
+    Spans,
+    apply_spans,
+    check_ranks,
+    choose_spans,
+    describe_low_rank,
+    output_moments,
+    project_parameters,
+)
 from sdc.compiler.compress.preview import save_side_by_side
 from sdc.compiler.compress.probes import Probe, make_probe, spread_timesteps
 from sdc.compiler.compress.prune import UnetState
@@ -43,8 +52,9 @@ from sdc.compiler.tiny.memory_layout import channels_last
 from sdc.compiler.workshop.staging import exclusive, staged_folder
 from sdc.engines.errors import InputError
 from sdc.engines.schedule_config import schedule_from_config
+from sdc.passes.simplify.factorise_weights import LOW_RANK
 
-STUDENT, AVERAGE, MASKS = "student", "average", "masks"
+STUDENT, AVERAGE, MASKS, SPANS = "student", "average", "masks", "spans"
 
 PROBE_STEP = 1 << 40
 """Steps from here on are draws of probes, so that no training step has the same."""
@@ -83,7 +93,7 @@ def compress(
         raise InputError(
             "pictures are needed to measure and to recover",
             hint="give --data, or go by weights alone: --importance magnitude --budgets uniform "
-            "--sparsity-scores magnitude --round-steps 0 --recover-steps 0",
+            "--sparsity-scores magnitude --low-rank-by plain --round-steps 0 --recover-steps 0",
         )
 
     if reporting.folder.resolve().is_relative_to(out.resolve()):
@@ -105,7 +115,7 @@ class _Compression:
     """The networks, the data and the optimiser of one run.
 
     What the run is in the midst of is `self.rounds` (one entry for each round that is done), `self.step`, the weights
-    of student and average, and which of them stay zero; everything else follows from these and the settings.
+    of student and average, and what recovery may not change of them; all else follows from these and the settings.
     """
 
     def __init__(
@@ -127,18 +137,20 @@ class _Compression:
             self.data = TrainingData(checkpoint, pictures, device=self.device, reporting=reporting)
         teacher = checkpoint.unet()
         self.teacher = channels_last(teacher).to(self.device)
-        whole = UnetState(checkpoint.config("unet"), {name: each.cpu() for name, each in teacher.state_dict().items()})
+        config = {name: value for name, value in checkpoint.config("unet").items() if name != LOW_RANK}
+        whole = UnetState(config, {name: each.cpu() for name, each in teacher.state_dict().items()})
         self.whole_parameters = whole.parameters
         self.rounds: list[dict[str, Any]] = []
         self.step, self.seconds = 0, 0.0
         self.optimizer_state: dict[str, Any] = {}
         self.masks: Masks = {}
+        self.spans: Spans = {}
         if saved is None:
             self.student = self.average = remove_blocks(whole, settings.student)
             return
         self.rounds, config = saved.structure["rounds"], saved.structure["config"]
         self.student, self.average = (UnetState(config, saved.weights[role]) for role in (STUDENT, AVERAGE))
-        self.masks = saved.weights[MASKS]
+        self.masks, self.spans = saved.weights[MASKS], saved.weights[SPANS]
         self.step, self.seconds, self.optimizer_state = saved.step, saved.seconds, saved.optimizer
 
     def run(self, out: Path) -> Report:
@@ -172,6 +184,8 @@ class _Compression:
             self._prune(number)
         if settings.sparsity is not None and last:
             self._make_sparse(number)
+        if settings.low_rank is not None and last:
+            self._make_low_rank(number)
         self._save()
 
     def _prune(self, number: int) -> None:
@@ -192,7 +206,7 @@ class _Compression:
     def _make_sparse(self, number: int) -> None:
         pattern = self.settings.pattern
         assert pattern is not None
-        layers, norms = choose_layers(self.average.build_empty(), pattern), None
+        layers, norms = choose_layers(self.average.build_empty(), in_blocks=pattern.structured), None
         if self.settings.sparsity_scores == "activation":
             probe = self._probe(number)
             assert probe is not None
@@ -202,6 +216,22 @@ class _Compression:
         self.rounds[-1]["sparsity"] = describe_sparsity(self.average, layers, self.masks)
         self.reporting.tell(f"{len(layers.names)} layers are sparse, {len(layers.dense)} stay dense")
         self._note_quality("sparse")
+
+    def _make_low_rank(self, number: int) -> None:
+        settings, moments = self.settings, None
+        assert settings.low_rank is not None
+        chosen = choose_layers(self.average.build_empty(), in_blocks=False)
+        if settings.low_rank_by == "activation":
+            probe = self._probe(number)
+            assert probe is not None
+            moments = output_moments(self.average.build().to(self.device), chosen.names, probe, rows=settings.batch)
+        layers = choose_spans(self.average.weights, chosen.names, moments, energy=settings.low_rank)
+        self.spans = layers.spans
+        self.student = self.average = apply_spans(self.average, self.spans)
+        found = describe_low_rank(self.average, layers)
+        self.rounds[-1]["low_rank"] = {**found, "dense": {**chosen.dense, **layers.dense}}
+        self.reporting.tell(f"{len(layers.spans)} layers are of low rank, {len(layers.dense)} stay whole")
+        self._note_quality("in low rank")
 
     def _probe(self, number: int) -> Probe | None:
         """Training latents over all timesteps, others in every round."""
@@ -269,6 +299,7 @@ class _Compression:
         optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
         if self.optimizer_state:
             optimizer.load_state_dict(self.optimizer_state)
+        spans = {name: span.to(self.device) for name, span in self.spans.items()}
         before = steps.stop - 1 - phase_steps
 
         def optimize(step: int) -> dict[str, float]:
@@ -277,6 +308,7 @@ class _Compression:
             within = step - before
             rate = learning_rate_at(within, steps=phase_steps, largest=settings.learning_rate)
             line = descend(loss, parameters, optimizer, accelerator=self.accelerator, step=step, learning_rate=rate)
+            project_parameters(student, spans)
             with torch.no_grad():
                 decay = min(settings.average_decay, within / (within + 10))
                 torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
@@ -307,7 +339,8 @@ class _Compression:
         return RecoveryBatch(probe, self.data.encode([""]).expand(pairs, -1, -1), guidance.to(self.device))
 
     def _save(self) -> None:
-        weights = {STUDENT: dict(self.student.weights), AVERAGE: dict(self.average.weights), MASKS: self.masks}
+        weights = {STUDENT: dict(self.student.weights), AVERAGE: dict(self.average.weights)}
+        weights |= {MASKS: self.masks, SPANS: self.spans}
         structure = {"config": dict(self.student.config), "rounds": self.rounds}
         saved = SavedRun(self.identity, self.step, self.seconds, weights, self.optimizer_state, structure)
         saved.save(self.reporting.folder / CHECKPOINT)
@@ -332,6 +365,7 @@ class _Compression:
         state = self.average
         if self.settings.pattern is not None:
             check_zeros(state.weights, self.masks, self.settings.pattern)
+        check_ranks(state.weights, self.spans)
         report = Report(
             model=self.checkpoint.source,
             settings=self.settings,

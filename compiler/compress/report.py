@@ -13,7 +13,7 @@ from sdc.compiler.text_table import format_table
 
 JSON_FILE, TEXT_FILE = "compression.json", "compression.txt"
 
-MOMENTS = ("pruned", "sparse", "recovered")
+MOMENTS = ("pruned", "sparse", "in low rank", "recovered")
 """Of a round, after which quality is measured, in order."""
 
 SPEED_OF_2_4 = (
@@ -67,6 +67,7 @@ class Report:
             f"({100 * self.removed_share:.1f} % fewer)",
             *self._pruning_lines(),
             *self._sparsity_lines(),
+            *self._low_rank_lines(),
         ]
         quality = self._quality_rows()
         if quality:
@@ -108,6 +109,19 @@ class Report:
             f"({100 * zeros / self.parameters_after:.1f} %), in {len(found['layers'])} layers; dense are",
             *(f"  {reason}: {', '.join(names)}" for reason, names in reasons.items()),
             SPEED_OF_2_4 if self.settings.sparsity == TWO_OF_FOUR else SPEED_OF_SHARES,
+        ]
+
+    def _low_rank_lines(self) -> list[str]:
+        found = self.rounds[-1].get("low_rank")
+        if found is None:
+            return []
+        settings, before, after = self.settings, found["weights"], found["in_factors"]
+        less = f" ({100 * (1 - after / before):.1f} % fewer)" if before else ""
+        return [
+            "",
+            f"low rank with {settings.low_rank:g} of the energy, {settings.low_rank_by}: {len(found['layers'])} layers "
+            f"of {before:,} weights, {after:,} once an export has made two of each{less}; "
+            f"{len(found['dense'])} stay whole",
         ]
 
     def _moments(self) -> list[str]:

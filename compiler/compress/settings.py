@@ -13,6 +13,7 @@ Importance = Literal["taylor", "fisher", "magnitude"]
 Budgets = Literal["sensitivity", "uniform"]
 Student = Literal["same", "base", "small"]
 SparsityScores = Literal["activation", "magnitude"]
+Moments = Literal["activation", "plain"]
 
 MULTIPLES = (1, 8, 16, 32)
 
@@ -54,13 +55,15 @@ class CompressSettings:
     """How a UNet is made smaller; equal settings, data and model give equal results on one machine.
 
     Attributes:
-        parameters: share of the UNet's that shall go; 0 with a sparsity alone, which is then the only round.
+        parameters: share of the UNet's that shall go; 0 for a sparsity or low rank alone, in one round.
         importance: what ranks the units of a group; see `importance.py`.
         budgets: "sensitivity" for a width of each group by its measured error, "uniform" for one share of all.
         student: "same", or BK-SDM's choice of blocks ("base", "small") to begin with; see `blocks.py`.
         multiple: of the channels that are kept.
         sparsity: "2:4", or the share of weights, as text, that become zero after the last round; None for none.
         sparsity_scores: which do, "activation" or "magnitude"; see `sparsity.py`.
+        low_rank: share of energy that layers keep in the rank that they get after the last round; None for none.
+        low_rank_by: whose energy, "activation" or "plain"; see `low_rank.py`.
         rounds: in which channels are removed.
         round_steps: of recovery between rounds.
         recover_steps: of recovery after the last round.
@@ -82,6 +85,8 @@ class CompressSettings:
     multiple: int = 8
     sparsity: str | None = None
     sparsity_scores: SparsityScores = "activation"
+    low_rank: float | None = None
+    low_rank_by: Moments = "activation"
     rounds: int = 3
     round_steps: int = 200
     recover_steps: int = 5000
@@ -96,15 +101,24 @@ class CompressSettings:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if not (0 < self.parameters < 1 or (self.parameters == 0 and self.sparsity is not None)):
+        alone = self.sparsity is not None or self.low_rank is not None
+        if not (0 < self.parameters < 1 or (self.parameters == 0 and alone)):
             raise InputError(f"the share of parameters must be between 0 and 1, found {self.parameters:g}")
         if self.sparsity is not None:
             parse_pattern(self.sparsity)
+        if self.low_rank is not None:
+            if self.sparsity is not None:
+                raise InputError(
+                    "a weight of low rank has no zeros of its own", hint="give --sparsity or --low-rank, not both"
+                )
+            if not 0 < self.low_rank < 1:
+                raise InputError(f"the energy that is kept must be between 0 and 1, found {self.low_rank:g}")
         kinds_by_name = {
             "importance": Importance,
             "budgets": Budgets,
             "student": Student,
             "sparsity_scores": SparsityScores,
+            "low_rank_by": Moments,
         }
         for name, kinds in kinds_by_name.items():
             if getattr(self, name) not in get_args(kinds):
@@ -139,7 +153,8 @@ class CompressSettings:
         """Whether latents of pictures are looked at."""
         prunes_by_data = self.parameters > 0 and (self.importance != "magnitude" or self.budgets != "uniform")
         zeroes_by_data = self.sparsity is not None and self.sparsity_scores == "activation"
-        return prunes_by_data or zeroes_by_data or self.total_steps > 0
+        factors_by_data = self.low_rank is not None and self.low_rank_by == "activation"
+        return prunes_by_data or zeroes_by_data or factors_by_data or self.total_steps > 0
 
     @property
     def phases(self) -> tuple[int, ...]:

@@ -36,8 +36,8 @@ Masks = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class SparseLayers:
-    """What is made sparse of a network.
+class ChosenLayers:
+    """What of a network is changed.
 
     Attributes:
         names: of the layers, in the network's order.
@@ -48,12 +48,12 @@ class SparseLayers:
     dense: dict[str, str]
 
 
-def choose_layers(unet: UNet2DConditionModel, pattern: Pattern) -> SparseLayers:
+def choose_layers(unet: UNet2DConditionModel, *, in_blocks: bool) -> ChosenLayers:
     """All convolutions and linear layers but the sensitive ones and those whose inputs make no blocks.
 
     Args:
         unet: may be without storage.
-        pattern: of the zeros.
+        in_blocks: whether inputs have to make blocks of four.
     """
     names, dense = [], {}
     for name, layer in unet.named_modules():
@@ -62,11 +62,11 @@ def choose_layers(unet: UNet2DConditionModel, pattern: Pattern) -> SparseLayers:
         width = layer.weight.shape[1]
         if layer is unet.conv_in or layer is unet.conv_out:
             dense[name] = f"the {'first' if layer is unet.conv_in else 'last'} convolution"
-        elif pattern.structured and width % BLOCK:
+        elif in_blocks and width % BLOCK:
             dense[name] = f"{width} inputs are no multiple of {BLOCK}"
         else:
             names.append(name)
-    return SparseLayers(tuple(names), dense)
+    return ChosenLayers(tuple(names), dense)
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def check_zeros(weights: Mapping[str, Tensor], masks: Masks, pattern: Pattern) -
             raise NumericalError(f"{name} has {weight[index]:g} at {index}, where its mask has zero")
 
 
-def describe_sparsity(state: UnetState, layers: SparseLayers, masks: Masks) -> dict[str, Any]:
+def describe_sparsity(state: UnetState, layers: ChosenLayers, masks: Masks) -> dict[str, Any]:
     """For the report: how many weights are zero, and which layers are dense."""
     return {
         "layers": {name: 1 - float(masks[f"{name}.weight"].double().mean()) for name in layers.names},

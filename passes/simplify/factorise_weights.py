@@ -11,6 +11,13 @@ import onnx_ir as ir
 from sdc.passes.base import Pass, PassReport, Skipped
 from sdc.passes.matching import add_initializer, constant, is_operator, replace_by_several, site
 
+LOW_RANK = "sdc_low_rank"
+"""Entry of a checkpoint's configuration, with ranks of layers by name, and of the metadata of a graph exported from it.
+
+The weights themselves are dense, so that whatever knows the network's class loads them. The entry says that looking for
+factors is worth the time; they are found in the weights: a LoRA that is folded in raises ranks.
+"""
+
 
 @dataclass(frozen=True)
 class FactoriseWeights(Pass):
@@ -91,7 +98,7 @@ def _weight_of(node: ir.Node) -> np.ndarray | None:
     """The weight of a layer that can be split, as it is stored; None for anything else."""
     if not any(is_operator(node, operator) for operator in ("MatMul", "Gemm", "Conv")):
         return None
-    if node.attributes.get_int("group", 1) != 1 or node.attributes.get_int("transA", 0) != 0:
+    if node.attributes.get_int("group", 1) != 1 or node.attributes.get_int("transA") == 1:
         return None
     weight = constant(node.inputs[1])
     if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
@@ -109,7 +116,7 @@ def _split(graph: ir.Graph, node: ir.Node, left: np.ndarray, right: np.ndarray, 
     if node.op_type == "Conv":
         first_attributes, second_attributes = second_attributes, {}
         factors = (right.reshape(rank, *shape[1:]), left.reshape(shape[0], rank, *(1 for _ in shape[2:])))
-    elif node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
+    elif node.op_type == "Gemm" and node.attributes.get_int("transB") == 1:
         first_attributes = {"transB": 1}
         factors = (right, left)
     else:

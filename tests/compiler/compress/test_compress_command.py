@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from sdc.compiler.cli import main
 from sdc.compiler.load import load_checkpoint
+from sdc.passes.simplify.factorise_weights import low_rank_factors
 from sdc.passes.sparse_weights import first_dense_block
 
 ROUND_STEPS, RECOVER_STEPS = 12, 20
@@ -169,6 +170,31 @@ def test_sparsity_alone_leaves_a_folder_that_diffusers_loads(
     unet = UNet2DConditionModel.from_pretrained(out / "unet")
     assert float((unet.mid_block.resnets[0].conv1.weight == 0).float().mean()) == pytest.approx(0.7, abs=1e-3)
     assert unet.conv_in.weight.all()
+
+
+def test_low_rank_outlasts_recovery(
+    model: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """diffusers loads the folder, whose weights have the ranks that its configuration names."""
+    out = tmp_path / "low"
+    data = ["--data", str(picture_folder), "--probe-rows", "6", "--batch", "3", "--guidance", "1:3"]
+    asked = ["--low-rank", "0.9", "--recover-steps", "3", "--learning-rate", "0.001"]
+    assert main(["compress", "--model", str(model), "--out", str(out), *data, *asked]) == 0
+    printed = capsys.readouterr().out
+    assert re.search("SNR, in low rank +less +SNR, recovered +less", printed)
+    found = json.loads((out / "compression.json").read_text())["rounds"][-1]["low_rank"]
+    assert f"{len(found['layers'])} layers of {found['weights']:,} weights, {found['in_factors']:,} once" in printed
+    assert found["dense"]["conv_out"] == "the last convolution"
+    unet, whole = (UNet2DConditionModel.from_pretrained(folder / "unet") for folder in (out, model))
+    assert len(found["layers"]) > 10
+    for name, layer in found["layers"].items():
+        factors = low_rank_factors(unet.get_submodule(name).weight.detach().flatten(1).numpy(), 1e-5)
+        assert factors is not None, name
+        assert factors[0].shape[1] == layer["rank"], name
+    saved = torch.load(tmp_path / "low.work" / "checkpoint.pt", weights_only=True)["weights"]
+    for name, span in saved["spans"].items():
+        begun = span @ (span.T @ whole.get_parameter(name).detach().flatten(1))
+        assert (saved["student"][name].flatten(1) - begun).abs().max() > 1e-4, f"{name} did not recover"
 
 
 def test_without_data_by_weights_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from sdc.compiler.compress.prune import UnetState
 from sdc.compiler.compress.recovery import recovery_loss
 from sdc.compiler.compress.settings import CompressSettings, Pattern, parse_pattern
 from sdc.compiler.compress.sparsity import (
-    SparseLayers,
+    ChosenLayers,
     apply_masks,
     check_zeros,
     choose_layers,
@@ -27,9 +27,9 @@ from sdc.engines.errors import InputError, NumericalError
 TWO_OF_FOUR = parse_pattern("2:4")
 
 
-def sparse_state() -> tuple[UnetState, dict[str, Tensor], SparseLayers]:
+def sparse_state() -> tuple[UnetState, dict[str, Tensor], ChosenLayers]:
     state = make_state()
-    layers = choose_layers(state.build_empty(), TWO_OF_FOUR)
+    layers = choose_layers(state.build_empty(), in_blocks=True)
     masks = make_masks(state.weights, layers.names, TWO_OF_FOUR, None)
     return apply_masks(state, masks), masks, layers
 
@@ -71,13 +71,13 @@ def test_a_share_is_of_the_layer_or_of_each_output(by_data: bool, expected: list
 
 def test_layers_that_stay_dense_are_named_with_a_reason() -> None:
     unet = make_state().build_empty()
-    layers = choose_layers(unet, TWO_OF_FOUR)
+    layers = choose_layers(unet, in_blocks=True)
     reasons = {name: reason for name, reason in layers.dense.items() if not name.endswith((".to_k", ".to_v"))}
     assert reasons == {"conv_in": "the first convolution", "conv_out": "the last convolution"}
     assert layers.dense["mid_block.attentions.0.transformer_blocks.0.attn2.to_k"] == "18 inputs are no multiple of 4"
     kinds = {type(unet.get_submodule(name)).__name__ for name in layers.names}
     assert kinds == {"Conv2d", "Linear"}
-    everywhere = choose_layers(unet, parse_pattern("0.3"))
+    everywhere = choose_layers(unet, in_blocks=False)
     assert list(everywhere.dense) == ["conv_in", "conv_out"]
     assert len(everywhere.names) == len(layers.names) + len(layers.dense) - 2
 
