@@ -172,15 +172,13 @@ def test_sparsity_alone_leaves_a_folder_that_diffusers_loads(
     assert unet.conv_in.weight.all()
 
 
-def test_low_rank_outlasts_recovery(
-    model: Path, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_low_rank_outlasts_recovery(model: Path, picture_folder: Path, tmp_path: Path) -> None:
     """diffusers loads the folder, whose weights have the ranks that its configuration names."""
     out = tmp_path / "low"
-    data = ["--data", str(picture_folder), "--probe-rows", "6", "--batch", "3", "--guidance", "1:3"]
-    asked = ["--low-rank", "0.9", "--recover-steps", "3", "--learning-rate", "0.001"]
-    assert main(["compress", "--model", str(model), "--out", str(out), *data, *asked]) == 0
-    printed = capsys.readouterr().out
+    more = ("--parameters", "0", "--low-rank", "0.9", "--recover-steps", "3")
+    printed = subprocess.run(
+        command(model, picture_folder, out, *more), check=True, capture_output=True, text=True
+    ).stdout
     assert re.search("SNR, in low rank +less +SNR, recovered +less", printed)
     found = json.loads((out / "compression.json").read_text())["rounds"][-1]["low_rank"]
     assert f"{len(found['layers'])} layers of {found['weights']:,} weights, {found['in_factors']:,} once" in printed
@@ -194,7 +192,7 @@ def test_low_rank_outlasts_recovery(
     saved = torch.load(tmp_path / "low.work" / "checkpoint.pt", weights_only=True)["weights"]
     for name, span in saved["spans"].items():
         begun = span @ (span.T @ whole.get_parameter(name).detach().flatten(1))
-        assert (saved["student"][name].flatten(1) - begun).abs().max() > 1e-4, f"{name} did not recover"
+        assert (saved["student"][name].flatten(1) - begun).abs().max() > 1e-6, f"{name} did not recover"
 
 
 def test_without_data_by_weights_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

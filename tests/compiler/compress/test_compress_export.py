@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from sdc.compiler.build.built import save_onnx
 from sdc.compiler.compress.channels import find_groups
 from sdc.compiler.compress.low_rank import apply_spans, choose_spans
 from sdc.compiler.compress.prune import UnetState, prune
@@ -102,10 +103,11 @@ def test_an_export_splits_the_layers_of_low_rank(model: Path, tmp_path: Path) ->
     assert sorted(layer["rank"] for layer in split["details"]["layers"].values()) == sorted(ranks.values())
 
     feeds = example_feeds(spec, small_sizes(spec), vocabulary=100)
-    exported = ir.load(folder / MODEL_NAME)
+    exported = ir.external_data.load_to_model(ir.load(folder / MODEL_NAME))
+    ir.external_data.load_to_model(component.model)
     assert relative_error(component.model, run_model(exported, feeds), feeds) < 1e-4
     del exported.metadata_props[LOW_RANK]
-    ir.save(exported, folder / MODEL_NAME)
+    save_onnx(exported, folder / MODEL_NAME)
     assert "low rank" not in fused_component(spec, folder, True)[1]
 
 
