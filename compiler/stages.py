@@ -26,7 +26,7 @@ from sdc.engines.manifest import LoraEntry, ModelEntry
 from sdc.engines.specs import COMPONENTS, ComponentSpec
 from sdc.engines.targets import Target
 from sdc.passes.base import Pass, PassReport, run_passes
-from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
+from sdc.passes.pipeline import canonical_passes, fusion_passes, low_rank_passes, lowering_passes, precision_passes
 from sdc.passes.precision.calibration_table import CalibrationTable
 from sdc.passes.precision.correct_bias import CorrectBias
 from sdc.passes.precision.formats import FLOATING, Format
@@ -36,6 +36,7 @@ from sdc.passes.precision.plan import PrecisionPlan
 from sdc.passes.precision.plan_file import text_from_plan
 from sdc.passes.precision.range_rules import DEFAULT_RULE, DYNAMIC, RangeRule
 from sdc.passes.precision.smooth_quant import SmoothQuant
+from sdc.passes.simplify.factorise_weights import LOW_RANK
 
 if TYPE_CHECKING:
     from sdc.compiler.load import Checkpoint, GraphCheckpoint
@@ -327,11 +328,16 @@ def _overflow(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def fused_component(spec: ComponentSpec, folder: Path, fuse: bool) -> tuple[Component, dict[str, list[dict[str, Any]]]]:
-    """An exported component with its operators fused, if `fuse`; and the reports of the passes by phase."""
+    """An exported component with its operators fused, if `fuse`; and the reports of the passes by phase.
+
+    Weights of low rank are split if the checkpoint says that there are any: looking for them takes time.
+    """
     component = Component(spec, ir.load(folder / MODEL_NAME))
     reports = {"canonical": _run(canonical_passes(), component)}
     if fuse:
         reports["fusion"] = _run(fusion_passes(spec.name), component)
+    if LOW_RANK in component.model.metadata_props:
+        reports["low rank"] = _run(low_rank_passes(), component)
     return component, reports
 
 

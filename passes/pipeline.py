@@ -2,6 +2,7 @@
 
 canonical_passes   →  one spelling for everything, nothing superfluous
 fusion_passes      →  operators of domain `sdc`                               (left out by --no-fuse)
+low_rank_passes    →  two layers for a weight of low rank                      (where a checkpoint says there are any)
 precision_passes   →  Q/DQ pairs, convolutions that are cheaper at another resolution, 16-bit floats
 lowering_passes    →  standard operators in the arrangement that one backend fuses best
 """
@@ -55,6 +56,7 @@ from sdc.passes.simplify.cancel_no_ops import CancelNoOps
 from sdc.passes.simplify.check_operators import CheckOperators
 from sdc.passes.simplify.convert_opset import ConvertOpset
 from sdc.passes.simplify.drop_neutral import DropNeutral
+from sdc.passes.simplify.factorise_weights import FactoriseWeights
 from sdc.passes.simplify.fix_names import FixNames
 from sdc.passes.simplify.fold_constants import FoldConstants
 from sdc.passes.simplify.inline_functions import InlineFunctions
@@ -144,6 +146,11 @@ def fusion_passes(component: str | None = None) -> tuple[Pass, ...]:
         RemoveUnused(),
         FixNames(),
     )
+
+
+def low_rank_passes() -> tuple[Pass, ...]:
+    """The canonical or fused graph → the same graph with two layers for each weight of low rank."""
+    return (FactoriseWeights(), RemoveUnused(), FixNames())
 
 
 def precision_passes(

@@ -16,6 +16,7 @@ from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError, TargetError
 from sdc.engines.specs import ComponentSpec, TensorSpec
 from sdc.engines.targets import Target
+from sdc.passes.sparse_weights import count_sparse_layers
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,15 @@ FUSED_HEAD_SIZES = range(12, 257)
 Source: builds of one attention each for sm75, sm86 and sm120 with TensorRT for RTX 1.7.1.
 """
 
+FIRST_SPARSE_CAPABILITY = 80
+"""Tensor cores skip the zeros of 2:4 weights from Ampere on. Source: Mishra et al., arXiv:2104.08378, section 3."""
+
 
 def build_tensorrt(component: Component, target: Target, folder: Path) -> BuiltEngine:
     """Write `<target>.plan`: strongly typed, so that every type is the graph's, for all GPUs of the target.
 
     The optimization profile is the interface's dimension ranges. TF32 is off: a float32 graph computes in float32.
+    Kernels for sparse weights are allowed where any layer's weights are 2:4 and a GPU of the target has them.
 
     Raises:
         TargetError: this TensorRT cannot build for the target.
@@ -49,7 +54,9 @@ def build_tensorrt(component: Component, target: Target, folder: Path) -> BuiltE
                 f"TensorRT cannot read the graph of {component.spec.name}: {one_line(_parser_errors(parser))}"
             )
         attentions = _allow_unfused_attention(network)
-        config = _make_config(builder, component.spec, target)
+        sparse = count_sparse_layers(component.model)
+        use_sparsity = sparse.sparse > 0 and has_sparse_kernels(target)
+        config = _make_config(builder, component.spec, target, sparse=use_sparsity)
         with (temporary / plan).open("wb") as file:
             done = builder.build_serialized_network_to_stream(network, config, _PlanFile(file))
         if not done:
@@ -66,7 +73,14 @@ def build_tensorrt(component: Component, target: Target, folder: Path) -> BuiltE
         options={},
         built_with={"tensorrt_rtx": trt.__version__},
         seconds=time.perf_counter() - begin,
-        details={"layers": layers, "attentions": attentions, "attentions_without_fused_kernel": unfused},
+        details={
+            "layers": layers,
+            "attentions": attentions,
+            "attentions_without_fused_kernel": unfused,
+            "weighted_layers": sparse.weighted,
+            "weighted_layers_2_4": sparse.sparse,
+            "sparse_weights": use_sparsity,
+        },
     )
 
 
@@ -136,9 +150,16 @@ def _allow_unfused_attention(network: Any) -> int:
     return count
 
 
-def _make_config(builder: Any, spec: ComponentSpec, target: Target) -> Any:
+def has_sparse_kernels(target: Target) -> bool:
+    """Whether any GPU of the target has sparse tensor cores; for others in the plan TensorRT takes dense kernels."""
+    return any(int(name.removeprefix("sm")) >= FIRST_SPARSE_CAPABILITY for name in target.compute_capabilities)
+
+
+def _make_config(builder: Any, spec: ComponentSpec, target: Target, *, sparse: bool) -> Any:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
+    if sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     config.num_compute_capabilities = len(target.compute_capabilities)
     for index, name in enumerate(target.compute_capabilities):
         known = trt.ComputeCapability.__members__

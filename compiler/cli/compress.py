@@ -15,7 +15,7 @@ from sdc.compiler.cli.training_arguments import (
 )
 from sdc.engines.errors import InputError
 
-SUMMARY = "make a model's UNet smaller: remove channels, and let it recover from the model as it was"
+SUMMARY = "make a model's UNet smaller: remove channels or weights, and let it recover from the model as it was"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", choices=("trained", "random"), default="trained", help="random: the architecture, no download"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the smaller model and its report")
-    parser.add_argument("--parameters", type=float, metavar="SHARE", help="of the UNet's that shall go (0.41)")
+    parser.add_argument(
+        "--parameters", type=float, metavar="SHARE", help="of the UNet's that shall go (0.41; 0 with --sparsity)"
+    )
     parser.add_argument(
         "--importance",
         choices=("fisher", "taylor", "magnitude"),
@@ -42,6 +44,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="remove blocks first, as BK-SDM does: one of two pairs in each stage, and the middle too (same: none)",
     )
     parser.add_argument("--multiple", type=int, help="of channels that are kept: 1, 8, 16 or 32 (8)")
+    parser.add_argument(
+        "--sparsity",
+        metavar="2:4|SHARE",
+        help="weights that become zero at the end: two of every four along a layer's inputs, which GPUs with sparse "
+        "tensor cores skip, or that share of each layer, which makes nothing faster",
+    )
+    parser.add_argument(
+        "--sparsity-scores",
+        choices=("activation", "magnitude"),
+        help="which become zero: by weight times the norm of its input, or by weight (activation)",
+    )
+    parser.add_argument(
+        "--low-rank",
+        type=float,
+        metavar="ENERGY",
+        help="layers get the least rank that keeps this share of their energy, for example 0.99, where it saves work",
+    )
+    parser.add_argument(
+        "--low-rank-by",
+        choices=("activation", "plain"),
+        help="whose energy: what layers give, or their weights' own (activation)",
+    )
     parser.add_argument("--rounds", type=int, help="of pruning (3)")
     parser.add_argument("--round-steps", type=int, metavar="N", help="of recovery between rounds (200)")
     parser.add_argument("--recover-steps", type=int, metavar="N", help="of recovery at the end (5000; 4000 for tiny)")
@@ -66,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.out} is there already", hint="remove it, or name another folder with --out")
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"{args.out} cannot be written", hint="name a folder in one that exists")
+    if args.parameters is None and (args.sparsity is not None or args.low_rank is not None):
+        args.parameters = 0.0
     settings = with_arguments(settings_for(args.model), args)
     set_threads(args.threads)
     checkpoint = load_checkpoint(args.model, weights=args.weights)

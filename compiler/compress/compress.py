@@ -1,4 +1,4 @@
-"""`sdc compress`: removes channels of a UNet in rounds, lets it recover from its teacher, and writes a checkpoint."""
+"""`sdc compress`: takes channels and weights of a UNet away, lets it recover from its teacher, writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from sdc.compiler.compress.blocks import remove_blocks
+from sdc.compiler.compress.low_rank import (
+    Spans,
+    apply_spans,
+    check_ranks,
+    choose_spans,
+    describe_low_rank,
+    output_moments,
+    project_parameters,
+)
 from sdc.compiler.compress.preview import save_side_by_side
 from sdc.compiler.compress.probes import Probe, make_probe, spread_timesteps
 from sdc.compiler.compress.prune import UnetState
@@ -21,6 +30,16 @@ from sdc.compiler.compress.recovery import PAIRED_SHARE, RecoveryBatch, recovery
 from sdc.compiler.compress.report import Report, write_report
 from sdc.compiler.compress.rounds import prune_round
 from sdc.compiler.compress.settings import CompressSettings
+from sdc.compiler.compress.sparsity import (
+    Masks,
+    apply_masks,
+    check_zeros,
+    choose_layers,
+    describe_sparsity,
+    frozen_zeros,
+    input_norms,
+    make_masks,
+)
 from sdc.compiler.distill.pictures import Pictures
 from sdc.compiler.distill.progress_files import Checkpoint as SavedRun
 from sdc.compiler.distill.progress_files import LossLog, load_checkpoint_of
@@ -33,8 +52,9 @@ from sdc.compiler.tiny.memory_layout import channels_last
 from sdc.compiler.workshop.staging import exclusive, staged_folder
 from sdc.engines.errors import InputError
 from sdc.engines.schedule_config import schedule_from_config
+from sdc.passes.simplify.factorise_weights import LOW_RANK
 
-STUDENT, AVERAGE = "student", "average"
+STUDENT, AVERAGE, MASKS, SPANS = "student", "average", "masks", "spans"
 
 PROBE_STEP = 1 << 40
 """Steps from here on are draws of probes, so that no training step has the same."""
@@ -72,7 +92,8 @@ def compress(
     if pictures is None and settings.needs_data:
         raise InputError(
             "pictures are needed to measure and to recover",
-            hint="give --data, or --importance magnitude --budgets uniform --round-steps 0 --recover-steps 0",
+            hint="give --data, or go by weights alone: --importance magnitude --budgets uniform "
+            "--sparsity-scores magnitude --low-rank-by plain --round-steps 0 --recover-steps 0",
         )
 
     if reporting.folder.resolve().is_relative_to(out.resolve()):
@@ -93,8 +114,8 @@ def compress(
 class _Compression:
     """The networks, the data and the optimiser of one run.
 
-    What the run is in the midst of is `self.rounds` (one entry for each round of pruning that is done), `self.step` and
-    the weights of student and average; everything else follows from these and the settings.
+    What the run is in the midst of is `self.rounds` (one entry for each round that is done), `self.step`, the weights
+    of student and average, and what recovery may not change of them; all else follows from these and the settings.
     """
 
     def __init__(
@@ -116,16 +137,20 @@ class _Compression:
             self.data = TrainingData(checkpoint, pictures, device=self.device, reporting=reporting)
         teacher = checkpoint.unet()
         self.teacher = channels_last(teacher).to(self.device)
-        whole = UnetState(checkpoint.config("unet"), {name: each.cpu() for name, each in teacher.state_dict().items()})
+        config = {name: value for name, value in checkpoint.config("unet").items() if name != LOW_RANK}
+        whole = UnetState(config, {name: each.cpu() for name, each in teacher.state_dict().items()})
         self.whole_parameters = whole.parameters
         self.rounds: list[dict[str, Any]] = []
         self.step, self.seconds = 0, 0.0
         self.optimizer_state: dict[str, Any] = {}
+        self.masks: Masks = {}
+        self.spans: Spans = {}
         if saved is None:
             self.student = self.average = remove_blocks(whole, settings.student)
             return
         self.rounds, config = saved.structure["rounds"], saved.structure["config"]
         self.student, self.average = (UnetState(config, saved.weights[role]) for role in (STUDENT, AVERAGE))
+        self.masks, self.spans = saved.weights[MASKS], saved.weights[SPANS]
         self.step, self.seconds, self.optimizer_state = saved.step, saved.seconds, saved.optimizer
 
     def run(self, out: Path) -> Report:
@@ -144,14 +169,26 @@ class _Compression:
                     self._note_quality("recovered")
                 if done == len(phases):
                     break
-                self._prune(done + 1)
+                self._shrink(done + 1)
         finally:
             losses.close()
         return self._write(out, losses.losses)
 
-    def _prune(self, number: int) -> None:
+    def _shrink(self, number: int) -> None:
         """Round `number`, from 1, on the average of the weights."""
-        self.reporting.tell(f"round {number} of {self.settings.rounds}")
+        settings, last = self.settings, number == len(self.settings.phases)
+        self.reporting.tell(f"round {number} of {len(settings.phases)}")
+        self.optimizer_state = {}
+        self.rounds.append({"round": number, "step": self.step, "parameters": self.average.parameters, "groups": []})
+        if settings.parameters:
+            self._prune(number)
+        if settings.sparsity is not None and last:
+            self._make_sparse(number)
+        if settings.low_rank is not None and last:
+            self._make_low_rank(number)
+        self._save()
+
+    def _prune(self, number: int) -> None:
         goal = round(self.whole_parameters * (1 - self.settings.share_after(number)))
         pruned = prune_round(
             self.average,
@@ -163,10 +200,38 @@ class _Compression:
             tell=self.reporting.tell,
         )
         self.student = self.average = pruned.state
-        self.optimizer_state = {}
-        self.rounds.append({"round": number, "step": self.step, **pruned.to_json()})
+        self.rounds[-1] |= pruned.to_json()
         self._note_quality("pruned")
-        self._save()
+
+    def _make_sparse(self, number: int) -> None:
+        pattern = self.settings.pattern
+        assert pattern is not None
+        layers, norms = choose_layers(self.average.build_empty(), in_blocks=pattern.structured), None
+        if self.settings.sparsity_scores == "activation":
+            probe = self._probe(number)
+            assert probe is not None
+            norms = input_norms(self.average.build().to(self.device), layers.names, probe, rows=self.settings.batch)
+        self.masks = make_masks(self.average.weights, layers.names, pattern, norms)
+        self.student = self.average = apply_masks(self.average, self.masks)
+        self.rounds[-1]["sparsity"] = describe_sparsity(self.average, layers, self.masks)
+        self.reporting.tell(f"{len(layers.names)} layers are sparse, {len(layers.dense)} stay dense")
+        self._note_quality("sparse")
+
+    def _make_low_rank(self, number: int) -> None:
+        settings, moments = self.settings, None
+        assert settings.low_rank is not None
+        chosen = choose_layers(self.average.build_empty(), in_blocks=False)
+        if settings.low_rank_by == "activation":
+            probe = self._probe(number)
+            assert probe is not None
+            moments = output_moments(self.average.build().to(self.device), chosen.names, probe, rows=settings.batch)
+        layers = choose_spans(self.average.weights, chosen.names, moments, energy=settings.low_rank)
+        self.spans = layers.spans
+        self.student = self.average = apply_spans(self.average, self.spans)
+        found = describe_low_rank(self.average, layers)
+        self.rounds[-1]["low_rank"] = {**found, "dense": {**chosen.dense, **layers.dense}}
+        self.reporting.tell(f"{len(layers.spans)} layers are of low rank, {len(layers.dense)} stay whole")
+        self._note_quality("in low rank")
 
     def _probe(self, number: int) -> Probe | None:
         """Training latents over all timesteps, others in every round."""
@@ -234,6 +299,7 @@ class _Compression:
         optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
         if self.optimizer_state:
             optimizer.load_state_dict(self.optimizer_state)
+        spans = {name: span.to(self.device) for name, span in self.spans.items()}
         before = steps.stop - 1 - phase_steps
 
         def optimize(step: int) -> dict[str, float]:
@@ -242,6 +308,7 @@ class _Compression:
             within = step - before
             rate = learning_rate_at(within, steps=phase_steps, largest=settings.learning_rate)
             line = descend(loss, parameters, optimizer, accelerator=self.accelerator, step=step, learning_rate=rate)
+            project_parameters(student, spans)
             with torch.no_grad():
                 decay = min(settings.average_decay, within / (within + 10))
                 torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
@@ -255,9 +322,9 @@ class _Compression:
         def draw(step: int) -> None:
             self._draw(average, step)
 
-        self.seconds = run_steps(
-            Training(optimize, save, draw), steps, seconds=self.seconds, losses=losses, reporting=self.reporting
-        )
+        training = Training(optimize, save, draw)
+        with frozen_zeros(student, self.masks):
+            self.seconds = run_steps(training, steps, seconds=self.seconds, losses=losses, reporting=self.reporting)
 
     def _batch(self, step: int) -> RecoveryBatch:
         """The batch of a step, drawn from generators of its own."""
@@ -273,6 +340,7 @@ class _Compression:
 
     def _save(self) -> None:
         weights = {STUDENT: dict(self.student.weights), AVERAGE: dict(self.average.weights)}
+        weights |= {MASKS: self.masks, SPANS: self.spans}
         structure = {"config": dict(self.student.config), "rounds": self.rounds}
         saved = SavedRun(self.identity, self.step, self.seconds, weights, self.optimizer_state, structure)
         saved.save(self.reporting.folder / CHECKPOINT)
@@ -295,6 +363,9 @@ class _Compression:
 
     def _write(self, out: Path, losses: list[float]) -> Report:
         state = self.average
+        if self.settings.pattern is not None:
+            check_zeros(state.weights, self.masks, self.settings.pattern)
+        check_ranks(state.weights, self.spans)
         report = Report(
             model=self.checkpoint.source,
             settings=self.settings,

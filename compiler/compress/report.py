@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from sdc.compiler.compress.rounds import channels_by_kind
-from sdc.compiler.compress.settings import CompressSettings
+from sdc.compiler.compress.settings import TWO_OF_FOUR, CompressSettings
 from sdc.compiler.plain_json import finite_json, write_json
 from sdc.compiler.text_table import format_table
 
 JSON_FILE, TEXT_FILE = "compression.json", "compression.txt"
+
+MOMENTS = ("pruned", "sparse", "in low rank", "recovered")
+"""Of a round, after which quality is measured, in order."""
+
+SPEED_OF_2_4 = (
+    "2:4 is faster on GPUs with sparse tensor cores alone, compute capability 8.0 or later; the targets for CPUs "
+    "multiply the zeros too"
+)
+SPEED_OF_SHARES = "zeros anywhere make nothing faster: all targets multiply them; they only compress better in a file"
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,28 @@ class Report:
 
     def to_text(self) -> str:
         """For ``compression.txt`` and the terminal."""
-        settings = self.settings
         lines = [
             f"{self.model}: {self.parameters_before:,} parameters of the UNet, now {self.parameters_after:,} "
             f"({100 * self.removed_share:.1f} % fewer)",
+            *self._pruning_lines(),
+            *self._sparsity_lines(),
+            *self._low_rank_lines(),
+        ]
+        quality = self._quality_rows()
+        if quality:
+            headers = ("round", "parameters", *(cell for when in self._moments() for cell in (f"SNR, {when}", "less")))
+            lines += ["", "SNR of the prediction on held-out latents, and how much less than the teacher's, in dB:", ""]
+            lines += [format_table(headers, quality)]
+        return "\n".join(lines) + "\n"
+
+    def _pruning_lines(self) -> list[str]:
+        settings = self.settings
+        recovery = f"{settings.recover_steps} steps of recovery"
+        if not settings.parameters:
+            return [f"no channels removed, student {settings.student}, {recovery}"]
+        return [
             f"importance {settings.importance}, budgets {settings.budgets}, student {settings.student}, "
-            f"multiples of {settings.multiple}, {settings.rounds} rounds, "
-            f"{settings.round_steps} and {settings.recover_steps} steps of recovery",
+            f"multiples of {settings.multiple}, {settings.rounds} rounds, {settings.round_steps} and {recovery}",
             "",
             format_table(
                 ("channels", "before", "after", "kept"),
@@ -70,21 +94,52 @@ class Report:
                 ],
             ),
         ]
-        quality = self._quality_rows()
-        if quality:
-            headers = ("round", "parameters", "SNR, pruned", "less", "SNR, recovered", "less")
-            lines += ["", "SNR of the prediction on held-out latents, and how much less than the teacher's, in dB:", ""]
-            lines += [format_table(headers, quality)]
-        return "\n".join(lines) + "\n"
+
+    def _sparsity_lines(self) -> list[str]:
+        found = self.rounds[-1].get("sparsity")
+        if found is None:
+            return []
+        scores, zeros = self.settings.sparsity_scores, found["zeros"]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in found["dense"].items():
+            reasons.setdefault(reason, []).append(name)
+        return [
+            "",
+            f"sparsity {self.settings.sparsity} by {scores}: {zeros:,} weights are zero "
+            f"({100 * zeros / self.parameters_after:.1f} %), in {len(found['layers'])} layers; dense are",
+            *(f"  {reason}: {', '.join(names)}" for reason, names in reasons.items()),
+            SPEED_OF_2_4 if self.settings.sparsity == TWO_OF_FOUR else SPEED_OF_SHARES,
+        ]
+
+    def _low_rank_lines(self) -> list[str]:
+        found = self.rounds[-1].get("low_rank")
+        if found is None:
+            return []
+        settings, before, after = self.settings, found["weights"], found["in_factors"]
+        less = f" ({100 * (1 - after / before):.1f} % fewer)" if before else ""
+        return [
+            "",
+            f"low rank with {settings.low_rank:g} of the energy, {settings.low_rank_by}: {len(found['layers'])} layers "
+            f"of {before:,} weights, {after:,} once an export has made two of each{less}; "
+            f"{len(found['dense'])} stay whole",
+        ]
+
+    def _moments(self) -> list[str]:
+        """When quality was measured, in order."""
+        return [when for when in MOMENTS if when == "recovered" or any(when in each for each in self.rounds)]
 
     def _quality_rows(self) -> list[tuple[str, ...]]:
         def cells(quality: dict[str, Any] | None) -> tuple[str, str]:
             return ("–", "–") if quality is None else (f"{quality['student_snr_db']:.2f}", f"{quality['lost_db']:.2f}")
 
         return [
-            (str(each["round"]), f"{each['parameters']:,}", *cells(each.get("pruned")), *cells(each.get("recovered")))
+            (
+                str(each["round"]),
+                f"{each['parameters']:,}",
+                *(cell for when in self._moments() for cell in cells(each.get(when))),
+            )
             for each in self.rounds
-            if "pruned" in each
+            if any(when in each for when in MOMENTS)
         ]
 
 

@@ -12,8 +12,42 @@ from sdc.engines.errors import InputError
 Importance = Literal["taylor", "fisher", "magnitude"]
 Budgets = Literal["sensitivity", "uniform"]
 Student = Literal["same", "base", "small"]
+SparsityScores = Literal["activation", "magnitude"]
+Moments = Literal["activation", "plain"]
 
 MULTIPLES = (1, 8, 16, 32)
+
+TWO_OF_FOUR = "2:4"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where zeros are among the weights of a layer.
+
+    Attributes:
+        share: of the weights that are zero.
+        structured: two of every four neighbours; otherwise anywhere.
+    """
+
+    share: float
+    structured: bool
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Read ``2:4``, or a share of zeros.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if text == TWO_OF_FOUR:
+        return Pattern(0.5, structured=True)
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise InputError(f"{text!r} is no sparsity", hint=f"give {TWO_OF_FOUR}, or a share between 0 and 1")
+    return Pattern(share, structured=False)
 
 
 @dataclass(frozen=True)
@@ -21,11 +55,15 @@ class CompressSettings:
     """How a UNet is made smaller; equal settings, data and model give equal results on one machine.
 
     Attributes:
-        parameters: share of the UNet's that shall go.
+        parameters: share of the UNet's that shall go; 0 for a sparsity or low rank alone, in one round.
         importance: what ranks the units of a group; see `importance.py`.
         budgets: "sensitivity" for a width of each group by its measured error, "uniform" for one share of all.
         student: "same", or BK-SDM's choice of blocks ("base", "small") to begin with; see `blocks.py`.
         multiple: of the channels that are kept.
+        sparsity: "2:4", or the share of weights, as text, that become zero after the last round; None for none.
+        sparsity_scores: which do, "activation" or "magnitude"; see `sparsity.py`.
+        low_rank: share of energy that layers keep in the rank that they get after the last round; None for none.
+        low_rank_by: whose energy, "activation" or "plain"; see `low_rank.py`.
         rounds: in which channels are removed.
         round_steps: of recovery between rounds.
         recover_steps: of recovery after the last round.
@@ -45,6 +83,10 @@ class CompressSettings:
     budgets: Budgets = "sensitivity"
     student: Student = "same"
     multiple: int = 8
+    sparsity: str | None = None
+    sparsity_scores: SparsityScores = "activation"
+    low_rank: float | None = None
+    low_rank_by: Moments = "activation"
     rounds: int = 3
     round_steps: int = 200
     recover_steps: int = 5000
@@ -59,9 +101,26 @@ class CompressSettings:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.parameters < 1:
+        alone = self.sparsity is not None or self.low_rank is not None
+        if not (0 < self.parameters < 1 or (self.parameters == 0 and alone)):
             raise InputError(f"the share of parameters must be between 0 and 1, found {self.parameters:g}")
-        for name, kinds in (("importance", Importance), ("budgets", Budgets), ("student", Student)):
+        if self.sparsity is not None:
+            parse_pattern(self.sparsity)
+        if self.low_rank is not None:
+            if self.sparsity is not None:
+                raise InputError(
+                    "a weight of low rank has no zeros of its own", hint="give --sparsity or --low-rank, not both"
+                )
+            if not 0 < self.low_rank < 1:
+                raise InputError(f"the energy that is kept must be between 0 and 1, found {self.low_rank:g}")
+        kinds_by_name = {
+            "importance": Importance,
+            "budgets": Budgets,
+            "student": Student,
+            "sparsity_scores": SparsityScores,
+            "low_rank_by": Moments,
+        }
+        for name, kinds in kinds_by_name.items():
             if getattr(self, name) not in get_args(kinds):
                 known = ", ".join(get_args(kinds))
                 raise InputError(f"unknown {name} {getattr(self, name)!r}", hint=f"choose from {known}")
@@ -85,15 +144,22 @@ class CompressSettings:
             raise InputError(f"unknown precision {self.precision!r}", hint=f"choose from {', '.join(PRECISIONS)}")
 
     @property
+    def pattern(self) -> Pattern | None:
+        """Of the zeros; None for none."""
+        return None if self.sparsity is None else parse_pattern(self.sparsity)
+
+    @property
     def needs_data(self) -> bool:
         """Whether latents of pictures are looked at."""
-        by_weights = self.importance == "magnitude" and self.budgets == "uniform"
-        return not by_weights or self.total_steps > 0
+        prunes_by_data = self.parameters > 0 and (self.importance != "magnitude" or self.budgets != "uniform")
+        zeroes_by_data = self.sparsity is not None and self.sparsity_scores == "activation"
+        factors_by_data = self.low_rank is not None and self.low_rank_by == "activation"
+        return prunes_by_data or zeroes_by_data or factors_by_data or self.total_steps > 0
 
     @property
     def phases(self) -> tuple[int, ...]:
         """Steps of recovery after each round."""
-        return (self.round_steps,) * (self.rounds - 1) + (self.recover_steps,)
+        return (*(self.round_steps for _ in range(self.rounds - 1) if self.parameters), self.recover_steps)
 
     @property
     def total_steps(self) -> int:

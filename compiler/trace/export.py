@@ -15,6 +15,7 @@ from torch.onnx import OnnxExporterError
 
 from sdc.compiler.build.built import save_onnx
 from sdc.compiler.load import Checkpoint
+from sdc.compiler.load.networks import network_of
 from sdc.compiler.trace.check import Arrays, compare_with_reference, example_feeds, run_module, small_sizes
 from sdc.compiler.trace.interfaces import component_spec
 from sdc.compiler.trace.tidy import tidy_export
@@ -22,6 +23,7 @@ from sdc.compiler.trace.traceable import traceable_module
 from sdc.engines.errors import ExportError
 from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.specs import ComponentSpec, DimensionRange
+from sdc.passes.simplify.factorise_weights import LOW_RANK
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,10 @@ def export_component(checkpoint: Checkpoint, name: str, configs: Mapping[str, Ma
     """
     spec = component_spec(name, configs)
     vocabulary = int(configs["text_encoder"]["vocab_size"])
-    feeds, expected = _export_module(traceable_module(checkpoint, name), spec, path, vocabulary=vocabulary)
+    low_rank = bool(checkpoint.config(network_of(name)).get(LOW_RANK))
+    feeds, expected = _export_module(
+        traceable_module(checkpoint, name), spec, path, vocabulary=vocabulary, low_rank=low_rank
+    )
     gc.collect()  # the exported program refers to itself, and with it to all weights
     give_memory_back()
     difference = compare_with_reference(path, spec, feeds, expected)
@@ -54,7 +59,9 @@ def export_component(checkpoint: Checkpoint, name: str, configs: Mapping[str, Ma
     return difference
 
 
-def _export_module(module: nn.Module, spec: ComponentSpec, path: Path, *, vocabulary: int) -> tuple[Arrays, Arrays]:
+def _export_module(
+    module: nn.Module, spec: ComponentSpec, path: Path, *, vocabulary: int, low_rank: bool
+) -> tuple[Arrays, Arrays]:
     """Write the graph of `module`; returns feeds and what the module makes of them."""
     feeds = example_feeds(spec, small_sizes(spec), vocabulary=vocabulary)
     expected = run_module(module, spec, feeds)
@@ -78,6 +85,8 @@ def _export_module(module: nn.Module, spec: ComponentSpec, path: Path, *, vocabu
         raise ExportError(f"torch could not export the {spec.name}: {error}") from error
     assert program is not None
     model = tidy_export(program, spec)
+    if low_rank:
+        model.metadata_props[LOW_RANK] = "true"
     save_onnx(model, path)
     for value in model.graph.initializers.values():
         value.const_value = None  # the exporter's own tables keep the graph alive, and with it the weights

@@ -1,3 +1,4 @@
+import numpy as np
 import onnx.parser
 import onnx_ir as ir
 import pytest
@@ -90,6 +91,58 @@ def test_the_table_of_fused_kernels_is_what_tensorrt_says(tmp_path, monkeypatch,
     else:
         with pytest.raises(ExportError, match="not supported by a dedicated kernel"):
             build_engine(component, TARGETS["sm86"], tmp_path)
+
+
+def two_layers(*, sparse_product):
+    """A convolution with dense weights, and a product with 2:4 ones if asked for."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 23]>
+    g (float[B,8,H,16] x) => (float[B,12,H,32] y) { c = Conv (x, kernel)  y = MatMul (c, matrix) }
+    """
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    random = np.random.default_rng(2)
+    matrix = random.standard_normal((16, 32), dtype=np.float32)
+    if sparse_product:
+        matrix.reshape(4, 4, 32)[:, [0, 3]] = 0
+    for name, weight in (("kernel", random.standard_normal((12, 8, 1, 1), dtype=np.float32)), ("matrix", matrix)):
+        value = next(each for node in model.graph for each in node.inputs if each.name == name)
+        value.const_value = ir.tensor(weight, name=name)
+        model.graph.register_initializer(value)
+    spec = ComponentSpec(
+        name="unet",
+        inputs=(TensorSpec("x", "float32", ("B", 8, "H", 16)),),
+        outputs=(TensorSpec("y", "float32", ("B", 12, "H", 32)),),
+        dimensions={"B": DimensionRange(1, 2, 4), "H": DimensionRange(1, 8, 16)},
+    )
+    return Component(spec, model)
+
+
+@pytest.mark.parametrize(("sparse_product", "target", "used"), [(True, "rtx", True), (True, "sm80", True),
+                                                               (False, "rtx", False)])  # fmt: skip
+def test_sparse_kernels_are_allowed_where_weights_are_sparse(tmp_path, monkeypatch, sparse_product, target, used):
+    flags = []
+
+    def watched(*args, **options):
+        config = make_config(*args, **options)
+        flags.append(config.get_flag(trt.BuilderFlag.SPARSE_WEIGHTS))
+        return config
+
+    make_config = tensorrt._make_config
+    monkeypatch.setattr(tensorrt, "_make_config", watched)
+    built = build_engine(two_layers(sparse_product=sparse_product), TARGETS[target], tmp_path)
+    assert flags == [used]
+    assert built.details["weighted_layers"] == 2
+    assert built.details["weighted_layers_2_4"] == int(sparse_product)
+    assert built.details["sparse_weights"] == used
+    plan = (tmp_path / built.files[0]).read_bytes()
+    assert trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR)).get_engine_validity(plan)[1] == 0
+
+
+def test_gpus_without_sparse_tensor_cores_are_told_apart():
+    """Turing has none; one GPU of several that has them is enough."""
+    assert not tensorrt.has_sparse_kernels(TARGETS["sm75"])
+    assert all(tensorrt.has_sparse_kernels(TARGETS[name]) for name in ("sm80", "sm86", "sm121", "rtx"))
+    assert tensorrt.has_sparse_kernels(Target("sm75+sm86", "tensorrt_rtx", ("sm75", "sm86")))
 
 
 def test_the_profile_is_the_interface(small_unet):

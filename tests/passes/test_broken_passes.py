@@ -9,7 +9,15 @@ import test_broken_raises
 import test_broken_simplifications
 
 from sdc.passes.base import Pass
-from sdc.passes.pipeline import BACKENDS, ORT_CUDA, canonical_passes, fusion_passes, lowering_passes, precision_passes
+from sdc.passes.pipeline import (
+    BACKENDS,
+    ORT_CUDA,
+    canonical_passes,
+    fusion_passes,
+    low_rank_passes,
+    lowering_passes,
+    precision_passes,
+)
 
 TABLES = (test_broken_fusions, test_broken_lowerings, test_broken_precision, test_broken_raises,
           test_broken_simplifications)  # fmt: skip
@@ -27,7 +35,8 @@ def passes_of_all_phases() -> set[type[Pass]]:
     backends = (*BACKENDS, ORT_CUDA)
     typing = [each for backend in backends for each in precision_passes("fp16", backend=backend)]
     lowerings = [each for backend in backends for each in lowering_passes(backend)]
-    return {type(each) for each in (*canonical_passes(), *fusion_passes(), *typing, *lowerings)}
+    before = (*canonical_passes(), *fusion_passes(), *low_rank_passes(), *typing)
+    return {type(each) for each in (*before, *lowerings)}
 
 
 def test_every_pass_is_broken_somewhere() -> None:

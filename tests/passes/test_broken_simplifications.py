@@ -24,6 +24,9 @@ from broken import (
 from equality import make_model
 from onnxscript.rewriter import RewriteRule
 from small_graphs import normal
+from test_factorise_weights import FEEDS as LAYERS_FEEDS
+from test_factorise_weights import TOLERANCE as LAYERS_TOLERANCE
+from test_factorise_weights import make as make_layers
 from test_merge_shapes import FEEDS as SHAPES_FEEDS
 from test_merge_shapes import TEXT as SHAPES
 from test_raise_norms import LAYER_FEEDS, LAYER_NORM, layer_norm
@@ -36,6 +39,7 @@ from sdc.passes.shapes.resolve_shapes import ResolveShapes
 from sdc.passes.simplify.cancel_no_ops import CancelNoOps
 from sdc.passes.simplify.convert_opset import ConvertOpset
 from sdc.passes.simplify.drop_neutral import DropNeutral
+from sdc.passes.simplify.factorise_weights import FactoriseWeights
 from sdc.passes.simplify.fold_constants import FoldConstants
 from sdc.passes.simplify.inline_functions import InlineFunctions
 from sdc.passes.simplify.lift_constants import LiftConstants
@@ -121,7 +125,56 @@ def one_axis_later(model: ir.Model) -> None:
                 node.attributes[name] = ir.AttrInt64(name, node.attributes[name].as_int() - 1)
 
 
+def stride_twice(model: ir.Model) -> None:
+    """Both convolutions of a split one have its attributes."""
+    first, second = [node for node in model.graph if node.op_type == "Conv"]
+    second.attributes["strides"] = first.attributes["strides"]
+
+
+def scale_twice(model: ir.Model) -> None:
+    """Both Gemms of a split one are scaled."""
+    first, second, *_ = [node for node in model.graph if node.op_type == "Gemm"]
+    first.attributes["alpha"] = second.attributes["alpha"]
+
+
+def bias_first(model: ir.Model) -> None:
+    """The first half of a split convolution has the bias, as far as it goes."""
+    first, second = [node for node in model.graph if node.op_type == "Conv"]
+    rank, bias = first.inputs[1].shape[0], second.inputs[2]
+    bias.const_value = ir.tensor(bias.const_value.numpy()[:rank], name=bias.name)
+    bias.shape = ir.Shape([rank])
+    first.resize_inputs(3)
+    first.replace_input_with(2, bias)
+    second.resize_inputs(2)
+
+
+def one_rank_less(factors: Callable[..., Any]) -> Callable[..., Any]:
+    """Factors without the least direction."""
+
+    def fewer(matrix: np.ndarray, tolerance: float) -> Any:
+        found = factors(matrix, tolerance)
+        return None if found is None else (found[0][:, 1:], found[1][1:])
+
+    return fewer
+
+
 CASES = {
+    "factorise-weights": Case(
+        make_layers,
+        LAYERS_FEEDS,
+        (FactoriseWeights(), RemoveUnused()),
+        {
+            "a rank too low": patched("simplify.factorise_weights:low_rank_factors", one_rank_less),
+            "coarse tolerance": patched(
+                "simplify.factorise_weights:low_rank_factors", lambda factors: lambda matrix, _: factors(matrix, 0.5)
+            ),
+            "strides twice": Broken(change=stride_twice),
+            "alpha twice": Broken(change=scale_twice),
+            "bias before the second": Broken(change=bias_first),
+            "bias forgotten": nodes("Conv", lambda node: node.resize_inputs(2)),
+        },
+        tolerance=LAYERS_TOLERANCE,
+    ),
     "convert-opset, Reduce": Case(
         lambda: layer_norm(OLD_NORM),
         LAYER_FEEDS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from sdc.compiler.cli import main
 from sdc.compiler.load import load_checkpoint
+from sdc.passes.simplify.factorise_weights import low_rank_factors
+from sdc.passes.sparse_weights import first_dense_block
 
 ROUND_STEPS, RECOVER_STEPS = 12, 20
 WHEN = ("pruned", "recovered")
@@ -112,6 +116,85 @@ def test_the_result_is_the_average_of_the_weights(whole: Path) -> None:
     assert all(torch.equal(saved["average"][name], written[name]) for name in written)
 
 
+@pytest.fixture(scope="module")
+def sparse(model: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that pruned once and left two of every four weights, by activation."""
+    out = tmp_path_factory.mktemp("sparse") / "smaller"
+    more = ("--sparsity", "2:4", "--rounds", "1", "--recover-steps", "12", "--multiple", "8", "--parameters", "0.2")
+    subprocess.run(command(model, picture_folder, out, *more), check=True, capture_output=True)
+    return out
+
+
+def test_zeros_outlast_recovery_and_being_killed(
+    sparse: Path, model: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    """Every block of four is looked at, in the written weights; a run killed within the recovery gives the same."""
+    weights = load_file(sparse / "unet" / "diffusion_pytorch_model.safetensors")
+    found = json.loads((sparse / "compression.json").read_text())["rounds"][-1]["sparsity"]
+    for name, share in found["layers"].items():
+        assert share == 0.5
+        assert first_dense_block(weights[f"{name}.weight"].numpy(), 1) is None, name
+    assert sum(int((weights[f"{name}.weight"] == 0).sum()) for name in found["layers"]) == found["zeros"]
+    assert found["dense"]["conv_in"] == "the first convolution"
+    text = (sparse / "compression.txt").read_text()
+    assert f"{found['zeros']:,} weights are zero" in text
+    assert "the last convolution: conv_out" in text
+    assert re.search("SNR, pruned +less +SNR, sparse +less +SNR, recovered +less", text)
+
+    out, losses = tmp_path / "smaller", tmp_path / "smaller.work" / "losses.jsonl"
+    more = ("--sparsity", "2:4", "--rounds", "1", "--recover-steps", "12", "--multiple", "8", "--parameters", "0.2")
+    arguments = command(model, picture_folder, out, *more)
+    run_until_killed(arguments, losses, 7)
+    subprocess.run(arguments, check=True, capture_output=True)
+    assert (out / "compression.json").read_bytes() == (sparse / "compression.json").read_bytes()
+    again = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+
+
+def test_recovery_moves_what_is_not_zero(sparse: Path) -> None:
+    saved = torch.load(sparse.with_name("smaller.work") / "checkpoint.pt", weights_only=True)["weights"]
+    for name, mask in saved["masks"].items():
+        assert not saved["student"][name][~mask].any()
+        assert (saved["student"][name] != saved["average"][name])[mask].float().mean() > 0.5
+
+
+def test_sparsity_alone_leaves_a_folder_that_diffusers_loads(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sparse"
+    alone = ["--sparsity", "0.7", "--sparsity-scores", "magnitude", "--recover-steps", "0"]
+    assert main(["compress", "--model", str(model), "--out", str(out), *alone]) == 0
+    printed = capsys.readouterr().out
+    assert "no channels removed" in printed
+    assert "zeros anywhere make nothing faster" in printed
+    unet = UNet2DConditionModel.from_pretrained(out / "unet")
+    assert float((unet.mid_block.resnets[0].conv1.weight == 0).float().mean()) == pytest.approx(0.7, abs=1e-3)
+    assert unet.conv_in.weight.all()
+
+
+def test_low_rank_outlasts_recovery(model: Path, picture_folder: Path, tmp_path: Path) -> None:
+    """diffusers loads the folder, whose weights have the ranks that its configuration names."""
+    out = tmp_path / "low"
+    more = ("--parameters", "0", "--low-rank", "0.9", "--recover-steps", "3")
+    printed = subprocess.run(
+        command(model, picture_folder, out, *more), check=True, capture_output=True, text=True
+    ).stdout
+    assert re.search("SNR, in low rank +less +SNR, recovered +less", printed)
+    found = json.loads((out / "compression.json").read_text())["rounds"][-1]["low_rank"]
+    assert f"{len(found['layers'])} layers of {found['weights']:,} weights, {found['in_factors']:,} once" in printed
+    assert found["dense"]["conv_out"] == "the last convolution"
+    unet, whole = (UNet2DConditionModel.from_pretrained(folder / "unet") for folder in (out, model))
+    assert len(found["layers"]) > 10
+    for name, layer in found["layers"].items():
+        factors = low_rank_factors(unet.get_submodule(name).weight.detach().flatten(1).numpy(), 1e-5)
+        assert factors is not None, name
+        assert factors[0].shape[1] == layer["rank"], name
+    saved = torch.load(tmp_path / "low.work" / "checkpoint.pt", weights_only=True)["weights"]
+    for name, span in saved["spans"].items():
+        begun = span @ (span.T @ whole.get_parameter(name).detach().flatten(1))
+        assert (saved["student"][name].flatten(1) - begun).abs().max() > 1e-6, f"{name} did not recover"
+
+
 def test_without_data_by_weights_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "smaller"
     alone = ["--importance", "magnitude", "--budgets", "uniform", "--recover-steps", "0", "--round-steps", "0"]
@@ -140,6 +223,8 @@ def test_bf16_and_gradient_checkpointing(model: Path, picture_folder: Path, tmp_
         (["--rounds", "0"], "rounds must be 1 or more, found 0"),
         (["--recover-steps", "5"], "pictures are needed"),
         (["--importance", "fisher"], "pictures are needed to measure and to recover; give --data"),
+        (["--sparsity", "2:4"], "pictures are needed to measure and to recover; give --data"),
+        (["--sparsity", "1:2"], "'1:2' is no sparsity; give 2:4, or a share between 0 and 1"),
         (["--guidance", "0:2"], "guidance 0:2 is no range"),
         (["--learning-rate", "nan"], "learning rate must be above 0"),
         (["--student", "base"], "BK-SDM's students are of UNets with two layers a block"),

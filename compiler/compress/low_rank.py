@@ -1,0 +1,165 @@
+"""Weights of low rank: each output channel a combination of fewer, W = U (Uᵀ W) with U [outputs, rank] orthonormal.
+
+A layer so costs rank · (outputs + inputs) multiply-adds at each place and not outputs · inputs, once an export has made
+two of it; inputs of a convolution count for each place of its kernel. U spans the eigenvectors of the largest
+eigenvalues of the layer's *moments*, an [outputs, outputs] matrix, as many as hold a share of their sum, the energy:
+
+==========  ==========================================================================================================
+plain       W Wᵀ: the truncated singular value decomposition, which changes the weights least
+activation  sum of y yᵀ, y = W x what the layer gives without bias, over noisy latents of all timesteps: of all weights
+            of a rank W' = U Uᵀ W changes y least. With S Sᵀ = sum of x xᵀ these are the left singular vectors of W S:
+            Wang et al., "SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model Compression",
+            arXiv:2403.07378, section 3.1, without forming S, which for a 3x3 convolution is nine times as wide
+==========  ==========================================================================================================
+
+U stays as it is in recovery: after each step weights are projected on it, so that the rank never grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from sdc.compiler.compress.probes import Probe
+from sdc.compiler.compress.prune import UnetState
+from sdc.engines.errors import NumericalError
+from sdc.passes.simplify.factorise_weights import LOW_RANK
+
+Spans = dict[str, Tensor]
+"""For weights by name, U: [outputs, rank], float32."""
+
+ROUNDING = 1e-6
+"""What may be outside of a span after rounding to float32, of a weight's norm; a tenth of what an export allows."""
+
+
+@dataclass(frozen=True)
+class LowRankLayers:
+    """What becomes of the layers of a network.
+
+    Attributes:
+        spans: of those whose rank pays.
+        dense: names of the others, and why.
+    """
+
+    spans: Spans
+    dense: dict[str, str]
+
+
+@torch.no_grad()
+def output_moments(unet: UNet2DConditionModel, names: tuple[str, ...], probe: Probe, *, rows: int) -> dict[str, Tensor]:
+    """Sums of y yᵀ over all rows and places of a probe, y what a layer gives without its bias.
+
+    Args:
+        unet: on the probe's device.
+        names: of its convolutions and linear layers.
+        probe: inputs over all timesteps.
+        rows: at a time.
+
+    Returns:
+        [outputs, outputs], float64, on the CPU, for each layer by name.
+    """
+    moments: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Any:
+        def hook(layer: Any, _: Any, output: Tensor) -> None:
+            channels = output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output
+            flat = channels.flatten(0, -2).float()
+            flat = flat if layer.bias is None else flat - layer.bias
+            found = (flat.T @ flat).double().cpu()
+            moments[name] = moments[name] + found if name in moments else found
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(unet.get_submodule(name).register_forward_hook(watch(name)).remove)
+        for part in probe.split(rows):
+            unet(part.sample, part.timesteps, part.states)
+    return moments
+
+
+def weight_moments(weight: Tensor) -> Tensor:
+    """W Wᵀ: [outputs, outputs], float64."""
+    flat = weight.detach().cpu().double().flatten(1)
+    return flat @ flat.T
+
+
+def choose_spans(
+    weights: Mapping[str, Tensor], names: tuple[str, ...], moments: Mapping[str, Tensor] | None, *, energy: float
+) -> LowRankLayers:
+    """The least rank of each layer that holds a share of its energy, where that saves multiply-adds.
+
+    Args:
+        weights: of the network, by name.
+        names: of the layers.
+        moments: of what they give; None for those of the weights.
+        energy: share of the moments' trace, between 0 and 1.
+    """
+    spans, dense = {}, {}
+    for name in names:
+        weight = weights[f"{name}.weight"]
+        values, vectors = torch.linalg.eigh(weight_moments(weight) if moments is None else moments[name])  # rising
+        lost = values.clamp(min=0).cumsum(0)
+        rank = max(1, int((lost > (1 - energy) * lost[-1]).sum()))
+        outputs, inputs = weight.shape[0], weight[0].numel()
+        if rank * (outputs + inputs) < outputs * inputs:
+            spans[f"{name}.weight"] = vectors[:, -rank:].float().contiguous()
+        else:
+            dense[name] = f"rank {rank} of {min(outputs, inputs)} saves nothing"
+    return LowRankLayers(spans, dense)
+
+
+def project(weight: Tensor, span: Tensor) -> Tensor:
+    """U Uᵀ W, in the weight's shape."""
+    return (span @ (span.T @ weight.flatten(1))).reshape(weight.shape)
+
+
+def apply_spans(state: UnetState, spans: Spans) -> UnetState:
+    """The network with weights of low rank, whose configuration says so; other tensors are shared."""
+    projected = {name: project(state.weights[name].double(), span.double()).float() for name, span in spans.items()}
+    ranks = {name.removesuffix(".weight"): span.shape[1] for name, span in spans.items()}
+    return UnetState({**state.config, LOW_RANK: ranks}, {**state.weights, **projected})
+
+
+@torch.no_grad()
+def project_parameters(unet: UNet2DConditionModel, spans: Spans) -> None:
+    """Put weights back on their spans, in place; the spans are on the network's device."""
+    for name, span in spans.items():
+        weight = unet.get_parameter(name)
+        weight.copy_(project(weight, span))
+
+
+def check_ranks(weights: Mapping[str, Tensor], spans: Spans) -> None:
+    """See that weights are on their spans.
+
+    Raises:
+        NumericalError: one is not, which it names.
+    """
+    for name, span in spans.items():
+        weight = weights[name].detach().cpu().double()
+        outside = float((weight - project(weight, span.double())).norm() / weight.norm().clamp(min=1e-30))
+        if outside > ROUNDING:
+            raise NumericalError(f"{name} is not of rank {span.shape[1]}: {outside:.1e} of its norm is outside")
+
+
+def describe_low_rank(state: UnetState, layers: LowRankLayers) -> dict[str, Any]:
+    """For the report: ranks, and what the layers have in weights before and after they are two each."""
+    before = {name: state.weights[name].numel() for name in layers.spans}
+    after = {
+        name: span.shape[1] * (span.shape[0] + before[name] // span.shape[0]) for name, span in layers.spans.items()
+    }
+    return {
+        "layers": {
+            name.removesuffix(".weight"): {"rank": span.shape[1], "weights": before[name], "in_factors": after[name]}
+            for name, span in layers.spans.items()
+        },
+        "dense": layers.dense,
+        "weights": sum(before.values()),
+        "in_factors": sum(after.values()),
+    }
