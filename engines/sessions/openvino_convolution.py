@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import openvino
 
-from sdc.engines.kernels.convolution import Convolver, Filter, Quantisation
-from sdc.engines.sessions.openvino_layout import channels_last, put_in_place_of, rows_of
-from sdc.engines.sessions.openvino_operators import KernelOperator, Replacements, static_shapes
-from sdc.engines.sessions.openvino_weights import LayerOperands, operands_of, with_bias
+from sdc.engines.kernels.convolution import Convolver
+from sdc.engines.sessions.openvino_layers import KernelLayer, KernelWeights, LayerOperands, operands_of, with_bias
+from sdc.engines.sessions.openvino_layout import channels_last, put_in_place_of
+from sdc.engines.sessions.openvino_operators import Replacements, static_shapes
 
 log = logging.getLogger(__name__)
 
@@ -51,70 +51,12 @@ class _Site:
     margins: tuple[int, int]
 
 
-class KernelConvolution(KernelOperator):
-    """images: [B, H, W, C], bf16 → convolved, [B, H, W, outputs], bf16.
+class KernelConvolution(KernelLayer):
+    """images: [B, H, W, C], bf16 → convolved, [B, H, W, outputs], bf16."""
 
-    Attributes:
-        filter: the weights; likewise `factors` and `offsets`, see `Convolver.convolve`.
-        quantisation: of the images; None for none.
-        margins: rows above images and columns left of them.
-    """
-
-    def __init__(
-        self,
-        convolver: Convolver,
-        filter: Filter,
-        factors: np.ndarray,
-        offsets: np.ndarray,
-        quantisation: Quantisation | None,
-        margins: tuple[int, int],
-        replacements: Replacements,
-        inputs: list[Any],
-    ) -> None:
-        self._convolver = convolver
-        self.filter, self.factors, self.offsets, self.quantisation = filter, factors, offsets, quantisation
-        self.margins = margins
-        super().__init__(replacements, inputs)
-
-    def copy(self, inputs: list[Any]) -> KernelConvolution:
-        """Another one with the same weights."""
-        return KernelConvolution(
-            self._convolver,
-            self.filter,
-            self.factors,
-            self.offsets,
-            self.quantisation,
-            self.margins,
-            self.replacements,
-            inputs,
-        )
-
-    def validate_and_infer_types(self) -> None:
-        """The output is like the input but for the number of channels."""
-        shape = self.get_input_partial_shape(0)
-        shape[3] = openvino.Dimension(self.filter.shape[0])
-        self.set_output_type(0, self.get_input_element_type(0), shape)
-
-    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
-        """Run the kernel on the tensors' own memory."""
-        images = inputs[0].data
-        outputs[0].shape = [*images.shape[:3], self.filter.shape[0]]
-        self._convolver.convolve(
-            rows_of(images),
-            rows_of(outputs[0].data),
-            self.filter,
-            size=images.shape[1:3],
-            factors=self.factors,
-            offsets=self.offsets,
-            margins=self.margins,
-            quantisation=self.quantisation,
-        )
-        return True
-
-    def release(self) -> None:
-        """Let the weights go."""
-        super().release()
-        self.filter = Filter(np.empty(0, np.uint8), None, self.filter.shape)
+    def as_images(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """They are some."""
+        return shape[0], shape[1], shape[2]
 
 
 def replace_convolutions(
@@ -147,16 +89,14 @@ def _is_worthwhile(convolution: Any) -> bool:
 
 def _replace(site: _Site, convolver: Convolver, replacements: Replacements) -> None:
     operands = site.operands
-    operator = KernelConvolution(
-        convolver,
+    weights = KernelWeights(
         convolver.pack(operands.weights),
         operands.factors.astype(np.float32),
         site.bias.astype(np.float32),
         operands.quantisation,
         site.margins,
-        replacements,
-        [channels_last(operands.input)],
     )
+    operator = KernelConvolution(convolver, weights, replacements, [channels_last(operands.input)])
     put_in_place_of(site.result, operator.output(0))
 
 

@@ -20,10 +20,16 @@ import numpy as np
 import openvino
 from openvino import opset13 as operators
 
-from sdc.engines.kernels.convolution import Convolver, Filter, Quantisation
-from sdc.engines.kernels.rows import Rows
-from sdc.engines.sessions.openvino_operators import KernelOperator, Replacements, sole_reader, static_shapes
-from sdc.engines.sessions.openvino_weights import LayerOperands, before_conversions, operands_of, with_bias
+from sdc.engines.kernels.convolution import Convolver
+from sdc.engines.sessions.openvino_layers import (
+    KernelLayer,
+    KernelWeights,
+    LayerOperands,
+    before_conversions,
+    operands_of,
+    with_bias,
+)
+from sdc.engines.sessions.openvino_operators import Replacements, sole_reader, static_shapes
 
 log = logging.getLogger(__name__)
 
@@ -48,60 +54,12 @@ class _Site:
     result: Any
 
 
-class KernelGate(KernelOperator):
-    """tokens: [B, S, K], bf16 → gated, [B, S, outputs], bf16.
+class KernelGate(KernelLayer):
+    """tokens: [B, S, K], bf16 → gated, [B, S, outputs], bf16."""
 
-    Attributes:
-        filter: the weights; likewise `factors` and `offsets`, see `Convolver.convolve`.
-        quantisation: of the tokens; None for none.
-    """
-
-    def __init__(
-        self,
-        convolver: Convolver,
-        filter: Filter,
-        factors: np.ndarray,
-        offsets: np.ndarray,
-        quantisation: Quantisation | None,
-        replacements: Replacements,
-        inputs: list[Any],
-    ) -> None:
-        self._convolver = convolver
-        self.filter, self.factors, self.offsets, self.quantisation = filter, factors, offsets, quantisation
-        super().__init__(replacements, inputs)
-
-    def copy(self, inputs: list[Any]) -> KernelGate:
-        """Another one with the same weights."""
-        return KernelGate(
-            self._convolver, self.filter, self.factors, self.offsets, self.quantisation, self.replacements, inputs
-        )
-
-    def validate_and_infer_types(self) -> None:
-        """The output is like the input but for the last dimension."""
-        shape = self.get_input_partial_shape(0)
-        shape[len(shape) - 1] = openvino.Dimension(self.filter.shape[0])
-        self.set_output_type(0, self.get_input_element_type(0), shape)
-
-    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
-        """Run the kernel on the tensors' own memory."""
-        tokens = inputs[0].data
-        outputs[0].shape = [*tokens.shape[:-1], self.filter.shape[0]]
-        count = math.prod(tokens.shape[:-1])
-        self._convolver.convolve(
-            Rows(tokens.ctypes.data, (1, count, tokens.shape[-1])),
-            Rows(outputs[0].data.ctypes.data, (1, count, self.filter.shape[0])),
-            self.filter,
-            size=(1, count),
-            factors=self.factors,
-            offsets=self.offsets,
-            quantisation=self.quantisation,
-        )
-        return True
-
-    def release(self) -> None:
-        """Let the weights go."""
-        super().release()
-        self.filter = Filter(np.empty(0, np.uint8), None, self.filter.shape)
+    def as_images(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """One, of one row: tokens do not see each other."""
+        return 1, 1, math.prod(shape[:-1])
 
 
 def replace_gates(
@@ -133,15 +91,14 @@ def _is_worthwhile(site: _Site) -> bool:
 
 def _replace(site: _Site, convolver: Convolver, replacements: Replacements) -> None:
     values, gates = site.operands
-    operator = KernelGate(
-        convolver,
+    weights = KernelWeights(
         convolver.pack(values.weights.T, gates.weights.T),
         np.concatenate([values.factors, gates.factors]).astype(np.float32),
         np.concatenate(site.biases).astype(np.float32),
         values.quantisation,
-        replacements,
-        [operators.convert(before_conversions(values.input), "bf16").output(0)],
     )
+    tokens = operators.convert(before_conversions(values.input), "bf16").output(0)
+    operator = KernelGate(convolver, weights, replacements, [tokens])
     whole = operators.convert(operator, site.result.get_element_type().to_string())
     whole.set_friendly_name(site.result.get_node().get_friendly_name())
     site.result.replace(whole.output(0))

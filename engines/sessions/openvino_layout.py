@@ -13,8 +13,8 @@ from openvino import opset13 as operators
 
 from sdc.engines.kernels.library import Kernels
 from sdc.engines.kernels.rows import Rows
+from sdc.engines.sessions.openvino_layers import before_conversions
 from sdc.engines.sessions.openvino_operators import KernelOperator, Replacements, constant_of
-from sdc.engines.sessions.openvino_weights import before_conversions
 
 _TO_LAST = [0, 2, 3, 1]
 _TO_FIRST = [0, 3, 1, 2]

@@ -161,7 +161,7 @@ def test_takes_several_shapes_in_turn(convolver, tmp_path):
 
 def packed_alive() -> int:
     gc.collect()
-    return sum(each.filter.packed.size > 0 for each in gc.get_objects() if type(each).__name__ == "KernelConvolution")
+    return sum(each.weights is not None for each in gc.get_objects() if type(each).__name__ == "KernelConvolution")
 
 
 def test_weights_are_let_go(convolver, tmp_path):
@@ -216,14 +216,14 @@ def test_other_ways_to_quantise_are_left_alone(convolver, low, high, output_high
 
 def test_the_bias_is_left_alone_where_something_else_reads_what_is_before_it(convolver):
     (operator,) = replaced(build_model(reader=1), convolver)
-    assert not operator.offsets.any()
+    assert not operator.weights.offsets.any()
     (operator,) = replaced(build_model(), convolver)
-    assert operator.offsets.any()
+    assert operator.weights.offsets.any()
 
 
 def test_how_images_are_quantised(convolver):
     (operator,) = replaced(build_model(bytes=True), convolver)
-    assert operator.quantisation == Quantisation(pytest.approx(0.02), 30)
+    assert operator.weights.quantisation == Quantisation(pytest.approx(0.02), 30)
 
 
 def test_leaves_small_and_large_ones_alone_and_shapes_free(convolver):

@@ -162,7 +162,7 @@ def test_leaves_other_patterns_alone(convolver, options):
 
 def test_how_tokens_are_quantised(convolver):
     (operator,) = replaced(build_model(bytes=True), convolver)
-    assert operator.quantisation == Quantisation(pytest.approx(0.01), 128)
+    assert operator.weights.quantisation == Quantisation(pytest.approx(0.01), 128)
 
 
 def test_leaves_small_ones_alone_and_shapes_free(convolver):

@@ -1,15 +1,17 @@
-"""Weights and quantised inputs of layers in an OpenVINO model, as the CPU kernels take them."""
+"""Layers of OpenVINO models as the CPU kernels take them: operands, and the operator in a layer's place."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import openvino
 
-from sdc.engines.kernels.convolution import Quantisation
-from sdc.engines.sessions.openvino_operators import constant_of, sole_reader
+from sdc.engines.kernels.convolution import Convolver, Filter, Quantisation
+from sdc.engines.kernels.rows import Rows
+from sdc.engines.sessions.openvino_operators import KernelOperator, Replacements, constant_of, sole_reader
 
 _LEVELS = 256
 _NEARLY = 0.01
@@ -31,6 +33,78 @@ class LayerOperands:
     weights: np.ndarray
     factors: np.ndarray
     quantisation: Quantisation | None
+
+
+@dataclass(frozen=True)
+class KernelWeights:
+    """What a layer multiplies with, and what becomes of the products; see `Convolver.convolve`.
+
+    Attributes:
+        filter: packed.
+        factors: float32, [outputs], and those of the gates; likewise `offsets`.
+        quantisation: of the input; None for none.
+        margins: rows above images and columns left of them; None for half a window.
+    """
+
+    filter: Filter
+    factors: np.ndarray
+    offsets: np.ndarray
+    quantisation: Quantisation | None
+    margins: tuple[int, int] | None = None
+
+
+class KernelLayer(KernelOperator):
+    """input: [..., channels], bf16 → [..., outputs], bf16.
+
+    Attributes:
+        weights: None once it is released.
+    """
+
+    def __init__(
+        self, convolver: Convolver, weights: KernelWeights, replacements: Replacements, inputs: list[Any]
+    ) -> None:
+        self.weights: KernelWeights | None = weights
+        self._convolver = convolver
+        self._outputs = weights.filter.shape[0]
+        super().__init__(replacements, inputs)
+
+    @abstractmethod
+    def as_images(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """How many images an input of this shape is taken for, and their height and width."""
+
+    def copy(self, inputs: list[Any]) -> KernelLayer:
+        """Another one with the same weights."""
+        assert self.weights is not None
+        return type(self)(self._convolver, self.weights, self.replacements, inputs)
+
+    def validate_and_infer_types(self) -> None:
+        """The output is like the input but for the last dimension."""
+        shape = self.get_input_partial_shape(0)
+        shape[len(shape) - 1] = openvino.Dimension(self._outputs)
+        self.set_output_type(0, self.get_input_element_type(0), shape)
+
+    def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
+        """Run the kernel on the tensors' own memory."""
+        assert self.weights is not None
+        given = inputs[0].data
+        outputs[0].shape = [*given.shape[:-1], self._outputs]
+        batch, height, width = self.as_images(given.shape)
+        self._convolver.convolve(
+            Rows(given.ctypes.data, (batch, height * width, given.shape[-1])),
+            Rows(outputs[0].data.ctypes.data, (batch, height * width, self._outputs)),
+            self.weights.filter,
+            size=(height, width),
+            factors=self.weights.factors,
+            offsets=self.weights.offsets,
+            margins=self.weights.margins,
+            quantisation=self.weights.quantisation,
+        )
+        return True
+
+    def release(self) -> None:
+        """Let the weights go."""
+        super().release()
+        self.weights = None
 
 
 def operands_of(layer: Any, output_axis: int) -> LayerOperands | None:
