@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _MOST_PIXELS = 2048
 """Of all images together; above that OpenVINO's convolution reuses weights as well."""
+_MOST_ROWS = 8192
+"""Of a product of matrices, which a window of 1 is: more were not measured."""
 _LEAST_PRODUCTS = 2e8
 """Some 0.2 ms of work, beside the 0.1 ms that an operator in Python costs."""
 
@@ -55,8 +57,10 @@ class KernelConvolution(KernelLayer):
     """images: [B, H, W, C], bf16 → convolved, [B, H, W, outputs], bf16."""
 
     def as_images(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """They are some."""
-        return shape[0], shape[1], shape[2]
+        """With a window of 1 pixels do not see each other, and are the columns of one row."""
+        batch, height, width, _ = shape
+        is_product = self.weights is not None and self.weights.filter.shape[2] == 1
+        return (1, 1, batch * height * width) if is_product else (batch, height, width)
 
 
 def replace_convolutions(
@@ -84,7 +88,8 @@ def replace_convolutions(
 def _is_worthwhile(convolution: Any) -> bool:
     batch, _, height, width = convolution.get_output_shape(0)
     pixels = batch * height * width
-    return bool(pixels <= _MOST_PIXELS and pixels * math.prod(convolution.get_input_shape(1)) >= _LEAST_PRODUCTS)
+    most = _MOST_ROWS if convolution.get_input_shape(1)[2] == 1 else _MOST_PIXELS
+    return bool(pixels <= most and pixels * math.prod(convolution.get_input_shape(1)) >= _LEAST_PRODUCTS)
 
 
 def _replace(site: _Site, convolver: Convolver, replacements: Replacements) -> None:
@@ -107,7 +112,6 @@ def _match(convolution: Any) -> _Site | None:
     begins, ends = attributes["pads_begin"], attributes["pads_end"]
     if (
         window != width
-        or window == 1  # a product of matrices, which OpenVINO blocks better
         or attributes["strides"] != [1, 1]
         or attributes["dilations"] != [1, 1]
         or attributes["auto_pad"].lower() != "explicit"

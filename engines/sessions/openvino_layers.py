@@ -117,7 +117,7 @@ def operands_of(layer: Any, output_axis: int) -> LayerOperands | None:
     outputs = layer.get_input_shape(1)[output_axis]
     weights = before_conversions(layer.input_value(1))
     if weights.get_node().get_type_name() == "Constant":
-        if weights.get_element_type() not in (openvino.Type.bf16, openvino.Type.f32):
+        if weights.get_element_type() not in (openvino.Type.bf16, openvino.Type.f16, openvino.Type.f32):
             return None
         return LayerOperands(layer.input_value(0), _array_of(weights.get_node()), np.ones(outputs), None)
     rounding = before_conversions(layer.input_value(0)).get_node()
@@ -153,8 +153,10 @@ def before_conversions(value: Any) -> Any:
 
 
 def _array_of(constant: Any) -> np.ndarray:
-    values: np.ndarray = constant.data  # bf16 looks like float16 here
-    return values.view(np.uint16) if constant.get_output_element_type(0) == openvino.Type.bf16 else values
+    values: np.ndarray = constant.data
+    if constant.get_output_element_type(0) == openvino.Type.bf16:
+        return values.view(np.uint16)  # it looks like float16 here
+    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _dequantised(product: Any, outputs: int) -> tuple[Any, np.ndarray] | tuple[None, None]:

@@ -25,21 +25,23 @@ _UNLIMITED = -1
 def channels_last(images: Any) -> Any:
     """[B, C, H, W] of any type → [B, H, W, C], bf16; of what lay so before, that itself."""
     images = before_conversions(images)
-    if _is_transpose(images.get_node(), _TO_FIRST):
-        last = before_conversions(images.get_node().input_value(0))
-        if last.get_element_type() == openvino.Type.bf16:
-            return last
-    return operators.convert(operators.transpose(images, _TO_LAST), "bf16").output(0)
+    if not _is_transpose(images.get_node(), _TO_FIRST):
+        return operators.convert(operators.transpose(images, _TO_LAST), "bf16").output(0)
+    last = before_conversions(images.get_node().input_value(0))
+    return last if last.get_element_type() == openvino.Type.bf16 else operators.convert(last, "bf16").output(0)
 
 
 def put_in_place_of(old: Any, images: Any) -> None:
     """Have all that reads an output, [B, C, H, W], read these images, [B, H, W, C] in bf16; as they are if it can."""
-    for port in old.get_target_inputs():
-        reader = port.get_node()
+    for reader in [port.get_node() for port in old.get_target_inputs()]:
         if _is_transpose(reader, _TO_LAST):
-            for last in (port.get_node().output(0) for port in reader.output(0).get_target_inputs()):
+            ports = reader.output(0).get_target_inputs()
+            for last in [port.get_node().output(0) for port in ports]:
                 if last.get_node().get_type_name() == "Convert" and last.get_element_type() == openvino.Type.bf16:
                     last.replace(images)
+            typed = operators.convert(images, old.get_element_type().to_string())
+            typed.set_friendly_name(reader.get_friendly_name())
+            reader.output(0).replace(typed.output(0))
     whole = operators.transpose(operators.convert(images, old.get_element_type().to_string()), _TO_FIRST)
     whole.set_friendly_name(old.get_node().get_friendly_name())
     old.replace(whole.output(0))

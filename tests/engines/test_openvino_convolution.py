@@ -51,7 +51,8 @@ def convolve(
         scales = constant(generator.uniform(0.5, 1.5, (outputs, 1, 1, 1)) / 73 / np.sqrt(9 * inputs), element_type)
         weight = operators.multiply(operators.convert(integers, element_type), scales)
     elif half:
-        weight = operators.convert(operators.constant(np.zeros(shape, np.float16)), element_type)
+        floats = generator.standard_normal(shape) / np.sqrt(window**2 * inputs)
+        weight = operators.convert(operators.constant(floats.astype(np.float16)), element_type)
     else:
         weight = constant(generator.standard_normal(shape) / np.sqrt(window**2 * inputs), element_type)
     margin = window // 2
@@ -116,7 +117,8 @@ def replaced(model: openvino.Model, convolver, shapes=USUAL) -> list:
 
 
 OPTIONS = (
-    {}, {"bias": False}, {"element_type": "bf16"}, {"skip": True}, {"window": 5},
+    {}, {"bias": False}, {"element_type": "bf16"}, {"skip": True}, {"window": 5}, {"window": 1},
+    {"half": True}, {"half": True, "element_type": "f16"},
     {"bytes": True}, {"bytes": True, "element_type": "f16"}, {"bytes": True, "bias": False, "skip": True},
     {"joined": 2}, {"joined": 1, "bytes": True},
 )  # fmt: skip
@@ -125,12 +127,14 @@ OPTIONS = (
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_is_put_in_and_no_further_from_float32_than_openvinos_own(convolver, monkeypatch, tmp_path, options):
     found = {}
+    size = 64 if options.get("window") == 1 else 16
+    given = feeds(height=size, width=size)
     for name, precision, switch in (("exact", "f32", "1"), ("openvino", "bf16", "attention"), ("kernel", "bf16", "1")):
         monkeypatch.setenv("SDC_KERNELS", switch)
         # A model of bf16 is computed in bf16, whatever is asked for.
         built = build_model(**(options | {"element_type": "f32"} if name == "exact" else options))
         with open_model(built, tmp_path, precision) as session:
-            found[name] = session.run(feeds())["y"]
+            found[name] = session.run(given)["y"]
             kinds = executed(session)
         replaced_ones = 1 + 2 * options.get("joined", 0) if name == "kernel" else 0
         assert kinds.count("Reference") == replaced_ones
@@ -145,6 +149,36 @@ def test_images_stay_channels_last(convolver, tmp_path):
     with open_model(build_model(joined=2), tmp_path, "bf16") as session:
         session.run(feeds())
         assert "Transpose" not in executed(session)
+
+
+def build_projections(*, element_type: str = "f32") -> openvino.Model:
+    """Images to tokens and back, as transformers of a UNet have it, between products of matrices."""
+    x = operators.parameter([-1, 4, -1, -1], openvino.Type.f32, name="x")
+    images = convolve(operators.convert(x, element_type), CHANNELS, seed=0, element_type=element_type)[0]
+    images = convolve(images, CHANNELS, seed=1, element_type=element_type, window=1)[0]
+    last = operators.transpose(images, np.array([0, 2, 3, 1]))
+    tokens = operators.relu(operators.reshape(last, np.array([0, -1, CHANNELS]), True))
+    last = operators.reshape(tokens, operators.shape_of(last), False)
+    images = operators.transpose(last, np.array([0, 3, 1, 2]))
+    images = convolve(images, CHANNELS, seed=2, element_type=element_type, window=1)[0]
+    images = operators.convert(convolve(images, 4, seed=3, element_type=element_type)[0], "f32")
+    model = openvino.Model([images], [x], "projections")
+    model.inputs[0].get_tensor().set_names({"x"})
+    model.outputs[0].get_tensor().set_names({"y"})
+    return model
+
+
+@pytest.mark.parametrize("element_type", ["f32", "f16", "bf16"])
+def test_projections_of_tokens_move_nothing(convolver, tmp_path, element_type):
+    given = feeds(height=64, width=64)
+    with open_model(build_projections(element_type=element_type), tmp_path, "bf16") as session:
+        found = session.run(given)["y"]
+        kinds = executed(session)
+    assert kinds.count("Reference") == 2
+    assert "Transpose" not in kinds
+    with open_model(build_projections(), tmp_path, "f32") as exact:
+        expected = exact.run(given)["y"]
+    assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
 
 
 def test_takes_several_shapes_in_turn(convolver, tmp_path):
@@ -180,11 +214,9 @@ def test_weights_are_let_go(convolver, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"window": 1},
         {"strides": (2, 1)},
         {"dilations": (1, 2)},
         {"begin": 2},
-        {"half": True},
     ],
     ids=str,
 )
