@@ -21,7 +21,7 @@ from sdc.engines.sessions.openvino_attention import replace_attention
 from sdc.engines.sessions.openvino_convolution import replace_convolutions
 from sdc.engines.sessions.openvino_gate import replace_gates
 from sdc.engines.sessions.openvino_group_norm import replace_group_norms
-from sdc.engines.sessions.openvino_layout import interleave_channels_last, join_channels_last
+from sdc.engines.sessions.openvino_layout import add_channels_last, interleave_channels_last, join_channels_last
 from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.sessions.source import EngineSource
 from sdc.engines.specs import ComponentSpec
@@ -201,6 +201,7 @@ def _use_kernels(model: openvino.Model, precision: str, shapes: Shapes) -> Repla
             if kernels.convolver is not None:
                 replace_gates(model, kernels.convolver, shapes, replacements)
                 replace_convolutions(model, kernels.convolver, shapes, replacements)
+                add_channels_last(model)
                 join_channels_last(model, kernels, replacements)
     return replacements
 

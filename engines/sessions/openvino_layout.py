@@ -89,6 +89,17 @@ def join_channels_last(model: openvino.Model, kernels: Kernels, replacements: Re
             put_in_place_of(joined, KernelJoin(kernels, replacements, inputs).output(0))
 
 
+def add_channels_last(model: openvino.Model) -> None:
+    """Add images where their channels lie last, if both operands have them so."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Add":
+            continue
+        operands = [before_conversions(value) for value in node.input_values()]
+        if all(_is_transpose(value.get_node(), _TO_FIRST) for value in operands):
+            left, right = (channels_last(value) for value in operands)
+            put_in_place_of(node.output(0), operators.add(left, right).output(0))
+
+
 class KernelInterleave(KernelOperator):
     """Four images, [B, H, W, C] each, bf16 → [B, 2H, 2W, C]: of every two by two pixels one of each."""
 

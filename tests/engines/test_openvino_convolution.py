@@ -144,9 +144,10 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(convolver, mon
     assert errors["kernel"] <= 1.1 * errors["openvino"]
 
 
-def test_images_stay_channels_last(convolver, tmp_path):
+@pytest.mark.parametrize("skip", [False, True])
+def test_images_stay_channels_last(convolver, tmp_path, skip):
     """Neither transposed nor reordered between kernels."""
-    with open_model(build_model(joined=2), tmp_path, "bf16") as session:
+    with open_model(build_model(joined=2, skip=skip), tmp_path, "bf16") as session:
         session.run(feeds())
         assert "Transpose" not in executed(session)
 
