@@ -58,27 +58,32 @@ uint16_t bf16_from_float(float value) {
 }
 
 /// Writes the tiles of one task, [planes][places of the window][2 tiles][16 rows][16 outputs][group], where a row is a
-/// group of channels that fill 32 bits.
+/// group of channels that fill 32 bits. Weights are read in the order in which they lie.
 template <typename Stored, typename Packed, typename Convert>
 void pack_outputs(const SdcFilter& filter, int64_t task, Convert&& convert) {
     constexpr int64_t group = sizeof(uint32_t) / sizeof(Packed);
     constexpr int64_t channels_per_plane = kTileRows * group;
+    constexpr int64_t tile_size = kTileWords * group;
     const bool gated = filter.gates != nullptr;
     const int64_t places = filter.window * filter.window;
-    auto* packed = reinterpret_cast<Packed*>(static_cast<std::byte*>(filter.packed) + task * block_bytes(filter));
-    for (int64_t first = 0; first < filter.channels; first += channels_per_plane) {
-        for (int64_t place = 0; place < places; ++place) {
-            for (int64_t tile = 0; tile < 2; ++tile) {
-                const auto* weights = static_cast<const Stored*>(gated && tile == 1 ? filter.gates : filter.weights);
-                const int64_t first_output = task * outputs_per_task(gated) + (gated ? 0 : tile * kTileRows);
-                for (int64_t index = 0; index < kTileWords; ++index) {
-                    const int64_t output = first_output + index % kTileRows;
-                    for (int64_t i = 0; i < group; ++i) {
-                        const int64_t channel = first + index / kTileRows * group + i;
-                        const bool inside = output < filter.outputs && channel < filter.channels;
-                        const int64_t weight = output * filter.output_stride + channel * filter.channel_stride + place;
-                        *packed++ = inside ? convert(weights[weight]) : Packed{0};
-                    }
+    std::byte* const block = static_cast<std::byte*>(filter.packed) + task * block_bytes(filter);
+    if (filter.outputs % outputs_per_task(gated) != 0 || filter.channels % channels_per_plane != 0) {
+        std::memset(block, 0, static_cast<size_t>(block_bytes(filter)));  // what is behind the last ones
+    }
+    for (int64_t tile = 0; tile < 2; ++tile) {
+        const auto* weights = static_cast<const Stored*>(gated && tile == 1 ? filter.gates : filter.weights);
+        const int64_t first_output = task * outputs_per_task(gated) + (gated ? 0 : tile * kTileRows);
+        const int64_t outputs = std::min(kTileRows, filter.outputs - first_output);
+        for (int64_t first = 0; first < filter.channels; first += channels_per_plane) {
+            const int64_t channels = std::min(channels_per_plane, filter.channels - first);
+            const int64_t first_tile = first / channels_per_plane * places * 2 + tile;
+            auto* const plane = reinterpret_cast<Packed*>(block) + first_tile * tile_size;
+            for (int64_t output = 0; output < outputs; ++output) {
+                const Stored* window =
+                    weights + (first_output + output) * filter.output_stride + first * filter.channel_stride;
+                for (int64_t channel = 0; channel < channels; ++channel, window += filter.channel_stride) {
+                    Packed* target = plane + channel / group * kTileRows * group + output * group + channel % group;
+                    for (int64_t place = 0; place < places; ++place) target[place * 2 * tile_size] = convert(window[place]);
                 }
             }
         }
