@@ -32,7 +32,7 @@ def kernels_may_use_amx() -> bool:
     return "avx512" not in _kernels()
 
 
-def kernels_may_normalise() -> bool:
+def kernels_beyond_attention() -> bool:
     """Whether CPU kernels may be used for more than attention: ``$SDC_KERNELS`` does not say "attention"."""
     return "attention" not in _kernels()
 

@@ -131,6 +131,7 @@ class Networks:
         Returns:
             A function that raises NumericalError where the UNet gives NaN or infinity.
         """
+        known = tuple(timesteps)
         if len(self._rows) >= _MOST_TIMESTEPS:
             self._rows.clear()
         for component in ("unet",) if full_steps is None else ("unet", SHALLOW):
@@ -141,12 +142,13 @@ class Networks:
             self.specs,
             self._run_part,
             conditions,
-            timesteps=timesteps,
+            timesteps=known,
             rows=self._rows,
             fewer_rows=fewer_rows,
             uses_shallow=full_steps is not None,
         )
-        self._release_what_is_known()
+        if known:
+            self._release_what_is_known()
         index = 0
 
         def predict(sample: Latents, timestep: float) -> Latents:

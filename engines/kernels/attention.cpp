@@ -2,11 +2,10 @@
 #include "attention.h"
 
 #include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
 
 #include <cmath>
-#include <new>
 
+#include "isolated.h"
 #include "workspace.h"
 
 namespace sdc {
@@ -69,10 +68,5 @@ const char* sdc_attention(const SdcAttention* attention) {
     const sdc::Path* const path = sdc::choose_path(*attention);
     if (!path) return "the processor has no AVX512_BF16 instructions";
     if (const char* fault = sdc::find_fault(*attention)) return fault;
-    try {
-        tbb::this_task_arena::isolate([&] { sdc::run(*attention, *path); });
-    } catch (const std::bad_alloc&) {
-        return "not enough memory";
-    }
-    return nullptr;
+    return sdc::run_isolated([&] { sdc::run(*attention, *path); });
 }

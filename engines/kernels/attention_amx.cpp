@@ -18,8 +18,7 @@
 // end is the same, as long as nothing overflows. Where it did, which the sum of the probabilities tells, the block is
 // computed again, with the largest score of all for that query. The sum is one more feature of the values, 1 for each key.
 //
-// Source: Schraudolph, "A Fast,
-// Compact Approximation of the Exponential Function", 1999 (exponents as integers).
+// Source: Schraudolph, "A Fast, Compact Approximation of the Exponential Function", 1999 (exponents as integers).
 #include <algorithm>
 #include <cmath>
 #include <limits>

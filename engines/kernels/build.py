@@ -38,6 +38,7 @@ SOURCES = (
     "attention_amx.cpp",
     "convolution.cpp",
     "convolution_amx.cpp",
+    "convolution_filter.cpp",
     "group_norm.cpp",
     "group_norm_avx512.cpp",
     "images.cpp",
@@ -49,7 +50,9 @@ HEADERS = (
     "convolution.h",
     "group_norm.h",
     "images.h",
+    "isolated.h",
     "softmax_avx512.h",
+    "tiles.h",
     "tiles_amx.h",
     "workspace.h",
 )

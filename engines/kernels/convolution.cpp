@@ -2,12 +2,11 @@
 #include "convolution.h"
 
 #include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
 
 #include <algorithm>
 #include <cmath>
-#include <new>
 
+#include "isolated.h"
 #include "tiles_amx.h"
 #include "workspace.h"
 
@@ -29,8 +28,8 @@ const char* find_fault(const SdcConvolution& convolution) {
         std::max(convolution.top, convolution.left) >= convolution.window) {
         return "margins must be smaller than the window";
     }
-    if (convolution.bytes && !(std::isfinite(convolution.scale) && convolution.scale > 0)) {
-        return "the scale must be positive and finite";
+    if (convolution.bytes && !(std::isnormal(convolution.scale) && convolution.scale > 0)) {
+        return "the scale must be positive and a normal number";
     }
     if (convolution.bytes && !(convolution.zero_point >= 0 && convolution.zero_point <= 255 &&
                                convolution.zero_point == std::nearbyint(convolution.zero_point))) {
@@ -64,19 +63,16 @@ void run(const SdcConvolution& convolution) {
 int32_t sdc_convolution_supported() { return sdc::tiles_supported(); }
 
 const char* sdc_pack_filter(const SdcFilter* filter) {
-    if (const char* fault = sdc::find_fault(filter->outputs, filter->channels, filter->window, false)) return fault;
+    const bool bytes = filter->type == kSdcInt8;
+    if (const char* fault = sdc::find_fault(filter->outputs, filter->channels, filter->window, bytes)) return fault;
     const int64_t tasks = sdc::blocks(filter->outputs, sdc::outputs_per_task(filter->gates != nullptr));
-    tbb::parallel_for(int64_t{0}, tasks, [&](int64_t task) { sdc::pack_outputs(*filter, task); });
-    return nullptr;
+    return sdc::run_isolated([&] {
+        tbb::parallel_for(int64_t{0}, tasks, [&](int64_t task) { sdc::pack_outputs(*filter, task); });
+    });
 }
 
 const char* sdc_convolution(const SdcConvolution* convolution) {
     if (!sdc::tiles_supported()) return "the processor has no AMX, or the system does not allow it";
     if (const char* fault = sdc::find_fault(*convolution)) return fault;
-    try {
-        tbb::this_task_arena::isolate([&] { sdc::run(*convolution); });
-    } catch (const std::bad_alloc&) {
-        return "not enough memory";
-    }
-    return nullptr;
+    return sdc::run_isolated([&] { sdc::run(*convolution); });
 }

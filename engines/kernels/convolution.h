@@ -5,11 +5,12 @@
 #include <cstdint>
 
 #include "images.h"
+#include "tiles.h"
 
 extern "C" {
 
 /// How weights are stored.
-enum SdcWeightType : int32_t { kSdcFloat32 = 0, kSdcBf16 = 1, kSdcInt8 = 2 };
+enum SdcWeightType : int32_t { kSdcFloat32 = 0, kSdcBf16 = 1, kSdcInt8 = 2, kSdcFloat16 = 3 };
 
 /// Weights of a convolution, [outputs, channels, window, window], on their way to the layout of the kernel. A product of
 /// matrices is one with a window of 1.
@@ -67,6 +68,13 @@ namespace sdc {
 
 /// A task writes so many outputs of each pixel: those of two tiles, or of one and a tile of gates.
 constexpr int64_t outputs_per_task(bool gated) { return gated ? 16 : 32; }
+
+constexpr int64_t kLine = kTileStride;  ///< bytes of some channels of a pixel; a row of a tile
+constexpr int64_t kBf16Bytes = 2;
+constexpr int64_t kBf16PerLine = kLine / kBf16Bytes;
+constexpr int64_t kPairBytes = 2 * kTileBytes;  ///< two tiles, of weights or of sums
+
+constexpr int64_t channels_per_line(bool bytes) { return bytes ? kLine : kBf16PerLine; }
 
 /// A task of step 1 packs so many columns.
 constexpr int64_t kColumnsPerTask = 64;

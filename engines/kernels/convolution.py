@@ -10,10 +10,12 @@ import numpy as np
 from sdc.engines.errors import InputError
 from sdc.engines.kernels.rows import Images, Rows
 
-_TYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.int8): 2}
+_TYPES = {np.dtype(np.float32): 0, np.dtype(np.uint16): 1, np.dtype(np.int8): 2, np.dtype(np.float16): 3}
 """`SdcWeightType` of convolution.h."""
 
 _ALIGNMENT = 64
+MOST_INTEGER_PRODUCTS = (2**31 - 1) // (255 * 128)
+"""Of a uint8 and an int8, as many as an int32 holds the sum of."""
 
 
 class _Filter(ctypes.Structure):
@@ -106,8 +108,8 @@ class Convolver:
         """Weights in the layout of the kernel.
 
         Args:
-            weights: [outputs, channels, window, window], windows without gaps: float32, which is rounded to
-                bf16; uint16, the bits of bf16; or int8. A matrix [outputs, channels] has a window of 1.
+            weights: [outputs, channels, window, window], windows without gaps: float32 or float16, which are
+                rounded to bf16; uint16, the bits of bf16; or int8. A matrix [outputs, channels] has a window of 1.
             gates: as many in the same layout, for a gated convolution.
 
         Raises:
@@ -115,7 +117,9 @@ class Convolver:
         """
         shape = weights.shape if weights.ndim == 4 else (*weights.shape, 1, 1)
         if len(shape) != 4 or weights.dtype not in _TYPES:
-            raise InputError(f"weights must be float32, bf16 or int8 in four dimensions, found {weights.shape}")
+            raise InputError(
+                f"weights must be floats or int8 in four dimensions, found {weights.dtype}, {weights.shape}"
+            )
         outputs, channels, window, width = shape
         if window != width:
             raise InputError(f"windows must be as high as they are wide, found {weights.shape}")
@@ -166,7 +170,7 @@ class Convolver:
         With a gated filter, that is multiplied with gelu of the same of the gates.
 
         Images have margins of zeros, so that the output is as large as the input. Products of bf16 are summed in
-        float32, those of bytes in int32; results are rounded to bf16.
+        float32, those of bytes in int32; results are rounded to bf16. A NaN that is quantised becomes 255.
 
         Args:
             input: [B, pixels, channels].

@@ -2,12 +2,11 @@
 #include "group_norm.h"
 
 #include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
 
 #include <algorithm>
 #include <cmath>
-#include <new>
 
+#include "isolated.h"
 #include "workspace.h"
 
 namespace sdc {
@@ -65,10 +64,5 @@ void run(const SdcGroupNorm& norm) {
 const char* sdc_group_norm(const SdcGroupNorm* norm) {
     if (!sdc::group_norm_supported()) return "the processor has no AVX512_BF16 instructions";
     if (const char* fault = sdc::find_fault(*norm)) return fault;
-    try {
-        tbb::this_task_arena::isolate([&] { sdc::run(*norm); });
-    } catch (const std::bad_alloc&) {
-        return "not enough memory";
-    }
-    return nullptr;
+    return sdc::run_isolated([&] { sdc::run(*norm); });
 }

@@ -1,11 +1,11 @@
 #include "images.h"
 
 #include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "isolated.h"
 #include "workspace.h"
 
 namespace sdc {
@@ -35,11 +35,11 @@ void copy_row(const SdcInterleave& interleave, int64_t image, int64_t row) {
 }  // namespace
 }  // namespace sdc
 
-void sdc_join_channels(const SdcJoin* join) {
+const char* sdc_join_channels(const SdcJoin* join) {
     const int64_t channels = std::max<int64_t>(1, join->left_channels + join->right_channels);
     const int64_t pixels_per_task = std::max<int64_t>(1, sdc::kElementsPerTask / channels);
     const int64_t tasks = sdc::blocks(join->pixels, pixels_per_task);
-    tbb::this_task_arena::isolate([&] {
+    return sdc::run_isolated([&] {
         tbb::parallel_for(int64_t{0}, join->batch * tasks, [&](int64_t task) {
             const int64_t first = task % tasks * pixels_per_task;
             sdc::copy_pixels(*join, task / tasks, first, std::min(first + pixels_per_task, join->pixels));
@@ -47,9 +47,9 @@ void sdc_join_channels(const SdcJoin* join) {
     });
 }
 
-void sdc_interleave(const SdcInterleave* interleave) {
+const char* sdc_interleave(const SdcInterleave* interleave) {
     const int64_t rows = 2 * interleave->height;
-    tbb::this_task_arena::isolate([&] {
+    return sdc::run_isolated([&] {
         tbb::parallel_for(int64_t{0}, interleave->batch * rows, [&](int64_t task) {
             sdc::copy_row(*interleave, task / rows, task % rows);
         });

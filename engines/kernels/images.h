@@ -23,8 +23,8 @@ struct SdcJoin {
     int64_t right_channels;
 };
 
-/// Copies on the threads of the caller's TBB arena.
-void sdc_join_channels(const SdcJoin* join);
+/// Copies on the threads of the caller's TBB arena. Null, or what went wrong.
+const char* sdc_join_channels(const SdcJoin* join);
 
 /// output[2y + a][2x + b] = phases[2a + b][y][x], of images of the same size.
 struct SdcInterleave {
@@ -36,8 +36,8 @@ struct SdcInterleave {
     int64_t channels;
 };
 
-/// Copies on the threads of the caller's TBB arena.
-void sdc_interleave(const SdcInterleave* interleave);
+/// Copies on the threads of the caller's TBB arena. Null, or what went wrong.
+const char* sdc_interleave(const SdcInterleave* interleave);
 
 }  // extern "C"
 

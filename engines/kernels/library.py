@@ -73,7 +73,7 @@ class _Interleave(ctypes.Structure):
 
 
 class _GroupNorm(ctypes.Structure):
-    """`SdcGroupNorm` of images.h."""
+    """`SdcGroupNorm` of group_norm.h."""
 
     _fields_ = (
         ("input", Images),
@@ -141,10 +141,10 @@ class Kernels:
         self._group_norm.restype = ctypes.c_char_p
         self._join = library.sdc_join_channels
         self._join.argtypes = (ctypes.POINTER(_Join),)
-        self._join.restype = None
+        self._join.restype = ctypes.c_char_p
         self._interleave = library.sdc_interleave
         self._interleave.argtypes = (ctypes.POINTER(_Interleave),)
-        self._interleave.restype = None
+        self._interleave.restype = ctypes.c_char_p
         self.convolver = Convolver(library) if amx and library.sdc_convolution_supported() else None
         self._instructions = library.sdc_attention_instructions
         self._instructions.argtypes = (ctypes.POINTER(_Attention),)
@@ -283,7 +283,9 @@ class Kernels:
             shapes = ", ".join(str(tuple(rows.shape)) for rows in (left, right, output))
             raise InputError(f"images to be joined do not fit each other: {shapes}")
         images = (rows.as_images() for rows in (left, right, output))
-        self._join(ctypes.byref(_Join(*images, batch, pixels, left.shape[2], right.shape[2])))
+        fault: bytes | None = self._join(ctypes.byref(_Join(*images, batch, pixels, left.shape[2], right.shape[2])))
+        if fault is not None:
+            raise InputError(f"images cannot be joined: {fault.decode()}")
 
     def interleave(self, phases: Sequence[Rows], output: Rows, *, size: tuple[int, int]) -> None:
         """output[2y + a, 2x + b] = phases[2a + b][y, x], on the threads of the caller's TBB arena.
@@ -303,7 +305,10 @@ class Kernels:
             shapes = ", ".join(str(tuple(rows.shape)) for rows in (*phases, output))
             raise InputError(f"phases of {height} x {width} and their images do not fit each other: {shapes}")
         images = (Images * 4)(*(rows.as_images() for rows in phases))
-        self._interleave(ctypes.byref(_Interleave(images, output.as_images(), batch, height, width, channels)))
+        call = _Interleave(images, output.as_images(), batch, height, width, channels)
+        fault: bytes | None = self._interleave(ctypes.byref(call))
+        if fault is not None:
+            raise InputError(f"phases cannot be interleaved: {fault.decode()}")
 
 
 def find_kernels() -> Kernels | str:

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "avx512.h"
+#include "tiles.h"
 
 #define SDC_AMX \
     __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")))
@@ -16,9 +17,6 @@
 
 namespace sdc {
 
-constexpr int64_t kTileRows = 16;
-constexpr int64_t kTileStride = 64;                 ///< bytes from a row to the next one
-constexpr int64_t kTileBytes = kTileRows * kTileStride;
 constexpr int64_t kTileWords = kTileRows * kLanes;  ///< floats, pairs of bf16, or fours of bytes
 
 /// Whether the processor has all that SDC_AMX stands for, and the system lets this process use it.

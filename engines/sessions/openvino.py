@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from sdc.engines.environment import kernels_may_normalise, kernels_may_round_to_bytes
+from sdc.engines.environment import kernels_beyond_attention, kernels_may_round_to_bytes
 from sdc.engines.errors import TargetError
 from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.kernels.library import Kernels, find_kernels
@@ -58,8 +58,8 @@ class OpenVinoSession:
 
     The engine's option ``inference_precision`` says what floating-point arithmetic may be done in: "f32"; "bf16"; or
     "auto", which is bf16 where the processor has bf16 instructions (AVX512_BF16 or AMX) and f32 elsewhere. In bf16
-    attention and group normalisation run in kernels of our own where there are any (`sdc.engines.kernels`), attention
-    in 8 bits where it is quantised.
+    attention, group normalisation, and with AMX convolutions and gated layers run in kernels of our own where there are
+    any (`sdc.engines.kernels`), attention in 8 bits where it is quantised.
     """
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
@@ -174,28 +174,27 @@ def compile_engine(
         BundleError: OpenVINO cannot compile it.
     """
     model = model.clone()
+    replacements = Replacements()
     try:
         if shapes is not None:
             model.reshape({name: list(shape) for name, shape in shapes.items()})
-        replacements = _use_kernels(model, settings["INFERENCE_PRECISION_HINT"], shapes or _usual(source.spec))
-    except RuntimeError as error:
-        raise source.unreadable(error) from error
-    try:
+        _use_kernels(model, settings["INFERENCE_PRECISION_HINT"], shapes or _usual(source.spec), replacements)
         compiled = openvino.Core().compile_model(model, "CPU", settings)
-    except RuntimeError as error:
+    except BaseException as error:
         replacements.release()
-        raise source.unreadable(error) from error
+        if isinstance(error, RuntimeError):
+            raise source.unreadable(error) from error
+        raise
     replacements.compiled = True
     return CompiledEngine(compiled, shapes, replacements)
 
 
-def _use_kernels(model: openvino.Model, precision: str, shapes: Shapes) -> Replacements:
+def _use_kernels(model: openvino.Model, precision: str, shapes: Shapes, replacements: Replacements) -> None:
     """Put the kernels into a model where there are any and they compute in the engine's precision."""
-    replacements = Replacements()
     kernels = find_kernels() if precision == "bf16" else None
     if isinstance(kernels, Kernels):
         replace_attention(model, kernels, shapes, replacements, eight_bits=kernels_may_round_to_bytes())
-        if kernels_may_normalise():
+        if kernels_beyond_attention():
             replace_group_norms(model, kernels, shapes, replacements)
             interleave_channels_last(model, kernels, replacements)
             if kernels.convolver is not None:
@@ -203,7 +202,6 @@ def _use_kernels(model: openvino.Model, precision: str, shapes: Shapes) -> Repla
                 replace_convolutions(model, kernels.convolver, shapes, replacements)
                 add_channels_last(model)
                 join_channels_last(model, kernels, replacements)
-    return replacements
 
 
 def _usual(spec: ComponentSpec) -> Shapes:

@@ -7,7 +7,8 @@ loads them again. With the small images and many channels in the middle of a UNe
     y = Convolution(FakeQuantize(x), Convert(int8 weights) · scales) + bias
 
 become one operator on channels last, y = first(KernelConvolution(last(x))); see `openvino_layout`. In the second one x
-is quantised by the kernel.
+is quantised by the kernel. With a window of 1 it is a product of matrices, which takes the kernel no more time; then
+images need not leave their layout, and float16 weights are not kept in float32 beside the packed ones.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _MOST_PIXELS = 2048
 """Of all images together; above that OpenVINO's convolution reuses weights as well."""
+_IMAGE_RANK = 4
 _MOST_ROWS = 8192
 """Of a product of matrices, which a window of 1 is: more were not measured."""
 _LEAST_PRODUCTS = 2e8
@@ -79,13 +81,19 @@ def replace_convolutions(
         return
     with static_shapes(model, shapes):
         worthwhile = [node for node in candidates if _is_worthwhile(node)]
-    sites = [site for node in worthwhile if (site := _match(node)) is not None]
-    for site in sites:
-        _replace(site, convolver, replacements)
-    log.info("%d of %d convolutions run in the CPU kernels", len(sites), len(candidates))
+    count = 0
+    for node in worthwhile:
+        site = _match(node)
+        if site is not None:  # what it reads may be another one's result, which was replaced just now
+            _replace(site, convolver, replacements)
+            count += 1
+    log.info("%d of %d convolutions run in the CPU kernels", count, len(candidates))
 
 
 def _is_worthwhile(convolution: Any) -> bool:
+    shapes = (convolution.get_output_partial_shape(0), convolution.get_input_partial_shape(1))
+    if any(shape.is_dynamic or len(shape) != _IMAGE_RANK for shape in shapes):
+        return False
     batch, _, height, width = convolution.get_output_shape(0)
     pixels = batch * height * width
     most = _MOST_ROWS if convolution.get_input_shape(1)[2] == 1 else _MOST_PIXELS

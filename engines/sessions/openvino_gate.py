@@ -33,6 +33,7 @@ from sdc.engines.sessions.openvino_operators import Replacements, sole_reader, s
 
 log = logging.getLogger(__name__)
 
+_TOKENS_RANK, _MATRIX_RANK = 3, 2
 _LEAST_PRODUCTS = 4e8
 """Some 0.4 ms of work, beside the 0.1 ms that an operator in Python costs."""
 
@@ -76,15 +77,17 @@ def replace_gates(
     gates = [node for node in model.get_ordered_ops() if node.get_type_name() == "Gelu"]
     if not gates:
         return
-    sites = [site for node in gates if (site := _match(node)) is not None]
     with static_shapes(model, shapes):
-        worthwhile = [site for site in sites if _is_worthwhile(site)]
-    for site in worthwhile:
-        _replace(site, convolver, replacements)
-    log.info("%d of %d gated layers run in the CPU kernels", len(worthwhile), len(sites))
+        worthwhile = [node for node in gates if (site := _match(node)) is not None and _is_worthwhile(site)]
+    for node in worthwhile:
+        site = _match(node)
+        if site is not None:  # what it reads may be another one's result, which was replaced just now
+            _replace(site, convolver, replacements)
+    log.info("%d of %d gated layers run in the CPU kernels", len(worthwhile), len(gates))
 
 
 def _is_worthwhile(site: _Site) -> bool:
+    """All shapes are static."""
     tokens = math.prod(site.products[0].get_input_shape(0)[:-1])
     return bool(2 * tokens * math.prod(site.products[0].get_input_shape(1)) >= _LEAST_PRODUCTS)
 
@@ -135,7 +138,8 @@ def _side(value: Any, reader: Any) -> tuple[Any, LayerOperands, np.ndarray] | No
         )
     if matmul.get_type_name() != "MatMul" or any(matmul.get_attributes()[f"transpose_{side}"] for side in "ab"):
         return None
-    if len(matmul.get_input_partial_shape(1)) != 2 or matmul.get_input_partial_shape(1).is_dynamic:
+    tokens, matrix = (matmul.get_input_partial_shape(index) for index in (0, 1))
+    if tokens.rank.is_dynamic or len(tokens) != _TOKENS_RANK or matrix.is_dynamic or len(matrix) != _MATRIX_RANK:
         return None
     outputs = matmul.get_input_shape(1)[1]
     result, bias = with_bias(matmul.output(0), outputs, ((outputs,), (1, outputs), (1, 1, outputs)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from sdc.engines.kernels.convolution import Convolver, Filter, Quantisation
+from sdc.engines.kernels.convolution import MOST_INTEGER_PRODUCTS, Convolver, Filter, Quantisation
 from sdc.engines.kernels.rows import Rows
 from sdc.engines.sessions.openvino_operators import KernelOperator, Replacements, constant_of, sole_reader
 
@@ -111,10 +112,11 @@ def operands_of(layer: Any, output_axis: int) -> LayerOperands | None:
     """Those of a Convolution or MatMul with constant weights; None where the kernels cannot take them.
 
     Args:
-        layer: the node; its second input is the weights.
+        layer: the node; its second input is the weights, of a fixed shape.
         output_axis: of the weights.
     """
-    outputs = layer.get_input_shape(1)[output_axis]
+    shape = tuple(layer.get_input_shape(1))
+    outputs = shape[output_axis]
     weights = before_conversions(layer.input_value(1))
     if weights.get_node().get_type_name() == "Constant":
         if weights.get_element_type() not in (openvino.Type.bf16, openvino.Type.f16, openvino.Type.f32):
@@ -122,8 +124,10 @@ def operands_of(layer: Any, output_axis: int) -> LayerOperands | None:
         return LayerOperands(layer.input_value(0), _array_of(weights.get_node()), np.ones(outputs), None)
     rounding = before_conversions(layer.input_value(0)).get_node()
     quantisation = _quantisation(rounding)
-    integers, scales = _dequantised(weights.get_node(), outputs)
+    integers, scales = _dequantised(weights.get_node(), shape, output_axis)
     if integers is None or scales is None or quantisation is None:
+        return None
+    if math.prod(shape) // outputs > MOST_INTEGER_PRODUCTS:
         return None
     factors = scales * quantisation.scale
     return LayerOperands(rounding.input_value(0), _array_of(integers), factors, quantisation)
@@ -146,30 +150,33 @@ def with_bias(result: Any, outputs: int, shapes: tuple[tuple[int, ...], ...]) ->
 
 
 def before_conversions(value: Any) -> Any:
-    """The output whose numbers this is, in whatever type."""
-    while value.get_node().get_type_name() == "Convert":
+    """The output of floats whose numbers this is, in whatever type of floats."""
+    while (
+        value.get_node().get_type_name() == "Convert" and value.get_node().input_value(0).get_element_type().is_real()
+    ):
         value = value.get_node().input_value(0)
     return value
 
 
 def _array_of(constant: Any) -> np.ndarray:
+    """In place; bf16 as its bits, as it looks like float16 otherwise."""
     values: np.ndarray = constant.data
-    if constant.get_output_element_type(0) == openvino.Type.bf16:
-        return values.view(np.uint16)  # it looks like float16 here
-    return values.astype(np.float32) if values.dtype == np.float16 else values
+    return values.view(np.uint16) if constant.get_output_element_type(0) == openvino.Type.bf16 else values
 
 
-def _dequantised(product: Any, outputs: int) -> tuple[Any, np.ndarray] | tuple[None, None]:
-    """The constant of int8 weights, and their scales."""
+def _dequantised(product: Any, shape: tuple[int, ...], output_axis: int) -> tuple[Any, np.ndarray] | tuple[None, None]:
+    """The constant of int8 weights, and their scales, of which there is one, or one for each output."""
     if product.get_type_name() != "Multiply":
         return None, None
-    integers = before_conversions(product.input_value(0)).get_node()
-    scales = constant_of(product.input_value(1))
+    integers, scales = product.input_value(0).get_node(), constant_of(product.input_value(1))
+    while integers.get_type_name() == "Convert":
+        integers = integers.input_value(0).get_node()
     if integers.get_type_name() != "Constant" or integers.get_output_element_type(0) != openvino.Type.i8:
         return None, None
-    if scales is None or scales.size not in (1, outputs):
+    per_output = tuple(size if axis == output_axis else 1 for axis, size in enumerate(shape))
+    if scales is None or (scales.size != 1 and (1,) * (len(shape) - scales.ndim) + scales.shape != per_output):
         return None, None
-    return integers, np.broadcast_to(scales.reshape(-1).astype(np.float64), (outputs,))
+    return integers, np.broadcast_to(scales.reshape(-1).astype(np.float64), (shape[output_axis],))
 
 
 def _quantisation(node: Any) -> Quantisation | None:
@@ -181,7 +188,10 @@ def _quantisation(node: Any) -> Quantisation | None:
         return None
     low, high, output_low, output_high = (float(bound.reshape(())) for bound in bounds if bound is not None)
     scale = (high - low) / (_LEVELS - 1)
-    if not (low <= 0 <= high and scale > 0) or max(abs(output_low - low), abs(output_high - high)) > scale * _NEARLY:
+    if (
+        not (low <= 0 <= high and scale > np.finfo(np.float32).tiny)
+        or max(abs(output_low - low), abs(output_high - high)) > scale * _NEARLY
+    ):
         return None
     zero_point = -low / scale
     if abs(zero_point - round(zero_point)) > _NEARLY:

@@ -83,8 +83,7 @@ def join_channels_last(model: openvino.Model, kernels: Kernels, replacements: Re
             continue
         joined = node.output(0)
         wanted = any(_is_transpose(port.get_node(), _TO_LAST) for port in joined.get_target_inputs())
-        known = all(value.get_partial_shape()[1].is_static for value in node.input_values())
-        if wanted and known and node.get_input_size() == 2:
+        if wanted and node.get_input_size() == 2 and all(map(_has_channels, node.input_values())):
             inputs = [channels_last(value) for value in node.input_values()]
             put_in_place_of(joined, KernelJoin(kernels, replacements, inputs).output(0))
 
@@ -92,7 +91,7 @@ def join_channels_last(model: openvino.Model, kernels: Kernels, replacements: Re
 def add_channels_last(model: openvino.Model) -> None:
     """Add images where their channels lie last, if both operands have them so."""
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "Add":
+        if node.get_type_name() != "Add" or not node.get_output_element_type(0).is_real():
             continue
         operands = [before_conversions(value) for value in node.input_values()]
         if all(_is_transpose(value.get_node(), _TO_FIRST) for value in operands):
@@ -143,9 +142,9 @@ def interleave_channels_last(model: openvino.Model, kernels: Kernels, replacemen
         if attributes["mode"] != "blocks_first" or attributes["block_size"] != 2 or joined.get_type_name() != "Concat":
             continue
         phases = joined.input_values()
-        channels = {value.get_partial_shape()[1].to_string() for value in phases}
-        known = phases[0].get_partial_shape()[1].is_static and len(phases[0].get_partial_shape()) == 4
-        if joined.get_attributes()["axis"] not in (1, -3) or len(phases) != 4 or len(channels) != 1 or not known:
+        if joined.get_attributes()["axis"] not in (1, -3) or len(phases) != 4 or not all(map(_has_channels, phases)):
+            continue
+        if len({value.get_partial_shape()[1].get_length() for value in phases}) != 1:
             continue
         operator = KernelInterleave(kernels, replacements, [channels_last(value) for value in phases])
         put_in_place_of(node.output(0), operator.output(0))
@@ -160,6 +159,12 @@ def rows_of(images: np.ndarray) -> Rows:
     """[B, H, W, C] as [B, H · W, C]."""
     batch, height, width, channels = images.shape
     return Rows(images.ctypes.data, (batch, height * width, channels))
+
+
+def _has_channels(value: Any) -> bool:
+    """Whether it is of images, [B, C, H, W], whose number of channels is known."""
+    shape = value.get_partial_shape()
+    return bool(shape.rank.is_static and len(shape) == len(_TO_FIRST) and shape[1].is_static)
 
 
 def _is_transpose(node: Any, order: list[int]) -> bool:

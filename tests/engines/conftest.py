@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from sdc.engines.kernels.convolution import Convolver
 from sdc.engines.kernels.library import Kernels, find_kernels
 
 
@@ -12,6 +13,14 @@ def kernels() -> Kernels:
     if isinstance(found, str):
         pytest.skip(f"no CPU kernels: {found}")
     return found
+
+
+@pytest.fixture(scope="module")
+def convolver(kernels: Kernels) -> Convolver:
+    """What convolves."""
+    if kernels.convolver is None:
+        pytest.skip("the processor has no AMX")
+    return kernels.convolver
 
 
 @pytest.fixture(scope="module")

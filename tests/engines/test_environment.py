@@ -4,7 +4,7 @@ import pytest
 
 from sdc.engines.environment import (
     cache_folder,
-    kernels_may_normalise,
+    kernels_beyond_attention,
     kernels_may_round_to_bytes,
     kernels_may_use_amx,
     kernels_wanted,
@@ -56,4 +56,4 @@ def test_kernels_are_wanted_unless_switched_off(monkeypatch, value, wanted, in_b
     assert kernels_wanted() is wanted
     assert kernels_may_round_to_bytes() is in_bytes
     assert kernels_may_use_amx() is amx
-    assert kernels_may_normalise() is norms
+    assert kernels_beyond_attention() is norms

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import openvino
 import pytest
-from attention_reference import bits_from_floats, floats_from_bits
 from openvino import opset13 as operators
+from openvino_models import constant, executed, named, open_model
 
 from sdc.engines.kernels.convolution import Quantisation
-from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.sessions.openvino_gate import replace_gates
+from sdc.engines.sessions.openvino_gate import _match, replace_gates
 from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
@@ -27,14 +24,9 @@ SPEC = ComponentSpec(
 USUAL = {"x": (2, 192, WIDTH)}
 
 
-def constant(values: np.ndarray, element_type: str):
-    """Rounded here, as OpenVINO's conversion of constants to bf16 cuts bits off."""
-    if element_type == "bf16":
-        values = floats_from_bits(bits_from_floats(values.astype(np.float32)))
-    return operators.convert(operators.constant(values.astype(np.float32)), element_type)
-
-
-def multiply(x, outputs: int, *, seed: int, element_type: str, bytes: bool = False, bias: bool = True) -> list:
+def multiply(
+    x, outputs: int, *, seed: int, element_type: str, bytes: bool = False, bias: bool = True, half: bool = False
+) -> list:
     """With bias and without."""
     generator = np.random.default_rng(seed)
     inputs = x.get_output_partial_shape(0)[2].get_length()
@@ -42,6 +34,9 @@ def multiply(x, outputs: int, *, seed: int, element_type: str, bytes: bool = Fal
         integers = operators.constant(generator.integers(-127, 128, (inputs, outputs), np.int8))
         scales = constant(generator.uniform(0.5, 1.5, (1, outputs)) / 73 / np.sqrt(inputs), element_type)
         weight = operators.multiply(operators.convert(integers, element_type), scales)
+    elif half:
+        floats = generator.standard_normal((inputs, outputs)) / np.sqrt(inputs)
+        weight = operators.convert(operators.constant(floats.astype(np.float16)), element_type)
     else:
         weight = constant(generator.standard_normal((inputs, outputs)) / np.sqrt(inputs), element_type)
     y = operators.matmul(x, weight, False, False)
@@ -50,7 +45,7 @@ def multiply(x, outputs: int, *, seed: int, element_type: str, bytes: bool = Fal
 
 def build_model(
     *, element_type: str = "f32", bytes: bool = False, second_bytes: bool | None = None, bias: bool = True,
-    mode: str = "erf", reader: str = "", other_input: bool = False,
+    mode: str = "erf", reader: str = "", other_input: bool = False, half: bool = False,
 ) -> openvino.Model:  # fmt: skip
     """A gated layer and one behind it; every precondition of the replacement can be broken."""
     x = operators.parameter([-1, -1, WIDTH], openvino.Type.f32, name="x")
@@ -63,40 +58,19 @@ def build_model(
 
     source = quantised(tokens) if bytes else tokens
     other = operators.relu(source) if other_input else source
-    values, product = multiply(source, OUTPUTS, seed=1, element_type=element_type, bytes=bytes, bias=bias)
+    values, product = multiply(source, OUTPUTS, seed=1, element_type=element_type, bytes=bytes, bias=bias, half=half)
     of_bytes = bytes if second_bytes is None else second_bytes
-    gates = multiply(other, OUTPUTS, seed=2, element_type=element_type, bytes=of_bytes, bias=bias)[0]
+    gates = multiply(other, OUTPUTS, seed=2, element_type=element_type, bytes=of_bytes, bias=bias, half=half)[0]
     active = operators.gelu(gates, mode)
     gated = operators.multiply(values, active)
     y = operators.convert(multiply(gated, 8, seed=3, element_type=element_type)[0], "f32")
     read = {"product": product, "values": values, "gates": gates, "active": active}.get(reader)
     model = openvino.Model([y, *([operators.relu(read)] if read is not None else [])], [x], "gate")
-    model.inputs[0].get_tensor().set_names({"x"})
-    model.outputs[0].get_tensor().set_names({"y"})
-    return model
+    return named(model)
 
 
 def feeds(*, batch: int = 2, tokens: int = 192) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(3).standard_normal((batch, tokens, WIDTH), np.float32)}
-
-
-def open_model(model: openvino.Model, folder: Path, precision: str):
-    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    files = (folder / "model.xml", folder / "model.bin")
-    return open_session(EngineSource(SPEC, "openvino", files, {"inference_precision": precision}))
-
-
-def executed(session) -> list[str]:
-    """The kinds of nodes that the plugin runs; the session has run."""
-    running = session._engine.model.get_runtime_model()
-    return [node.get_rt_info()["layerType"].astype(str) for node in running.get_ops()]
-
-
-@pytest.fixture(scope="module")
-def convolver(kernels):
-    if kernels.convolver is None:
-        pytest.skip("the processor has no AMX")
-    return kernels.convolver
 
 
 def replaced(model: openvino.Model, convolver, shapes=USUAL) -> list:
@@ -106,7 +80,14 @@ def replaced(model: openvino.Model, convolver, shapes=USUAL) -> list:
     return replacements.operators
 
 
-OPTIONS = ({}, {"bias": False}, {"element_type": "bf16"}, {"bytes": True}, {"bytes": True, "element_type": "f16"})
+OPTIONS = (
+    {},
+    {"half": True},
+    {"bias": False},
+    {"element_type": "bf16"},
+    {"bytes": True},
+    {"bytes": True, "element_type": "f16"},
+)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -116,7 +97,7 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(convolver, mon
         monkeypatch.setenv("SDC_KERNELS", switch)
         # A model of bf16 is computed in bf16, whatever is asked for.
         built = build_model(**(options | {"element_type": "f32"} if name == "exact" else options))
-        with open_model(built, tmp_path, precision) as session:
+        with open_model(SPEC, built, tmp_path, precision) as session:
             found[name] = session.run(feeds())["y"]
             kinds = executed(session)
         assert kinds.count("Reference") == (name == "kernel")
@@ -129,8 +110,8 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(convolver, mon
 
 def test_takes_several_shapes_in_turn(convolver, tmp_path):
     with (
-        open_model(build_model(), tmp_path, "bf16") as session,
-        open_model(build_model(), tmp_path, "f32") as exact,
+        open_model(SPEC, build_model(), tmp_path, "bf16") as session,
+        open_model(SPEC, build_model(), tmp_path, "f32") as exact,
     ):
         for sizes in ({"batch": 1, "tokens": 5}, {}, {"batch": 3, "tokens": 333}):
             given = feeds(**sizes)
@@ -171,3 +152,11 @@ def test_leaves_small_ones_alone_and_shapes_free(convolver):
     assert not replaced(model, convolver, {"x": (1, 100, WIDTH)})
     assert replaced(model, convolver)
     assert [port.get_partial_shape() for port in model.inputs] == free
+
+
+def test_weights_are_not_copied_before_they_are_packed(convolver):
+    """All sites together would be as large as the model."""
+    model = build_model(element_type="f16", half=True)
+    sites = [site for node in model.get_ordered_ops() if node.get_type_name() == "Gelu" and (site := _match(node))]
+    (site,) = sites
+    assert not any(operands.weights.flags.owndata for operands in site.operands)
