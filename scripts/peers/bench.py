@@ -64,6 +64,7 @@ class Bench:
         folder: for logs and results.
         limits: how carefully is measured.
         slow: sides and components whose single calls are turns.
+        saved: those whose results were kept; what an earlier run left may be of other engines.
     """
 
     store: Store
@@ -74,6 +75,7 @@ class Bench:
     folder: Path
     limits: Limits
     slow: set[tuple[str, str]] = field(default_factory=set)
+    saved: set[tuple[str, str]] = field(default_factory=set)
 
     def job_of(self, side: Side, component: str, threads: int, **options: object) -> Job:
         """The job of a side's process."""
@@ -144,9 +146,7 @@ class Bench:
                 worker.ask(do="run", calls=1, steps=1)
             return 1
         seconds = self.seconds_of_calls(worker, 1)
-        path = self.result_path(side, component)
-        if not path.exists():
-            self.save_result(worker, path)
+        self.keep_result(worker, component)
         if seconds > self.limits.slow_seconds:
             self.slow.add((side.key, component))
             return 1
@@ -159,6 +159,12 @@ class Bench:
         begin = time.monotonic()
         worker.ask(do="run", calls=calls, steps=self.steps)
         return time.monotonic() - begin
+
+    def keep_result(self, worker: Worker, component: str) -> None:
+        """Keep what the last call gave, once in a run."""
+        if (worker.side.key, component) not in self.saved:
+            self.save_result(worker, self.result_path(worker.side, component))
+            self.saved.add((worker.side.key, component))
 
     def save_result(self, worker: Worker, path: Path) -> None:
         """Keep what the last call gave, if the side gives it out."""
@@ -178,8 +184,8 @@ class Bench:
             tries.append(self.measurement(worker, component, threads, round_, answer, foreign))
             if not tries[-1].disturbed:
                 break
-        if component == PICTURE and not self.result_path(worker.side, component).exists():
-            self.save_result(worker, self.result_path(worker.side, component))
+        if component == PICTURE:
+            self.keep_result(worker, component)
         return min(tries, key=lambda each: each.foreign)
 
     def time_start(self, side: Side, threads: int, round_: int) -> Measurement:
