@@ -180,8 +180,9 @@ def _quantised(graph: ir.Graph, old: Kernel, kernel: ir.LazyTensor, label: str) 
     axis = 0 if old.scale.size > 1 else None
     codes, steps = quantise_weights(kernel.numpy().astype(np.float32), levels=levels, axis=axis)
     stored = add_initializer(graph, codes, kernel.name or "")
-    scale_name = f"{old.dequantise.inputs[1].name}.{label}"  # type: ignore[union-attr]  # `old.scale` is its tensor
-    scale = add_initializer(graph, steps.astype(old.scale.dtype.numpy()), scale_name)
+    whole_scale = old.dequantise.inputs[1]
+    assert whole_scale is not None  # `old.scale` is its tensor
+    scale = add_initializer(graph, steps.astype(old.scale.dtype.numpy()), f"{whole_scale.name}.{label}")
     node = ir.node("DequantizeLinear", [stored, scale], {} if axis is None else {"axis": axis})
     output = node.outputs[0]
     output.name, output.shape, output.type = f"{stored.name}.dequantised", kernel.shape, old.dequantise.outputs[0].type
