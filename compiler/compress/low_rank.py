@@ -18,14 +18,14 @@ U stays as it is in recovery: after each step weights are projected on it, so th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
+from sdc.compiler.compress.layer_sums import sum_over_probe
 from sdc.compiler.compress.probes import Probe
 from sdc.compiler.compress.prune import UnetState
 from sdc.engines.errors import NumericalError
@@ -64,24 +64,12 @@ def output_moments(unet: UNet2DConditionModel, names: tuple[str, ...], probe: Pr
     Returns:
         [outputs, outputs], float64, on the CPU, for each layer by name.
     """
-    moments: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Any:
-        def hook(layer: Any, _: Any, output: Tensor) -> None:
-            channels = output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output
-            flat = channels.flatten(0, -2).float()
-            flat = flat if layer.bias is None else flat - layer.bias
-            found = (flat.T @ flat).double().cpu()
-            moments[name] = moments[name] + found if name in moments else found
+    def moments(layer: Any, _: Tensor, outputs: Tensor) -> Tensor:
+        unbiased = outputs if layer.bias is None else outputs - layer.bias
+        return unbiased.T @ unbiased
 
-        return hook
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(unet.get_submodule(name).register_forward_hook(watch(name)).remove)
-        for part in probe.split(rows):
-            unet(part.sample, part.timesteps, part.states)
-    return moments
+    return sum_over_probe(unet, names, probe, moments, rows=rows)
 
 
 def weight_moments(weight: Tensor) -> Tensor:

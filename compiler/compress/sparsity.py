@@ -25,6 +25,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from sdc.compiler.compress.layer_sums import sum_over_probe
 from sdc.compiler.compress.probes import Probe
 from sdc.compiler.compress.prune import UnetState
 from sdc.compiler.compress.settings import Pattern
@@ -82,22 +83,8 @@ def input_norms(unet: UNet2DConditionModel, names: tuple[str, ...], probe: Probe
     Returns:
         [inputs], float64, on the CPU, for each layer by name.
     """
-    squares: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            channels = inputs[0].movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs[0]
-            found = channels.flatten(0, -2).float().square().sum(0).double().cpu()
-            squares[name] = squares[name] + found if name in squares else found
-
-        return hook
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(unet.get_submodule(name).register_forward_pre_hook(watch(name)).remove)
-        for part in probe.split(rows):
-            unet(part.sample, part.timesteps, part.states)
-    return {name: squares[name].sqrt() for name in names}
+    squares = sum_over_probe(unet, names, probe, lambda _, inputs, __: inputs.square().sum(0), rows=rows)
+    return {name: total.sqrt() for name, total in squares.items()}
 
 
 def make_masks(
