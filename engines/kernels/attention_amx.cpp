@@ -23,52 +23,22 @@
 #include <cmath>
 #include <limits>
 
-#include "attention.h"
-#include "tiles_amx.h"
-#include "workspace.h"
+#include "attention_amx.h"
 
-namespace sdc {
+namespace sdc::amx {
 namespace {
 
-constexpr int64_t kFeaturesPerStep = 32;
-constexpr int64_t kQueriesPerBlock = 2 * kTileRows;
-constexpr int64_t kKeysPerGroup = 2 * kTileRows;
 constexpr int64_t kGroupsPerBlock = 64;
 constexpr int64_t kLoadedSteps = 2;  ///< for which a block's queries stay in tiles
 constexpr int64_t kTilesAtOnce = 3;  ///< of features: with two tiles of queries six sums, and two tiles for operands
 constexpr float kLog2E = 1.44269504088896341F;
-constexpr float kFractions = 128.0F;                ///< into which x is rounded between two integers, as bf16 has
+constexpr float kFractions = 128.0F;      ///< into which x is rounded between two integers, as bf16 has
 constexpr float kExponentOfOne = 127.0F;
-constexpr uint16_t kOne = 0x3f80;                   ///< as bf16
-constexpr uint16_t kInfinity = 0x7f80;              ///< as bf16: all bits of the exponent
-constexpr float kLargestSum = 0x1p64F;              ///< that sums of outputs bear for any values below 2^63
-constexpr float kLargestLogit = 0x1p22F;            ///< whose 128-fold is an integer of 32 bits
-static_assert(kKeysPerChunk % kKeysPerGroup == 0);
+constexpr uint16_t kInfinity = 0x7f80;    ///< as bf16: all bits of the exponent
+constexpr float kLargestSum = 0x1p64F;    ///< that sums of outputs bear for any values below 2^63
+constexpr float kLargestLogit = 0x1p22F;  ///< whose 128-fold is an integer of 32 bits
 
 bool takes(const SdcAttention& attention) { return attention.amx && !attention.causal; }
-
-/// How a head's keys and values are packed: a group of 32 keys is `steps` times two tiles of keys, then a tile of values
-/// for each 16 features. Behind the last group, the largest magnitude of each chunk of keys.
-struct Layout {
-    int64_t groups;
-    int64_t steps;        ///< of 32 features of queries and keys, the last one padded
-    int64_t value_tiles;  ///< of 16 features of values, one of them all ones
-    int64_t chunks;
-
-    int64_t group_words() const { return (2 * steps + value_tiles) * kTileWords; }
-    int64_t values() const { return 2 * steps * kTileWords; }
-    int64_t magnitudes() const { return groups * group_words(); }
-};
-
-Layout layout_of(const SdcAttention& attention) {
-    return {blocks(attention.keys, kKeysPerGroup), blocks(attention.head_size, kFeaturesPerStep),
-            blocks(attention.head_size + 1, kTileRows), blocks(attention.keys, kKeysPerChunk)};
-}
-
-size_t packed_bytes(const SdcAttention& attention) {
-    const Layout layout = layout_of(attention);
-    return static_cast<size_t>(layout.magnitudes() + blocks(layout.chunks, kLanes) * kLanes) * sizeof(uint32_t);
-}
 
 /// What a block of queries works in.
 struct Scratch {
@@ -94,101 +64,6 @@ Scratch split_scratch(std::byte* memory, const Layout& layout) {
     scratch.probabilities = reinterpret_cast<uint32_t*>(scratch.scores + 2 * kScoreWords);
     scratch.outputs = reinterpret_cast<float*>(scratch.probabilities + 2 * kGroupsPerBlock * kTileWords);
     return scratch;
-}
-
-/// Float's order is that of its bits but for the sign, and NaN is the largest: it is not lost among maxima.
-SDC_AMX_INLINE __m512i larger_magnitude(__m512i largest, __m512i pairs) {
-    const __m512i low = reinterpret_cast<__m512i>(_mm512_abs_ps(float_from_low(pairs)));
-    const __m512i high = reinterpret_cast<__m512i>(_mm512_abs_ps(float_from_high(pairs)));
-    return _mm512_max_epi32(largest, _mm512_max_epi32(low, high));
-}
-
-/// Two tiles of keys for each step, [pairs of features][16 keys]. The keys of a group are dealt to them by fours, so that
-/// packing the integers of both yields probabilities in the keys' order. Behind the last key it is repeated.
-SDC_AMX __m512i pack_keys(const SdcAttention& attention, int64_t batch, int64_t head, int64_t first_key,
-                          const Layout& layout, uint32_t* packed) {
-    const int64_t pairs = attention.head_size / 2;
-    __m512i largest = _mm512_setzero_si512();
-    for (int64_t tile = 0; tile < 2; ++tile) {
-        const uint16_t* keys[kLanes];
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-            const int64_t key = first_key + lane / 4 * 8 + tile * 4 + lane % 4;
-            keys[lane] = row_of(attention.key, batch, head, std::min(key, attention.keys - 1));
-        }
-        for (int64_t step = 0; step < layout.steps; ++step) {
-            const int64_t pair = step * kLanes;
-            __m512i rows[kLanes];
-#pragma GCC unroll 16
-            for (int lane = 0; lane < kLanes; ++lane) {
-                rows[lane] = _mm512_maskz_loadu_epi32(first_lanes(pairs - pair), keys[lane] + 2 * pair);
-                largest = larger_magnitude(largest, rows[lane]);
-            }
-            transpose(rows);
-#pragma GCC unroll 16
-            for (int row = 0; row < kLanes; ++row) {
-                _mm512_store_si512(packed + (2 * step + tile) * kTileWords + row * kLanes, rows[row]);
-            }
-        }
-    }
-    return largest;
-}
-
-/// A tile of values for each 16 features, [pairs of keys][16 features].
-SDC_AMX void pack_values(const SdcAttention& attention, int64_t batch, int64_t head, int64_t first_key,
-                         const Layout& layout, uint32_t* packed) {
-    const int64_t size = attention.head_size;
-    const auto load = [&](int64_t key, int64_t tile) SDC_AMX {
-        if (key >= attention.keys) return _mm512_setzero_si512();
-        const int64_t feature = tile * kLanes;
-        const uint16_t* row = row_of(attention.value, batch, head, key);
-        const __mmask16 mask = first_lanes(size - feature);
-        const __m512i values = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + feature));
-        const __mmask16 behind_last = size / kLanes == tile ? static_cast<__mmask16>(1U << size % kLanes) : __mmask16{0};
-        return _mm512_mask_mov_epi32(values, behind_last, _mm512_set1_epi32(kOne));
-    };
-    for (int64_t row = 0; row < kTileRows; ++row) {
-        const int64_t key = first_key + 2 * row;
-        for (int64_t tile = 0; tile < layout.value_tiles; ++tile) {
-            const __m512i high = _mm512_slli_epi32(load(key + 1, tile), 16);
-            _mm512_store_si512(packed + tile * kTileWords + row * kLanes, _mm512_or_si512(load(key, tile), high));
-        }
-    }
-}
-
-SDC_AMX void pack(const SdcAttention& attention, int64_t batch, int64_t head, int64_t first_key, std::byte* packed) {
-    const Layout layout = layout_of(attention);
-    auto* words = reinterpret_cast<uint32_t*>(packed);
-    const int64_t last = std::min(first_key + kKeysPerChunk, attention.keys);
-    __m512i largest = _mm512_setzero_si512();
-    for (int64_t key = first_key; key < last; key += kKeysPerGroup) {
-        uint32_t* group = words + key / kKeysPerGroup * layout.group_words();
-        for (int64_t next = key + kKeysPerGroup; next < std::min(key + 2 * kKeysPerGroup, attention.keys); ++next) {
-            prefetch_row(row_of(attention.key, batch, head, next), attention.head_size);
-            prefetch_row(row_of(attention.value, batch, head, next), attention.head_size);
-        }
-        largest = _mm512_max_epi32(largest, pack_keys(attention, batch, head, key, layout, group));
-        pack_values(attention, batch, head, key, layout, group + layout.values());
-    }
-    words[layout.magnitudes() + first_key / kKeysPerChunk] = static_cast<uint32_t>(_mm512_reduce_max_epi32(largest));
-}
-
-/// Two tiles of queries for each step, [16 queries][pairs of features]; zeros behind the last one. Each query's largest
-/// magnitude is written with it.
-SDC_AMX void pack_queries(const SdcAttention& attention, const uint16_t* first, int64_t count, const Layout& layout,
-                          uint32_t* packed, float (&magnitudes)[kQueriesPerBlock]) {
-    for (int64_t query = 0; query < kQueriesPerBlock; ++query) {
-        __m512i largest = _mm512_setzero_si512();
-        const uint16_t* row = first + std::min(query, count - 1) * attention.query.row_stride;
-        for (int64_t step = 0; step < layout.steps; ++step) {
-            const int64_t pair = step * kLanes;
-            const __mmask16 mask = query < count ? first_lanes(attention.head_size / 2 - pair) : __mmask16{0};
-            const __m512i pairs = _mm512_maskz_loadu_epi32(mask, row + 2 * pair);
-            largest = larger_magnitude(largest, pairs);
-            const int64_t tile = 2 * step + query / kTileRows;
-            _mm512_store_si512(packed + tile * kTileWords + query % kTileRows * kLanes, pairs);
-        }
-        magnitudes[query] = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(largest))));
-    }
 }
 
 /// Step 1 for one group of keys; `meanwhile` is called between the products.
@@ -518,7 +393,7 @@ SDC_AMX void attend(const SdcAttention& attention, int64_t batch, int64_t head, 
 }
 
 }  // namespace
+}  // namespace sdc::amx
 
-const Path kAmxBf16 = {"AMX_BF16", takes, tiles_supported, kQueriesPerBlock, packed_bytes, scratch_bytes, pack, attend};
-
-}  // namespace sdc
+const sdc::Path sdc::kAmxBf16 = {"AMX_BF16",        amx::takes,         tiles_supported, amx::kQueriesPerBlock,
+                                 amx::packed_bytes, amx::scratch_bytes, amx::pack_chunk, amx::attend};

@@ -36,6 +36,7 @@ SOURCES = (
     "attention_avx512.cpp",
     "attention_avx512_int8.cpp",
     "attention_amx.cpp",
+    "attention_amx_pack.cpp",
     "convolution.cpp",
     "convolution_amx.cpp",
     "convolution_filter.cpp",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 
 from sdc.engines.kernels.convolution import Convolver
@@ -21,6 +23,12 @@ def convolver(kernels: Kernels) -> Convolver:
     if kernels.convolver is None:
         pytest.skip("the processor has no AMX")
     return kernels.convolver
+
+
+@pytest.fixture(scope="module")
+def packer(kernels: Kernels) -> Convolver:
+    """What packs weights on any processor, for tests that do not convolve."""
+    return Convolver(ctypes.CDLL(str(kernels.path)))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ def constant(values: np.ndarray, element_type: str = "f32"):
     return operators.convert(operators.constant(values.astype(np.float32)), element_type)
 
 
-def named(model: openvino.Model) -> openvino.Model:
-    """With the input "x" and the first output "y"."""
-    model.inputs[0].get_tensor().set_names({"x"})
-    model.outputs[0].get_tensor().set_names({"y"})
+def named(model: openvino.Model, *inputs: str) -> openvino.Model:
+    """With the names of its inputs, by default one "x", and the first output "y"."""
+    for port, name in zip((*model.inputs, model.outputs[0]), (*(inputs or ("x",)), "y"), strict=True):
+        port.get_tensor().set_names({name})
     return model
 
 
@@ -42,3 +43,9 @@ def executed(session: OpenVinoSession) -> list[str]:
     assert session._engine is not None
     running = session._engine.model.get_runtime_model()
     return [node.get_rt_info()["layerType"].astype(str) for node in running.get_ops()]
+
+
+def operators_alive(kind: type) -> int:
+    """How many operators of a class there are."""
+    gc.collect()
+    return sum(type(each) is kind for each in gc.get_objects())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 
 import numpy as np
 import openvino
 import pytest
 from openvino import opset13 as operators
+from openvino_models import executed, named, open_model, operators_alive
 
-from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.sessions.openvino_attention import replace_attention
+from sdc.engines.sessions.openvino_attention import KernelAttention, replace_attention
 from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
@@ -66,9 +65,7 @@ def build_model(
     y = operators.matmul(rounded, weight(WIDTH, 50, 9), False, False)
     results = [y, *([transposed] if extra_reader else []), *([whole] if whole_reader else [])]
     model = openvino.Model(results, [x, context], "attention")
-    for port, name in zip((*model.inputs, model.outputs[0]), ("x", "context", "y"), strict=True):
-        port.get_tensor().set_names({name})
-    return model
+    return named(model, "x", "context")
 
 
 def feeds(*, batch: int = 2, rows: int = 130, context: int = 77) -> dict[str, np.ndarray]:
@@ -77,18 +74,6 @@ def feeds(*, batch: int = 2, rows: int = 130, context: int = 77) -> dict[str, np
         "x": 2 * generator.standard_normal((batch, rows, 50), np.float32),
         "context": generator.standard_normal((batch, context, 50), np.float32),
     }
-
-
-def open_model(model: openvino.Model, folder: Path, precision: str):
-    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    files = (folder / "model.xml", folder / "model.bin")
-    return open_session(EngineSource(SPEC, "openvino", files, {"inference_precision": precision}))
-
-
-def executed(session) -> list[str]:
-    """The kinds of nodes that the plugin runs; the session has run."""
-    running = session._engine.model.get_runtime_model()
-    return [node.get_rt_info()["layerType"].astype(str) for node in running.get_ops()]
 
 
 def replaced(model: openvino.Model, kernels, shapes, **options) -> list:
@@ -111,7 +96,7 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(kernels, monke
     large = {"rows": 1040, "context": 1040}
     for name, precision, switch in (("exact", "f32", "1"), ("openvino", "bf16", "0"), ("kernel", "bf16", "1")):
         monkeypatch.setenv("SDC_KERNELS", switch)
-        with open_model(build_model(**options), tmp_path, precision) as session:
+        with open_model(SPEC, build_model(**options), tmp_path, precision) as session:
             found[name] = session.run(feeds(**large))["y"]
             assert executed(session).count("Reference") == (name == "kernel")
     errors = {name: np.linalg.norm(found[name] - found["exact"]) for name in ("openvino", "kernel")}
@@ -143,7 +128,7 @@ def test_8_bits_can_be_switched_off(kernels, monkeypatch, tmp_path):
     found = {}
     for switch in ("avx512,bf16", "avx512"):
         monkeypatch.setenv("SDC_KERNELS", switch)
-        with open_model(build_model(levels=256), tmp_path, "bf16") as session:
+        with open_model(SPEC, build_model(levels=256), tmp_path, "bf16") as session:
             found[switch] = session.run(feeds(rows=1040, context=1040))["y"]
             operator = session._engine.replacements.operators[0]
             assert operator.settings.eight_bits == (switch == "avx512")
@@ -153,33 +138,31 @@ def test_8_bits_can_be_switched_off(kernels, monkeypatch, tmp_path):
 
 
 def test_takes_several_shapes_in_turn(kernels, tmp_path):
-    with open_model(build_model(), tmp_path, "bf16") as session, open_model(build_model(), tmp_path, "f32") as exact:
+    with (
+        open_model(SPEC, build_model(), tmp_path, "bf16") as session,
+        open_model(SPEC, build_model(), tmp_path, "f32") as exact,
+    ):
         for sizes in ({"batch": 1, "rows": 5, "context": 9}, {}, {"batch": 3, "rows": 64, "context": 300}):
             given = feeds(**sizes)
             expected = exact.run(given)["y"]
             assert np.linalg.norm(session.run(given)["y"] - expected) < 0.01 * np.linalg.norm(expected)
 
 
-def operators_alive() -> int:
-    gc.collect()
-    return sum(type(each).__name__ == "KernelAttention" for each in gc.get_objects())
-
-
 def test_runs_make_no_operators_that_stay(kernels, tmp_path):
-    with open_model(build_model(), tmp_path, "bf16") as session:
+    with open_model(SPEC, build_model(), tmp_path, "bf16") as session:
         session.run(feeds())
         session.run(feeds(rows=131))  # from now on it takes any size
-        before = operators_alive()
+        before = operators_alive(KernelAttention)
         for rows in (130, 131, 130):
             session.run(feeds(rows=rows))
-        assert operators_alive() == before > 0
+        assert operators_alive(KernelAttention) == before > 0
 
 
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_session_lets_go_of_the_graph(kernels, tmp_path, closed):
     """The operators themselves are never freed by OpenVINO, but what they read is."""
-    others = [open_model(build_model(), tmp_path, "bf16") for _ in range(2)]
-    session = open_model(build_model(), tmp_path, "bf16")
+    others = [open_model(SPEC, build_model(), tmp_path, "bf16") for _ in range(2)]
+    session = open_model(SPEC, build_model(), tmp_path, "bf16")
     session.run(feeds(rows=1040, context=1040))
     members = list(session._engine.replacements.operators)
     assert [len(member.inputs()) for member in members] == [3] * len(members)

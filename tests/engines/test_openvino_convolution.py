@@ -189,10 +189,10 @@ def test_weights_are_let_go(convolver, tmp_path):
     ],
     ids=str,
 )
-def test_leaves_other_convolutions_alone(convolver, options):
+def test_leaves_other_convolutions_alone(packer, options):
     model = build_model(**options)
     before = [node.get_type_name() for node in model.get_ordered_ops()]
-    assert not replaced(model, convolver)
+    assert not replaced(model, packer)
     assert [node.get_type_name() for node in model.get_ordered_ops()] == before
 
 
@@ -201,7 +201,7 @@ def test_leaves_other_convolutions_alone(convolver, options):
     [(0.1, 4.5, 4.5, 256), (-0.6, 4.5, 4.4, 256), (-0.605, 4.5, 4.5, 256), (-0.6, 4.5, 4.5, 255)],
     ids=str,
 )
-def test_other_ways_to_quantise_are_left_alone(convolver, low, high, output_high, levels):
+def test_other_ways_to_quantise_are_left_alone(packer, low, high, output_high, levels):
     """A range without zero, results in another range, a zero that is no integer, other levels."""
     model = build_model(bytes=True)
     (rounding,) = (node for node in model.get_ops() if node.get_type_name() == "FakeQuantize")
@@ -212,7 +212,7 @@ def test_other_ways_to_quantise_are_left_alone(convolver, low, high, output_high
         other = operators.fake_quantize(*rounding.input_values(), levels)
         rounding.output(0).replace(other.output(0))
     assert attributes["levels"] == 256
-    assert not replaced(model, convolver)
+    assert not replaced(model, packer)
 
 
 def test_one_behind_another(convolver, tmp_path):
@@ -235,20 +235,20 @@ def test_one_behind_another(convolver, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(1, CHANNELS, 1, 1), (CHANNELS, CHANNELS, 1, 1)], ids=str)
-def test_other_scales_of_weights_are_left_alone(convolver, shape):
+def test_other_scales_of_weights_are_left_alone(packer, shape):
     """One for each input, of which there are as many as outputs; one for each pair."""
     model = build_model(bytes=True)
     (product,) = (node for node in model.get_ops() if node.get_type_name() == "Multiply")
     product.input(1).replace_source_output(constant(np.full(shape, 0.01)).output(0))
-    assert not replaced(model, convolver)
+    assert not replaced(model, packer)
 
 
-def test_too_many_products_of_bytes_are_left_alone(convolver):
+def test_too_many_products_of_bytes_are_left_alone(packer):
     for channels, expected in ((7310, 1), (7311, 0)):  # times 9; 65,793 are the most
         x = operators.parameter([1, channels, 4, 4], openvino.Type.f32, name="x")
         model = openvino.Model([convolve(x, 256, seed=1, bytes=True)[0]], [x], "large")
         model.inputs[0].get_tensor().set_names({"x"})
-        assert len(replaced(model, convolver, {"x": (1, channels, 4, 4)})) == expected
+        assert len(replaced(model, packer, {"x": (1, channels, 4, 4)})) == expected
 
 
 def test_integers_that_become_floats_are_no_images(convolver, tmp_path):
@@ -266,34 +266,34 @@ def test_integers_that_become_floats_are_no_images(convolver, tmp_path):
     assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(expected)
 
 
-def test_other_ranks_are_left_alone(convolver):
+def test_other_ranks_are_left_alone(packer):
     for rank in (1, 3):
         x = operators.parameter([1, 64, *[16] * rank], openvino.Type.f32, name="x")
         weight = constant(np.zeros((64, 64, *[3] * rank)))
         ones = [1] * rank
         model = openvino.Model([operators.convolution(x, weight, ones, ones, ones, ones)], [x], "rank")
         model.inputs[0].get_tensor().set_names({"x"})
-        assert not replaced(model, convolver, {"x": (1, 64, *[16] * rank)})
+        assert not replaced(model, packer, {"x": (1, 64, *[16] * rank)})
 
 
-def test_the_bias_is_left_alone_where_something_else_reads_what_is_before_it(convolver):
-    (operator,) = replaced(build_model(reader=1), convolver)
+def test_the_bias_is_left_alone_where_something_else_reads_what_is_before_it(packer):
+    (operator,) = replaced(build_model(reader=1), packer)
     assert not operator.weights.offsets.any()
-    (operator,) = replaced(build_model(), convolver)
+    (operator,) = replaced(build_model(), packer)
     assert operator.weights.offsets.any()
 
 
-def test_how_images_are_quantised(convolver):
-    (operator,) = replaced(build_model(bytes=True), convolver)
+def test_how_images_are_quantised(packer):
+    (operator,) = replaced(build_model(bytes=True), packer)
     assert operator.weights.quantisation == Quantisation(pytest.approx(0.02), 30)
 
 
-def test_leaves_small_and_large_ones_alone_and_shapes_free(convolver):
+def test_leaves_small_and_large_ones_alone_and_shapes_free(packer):
     model = build_model()
     free = [port.get_partial_shape() for port in model.inputs]
-    assert not replaced(model, convolver, {"x": (2, 4, 8, 8)})
-    assert not replaced(model, convolver, {"x": (2, 4, 33, 32)})
-    assert replaced(model, convolver)
+    assert not replaced(model, packer, {"x": (2, 4, 8, 8)})
+    assert not replaced(model, packer, {"x": (2, 4, 33, 32)})
+    assert replaced(model, packer)
     assert [port.get_partial_shape() for port in model.inputs] == free
 
 

@@ -133,28 +133,28 @@ def test_takes_several_shapes_in_turn(convolver, tmp_path):
     ],
     ids=str,
 )
-def test_leaves_other_patterns_alone(convolver, options):
+def test_leaves_other_patterns_alone(packer, options):
     model = build_model(**options)
     before = [node.get_type_name() for node in model.get_ordered_ops()]
-    found = replaced(model, convolver)
+    found = replaced(model, packer)
     assert not found
     assert [node.get_type_name() for node in model.get_ordered_ops()] == before
 
 
-def test_how_tokens_are_quantised(convolver):
-    (operator,) = replaced(build_model(bytes=True), convolver)
+def test_how_tokens_are_quantised(packer):
+    (operator,) = replaced(build_model(bytes=True), packer)
     assert operator.weights.quantisation == Quantisation(pytest.approx(0.01), 128)
 
 
-def test_leaves_small_ones_alone_and_shapes_free(convolver):
+def test_leaves_small_ones_alone_and_shapes_free(packer):
     model = build_model()
     free = [port.get_partial_shape() for port in model.inputs]
-    assert not replaced(model, convolver, {"x": (1, 100, WIDTH)})
-    assert replaced(model, convolver)
+    assert not replaced(model, packer, {"x": (1, 100, WIDTH)})
+    assert replaced(model, packer)
     assert [port.get_partial_shape() for port in model.inputs] == free
 
 
-def test_weights_are_not_copied_before_they_are_packed(convolver):
+def test_weights_are_not_copied_before_they_are_packed(packer):
     """All sites together would be as large as the model."""
     model = build_model(element_type="f16", half=True)
     sites = [site for node in model.get_ordered_ops() if node.get_type_name() == "Gelu" and (site := _match(node))]

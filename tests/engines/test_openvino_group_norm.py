@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-from pathlib import Path
-
 import numpy as np
 import openvino
 import pytest
 from openvino import opset13 as operators
+from openvino_models import executed, named, open_model, operators_alive
 
-from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.sessions.openvino_group_norm import Sum, replace_group_norms
+from sdc.engines.sessions.openvino_group_norm import KernelGroupNorm, Sum, replace_group_norms
 from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
@@ -88,9 +85,7 @@ def build_model(
     rounded = operators.fake_quantize(steps[0], -3.0, 3.0, -3.0, 3.0, levels) if levels else steps[0]
     y = operators.convert(convolve(rounded, 4, seed=6, element_type=element_type), "f32")
     model = openvino.Model([y, *([operators.relu(steps[reader])] if reader else [])], [x, addend], "group norm")
-    for port, name in zip((*model.inputs, model.outputs[0]), ("x", "time", "y"), strict=True):
-        port.get_tensor().set_names({name})
-    return model
+    return named(model, "x", "time")
 
 
 def feeds(*, batch: int = 2, height: int = 48, width: int = 40) -> dict[str, np.ndarray]:
@@ -99,18 +94,6 @@ def feeds(*, batch: int = 2, height: int = 48, width: int = 40) -> dict[str, np.
         "x": generator.standard_normal((batch, 4, height, width), np.float32),
         "time": 3 * generator.standard_normal((1, CHANNELS, 1, 1), np.float32),
     }
-
-
-def open_model(model: openvino.Model, folder: Path, precision: str):
-    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    files = (folder / "model.xml", folder / "model.bin")
-    return open_session(EngineSource(SPEC, "openvino", files, {"inference_precision": precision}))
-
-
-def executed(session) -> list[str]:
-    """The kinds of nodes that the plugin runs; the session has run."""
-    running = session._engine.model.get_runtime_model()
-    return [node.get_rt_info()["layerType"].astype(str) for node in running.get_ops()]
 
 
 def replaced(model: openvino.Model, kernels, shapes=LARGE) -> list:
@@ -139,7 +122,7 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(kernels, monke
         monkeypatch.setenv("SDC_KERNELS", switch)
         # A model of bf16 is computed in bf16, whatever is asked for.
         built = build_model(**(options | {"element_type": "f32"} if name == "exact" else options))
-        with open_model(built, tmp_path, precision) as session:
+        with open_model(SPEC, built, tmp_path, precision) as session:
             found[name] = session.run(feeds())["y"]
             kinds[name] = executed(session)
             norms = 1 + options.get("sums", 0)
@@ -156,7 +139,7 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(kernels, monke
 @pytest.mark.parametrize("options", [{"time": True}, {"sums": 3}], ids=str)
 def test_images_stay_channels_last(kernels, tmp_path, options):
     """Neither transposed nor reordered between the convolutions, and nothing is added elsewhere."""
-    with open_model(build_model(**options), tmp_path, "bf16") as session:
+    with open_model(SPEC, build_model(**options), tmp_path, "bf16") as session:
         session.run(feeds())
         nodes = session._engine.model.get_runtime_model().get_ops()
         kinds = [node.get_rt_info()["layerType"].astype(str) for node in nodes]
@@ -173,8 +156,8 @@ def test_images_stay_channels_last(kernels, tmp_path, options):
 
 def test_takes_several_shapes_in_turn(kernels, tmp_path):
     with (
-        open_model(build_model(time=True, sums=1), tmp_path, "bf16") as session,
-        open_model(build_model(time=True, sums=1), tmp_path, "f32") as exact,
+        open_model(SPEC, build_model(time=True, sums=1), tmp_path, "bf16") as session,
+        open_model(SPEC, build_model(time=True, sums=1), tmp_path, "f32") as exact,
     ):
         for sizes in ({"batch": 1, "height": 5, "width": 9}, {}, {"batch": 3, "height": 33, "width": 47}):
             given = feeds(**sizes)
@@ -183,19 +166,14 @@ def test_takes_several_shapes_in_turn(kernels, tmp_path):
         assert executed(session).count("Reference") == 2
 
 
-def operators_alive() -> int:
-    gc.collect()
-    return sum(type(each).__name__ == "KernelGroupNorm" for each in gc.get_objects())
-
-
 def test_runs_make_no_operators_that_stay(kernels, tmp_path):
-    with open_model(build_model(), tmp_path, "bf16") as session:
+    with open_model(SPEC, build_model(), tmp_path, "bf16") as session:
         session.run(feeds())
         session.run(feeds(height=47))  # from now on it takes any size
-        before = operators_alive()
+        before = operators_alive(KernelGroupNorm)
         for height in (48, 47, 48):
             session.run(feeds(height=height))
-        assert operators_alive() == before > 0
+        assert operators_alive(KernelGroupNorm) == before > 0
 
 
 @pytest.mark.parametrize(
