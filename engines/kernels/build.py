@@ -47,6 +47,7 @@ SOURCES = (
 )
 HEADERS = (
     "attention.h",
+    "attention_amx.h",
     "avx512.h",
     "convolution.h",
     "group_norm.h",
