@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sdc.compiler.cli import compress_restore
 from sdc.compiler.cli.training_arguments import (
     add_training_arguments,
     grid_prompts,
@@ -15,16 +16,24 @@ from sdc.compiler.cli.training_arguments import (
 )
 from sdc.engines.errors import InputError
 
+DEFAULT_ELASTIC = 0.05
+
 SUMMARY = "make a model's UNet smaller: remove channels or weights, and let it recover from the model as it was"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--model", required=True, help='"tiny", "sd15", an id on the hub, a diffusers folder or a file')
+    restore = parser.add_subparsers(metavar="[restore]").add_parser(
+        "restore", help=compress_restore.SUMMARY, description=compress_restore.SUMMARY
+    )
+    compress_restore.add_arguments(restore)
+    restore.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="show logs, and tracebacks")
+    restore.set_defaults(run_restore=compress_restore.run)
+    parser.add_argument("--model", help='"tiny", "sd15", an id on the hub, a diffusers folder or a file')
     parser.add_argument(
         "--weights", choices=("trained", "random"), default="trained", help="random: the architecture, no download"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the smaller model and its report")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="the smaller model and its report")
     parser.add_argument(
         "--parameters", type=float, metavar="SHARE", help="of the UNet's that shall go (0.41; 0 with --sparsity)"
     )
@@ -66,6 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("activation", "plain"),
         help="whose energy: what layers give, or their weights' own (activation)",
     )
+    parser.add_argument(
+        "--elastic",
+        type=float,
+        nargs="?",
+        const=DEFAULT_ELASTIC,
+        metavar="SHARE",
+        help="of channels in layers that lose some: as many of those that stay are switched off, and `sdc compress "
+        f"restore` can switch them on in a bundle ({DEFAULT_ELASTIC} if no share is given; without the option, none)",
+    )
     parser.add_argument("--rounds", type=int, help="of pruning (3)")
     parser.add_argument("--round-steps", type=int, metavar="N", help="of recovery between rounds (200)")
     parser.add_argument("--recover-steps", type=int, metavar="N", help="of recovery at the end (5000; 4000 for tiny)")
@@ -81,6 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compress; progress goes to standard error, the report to standard output."""
+    if hasattr(args, "run_restore"):
+        code: int = args.run_restore(args)
+        return code
+    for name in ("model", "out"):
+        if getattr(args, name) is None:
+            raise InputError(f"--{name} is missing", hint="sdc compress --model MODEL --out FOLDER; see --help")
     from sdc.compiler.compress.compress import compress
     from sdc.compiler.compress.settings import settings_for
     from sdc.compiler.distill.training_loop import Reporting

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from sdc.compiler.compress.blocks import remove_blocks
+from sdc.compiler.compress.draws import Draws
+from sdc.compiler.compress.elastic import OPEN_TURN, ElasticChannels, Units, close_units, columns_of, gates_on
 from sdc.compiler.compress.low_rank import (
     Spans,
     apply_spans,
@@ -23,11 +23,11 @@ from sdc.compiler.compress.low_rank import (
     project_parameters,
 )
 from sdc.compiler.compress.preview import save_side_by_side
-from sdc.compiler.compress.probes import Probe, make_probe, spread_timesteps
-from sdc.compiler.compress.prune import UnetState
+from sdc.compiler.compress.prune import UnetState, own_network, state_of
 from sdc.compiler.compress.quality import Quality, measure_quality
-from sdc.compiler.compress.recovery import PAIRED_SHARE, RecoveryBatch, recovery_loss
+from sdc.compiler.compress.recovery import recovery_loss
 from sdc.compiler.compress.report import Report, write_report
+from sdc.compiler.compress.restore import REFERENCE_PROMPTS, lasting_name, prompt_errors, restore_probe
 from sdc.compiler.compress.rounds import prune_round
 from sdc.compiler.compress.settings import CompressSettings
 from sdc.compiler.compress.sparsity import (
@@ -55,12 +55,6 @@ from sdc.engines.schedule_config import schedule_from_config
 from sdc.passes.simplify.factorise_weights import LOW_RANK
 
 STUDENT, AVERAGE, MASKS, SPANS = "student", "average", "masks", "spans"
-
-PROBE_STEP = 1 << 40
-"""Steps from here on are draws of probes, so that no training step has the same."""
-
-HELD_OUT_SHARE = 20
-"""One picture in so many is kept from training, for quality; at most as many as a probe has rows."""
 
 
 def compress(
@@ -131,10 +125,10 @@ class _Compression:
         self.accelerator = Accelerator(mixed_precision="no" if settings.precision == "fp32" else settings.precision)
         self.device = self.accelerator.device
         self.schedule = schedule_from_config(checkpoint.scheduler_config)
-        self.signal = torch.from_numpy(self.schedule.alphas_cumprod.copy())
-        self.data = None
+        self.draws: Draws | None = None
         if pictures is not None:
-            self.data = TrainingData(checkpoint, pictures, device=self.device, reporting=reporting)
+            data = TrainingData(checkpoint, pictures, device=self.device, reporting=reporting)
+            self.draws = Draws(data, settings, self.schedule)
         teacher = checkpoint.unet()
         self.teacher = channels_last(teacher).to(self.device)
         config = {name: value for name, value in checkpoint.config("unet").items() if name != LOW_RANK}
@@ -192,9 +186,10 @@ class _Compression:
         goal = round(self.whole_parameters * (1 - self.settings.share_after(number)))
         pruned = prune_round(
             self.average,
-            self._probe(number),
+            None if self.draws is None else self.draws.probe(number),
             self.settings,
             goal=goal,
+            elastic=self.settings.elastic if number == len(self.settings.phases) else 0.0,
             seed=self.settings.seed + number,
             device=self.device,
             tell=self.reporting.tell,
@@ -208,9 +203,10 @@ class _Compression:
         assert pattern is not None
         layers, norms = choose_layers(self.average.build_empty(), in_blocks=pattern.structured), None
         if self.settings.sparsity_scores == "activation":
-            probe = self._probe(number)
-            assert probe is not None
-            norms = input_norms(self.average.build().to(self.device), layers.names, probe, rows=self.settings.batch)
+            assert self.draws is not None
+            norms = input_norms(
+                self.average.build().to(self.device), layers.names, self.draws.probe(number), rows=self.settings.batch
+            )
         self.masks = make_masks(self.average.weights, layers.names, pattern, norms)
         self.student = self.average = apply_masks(self.average, self.masks)
         self.rounds[-1]["sparsity"] = describe_sparsity(self.average, layers, self.masks)
@@ -222,9 +218,10 @@ class _Compression:
         assert settings.low_rank is not None
         chosen = choose_layers(self.average.build_empty(), in_blocks=False)
         if settings.low_rank_by == "activation":
-            probe = self._probe(number)
-            assert probe is not None
-            moments = output_moments(self.average.build().to(self.device), chosen.names, probe, rows=settings.batch)
+            assert self.draws is not None
+            moments = output_moments(
+                self.average.build().to(self.device), chosen.names, self.draws.probe(number), rows=settings.batch
+            )
         layers = choose_spans(self.average.weights, chosen.names, moments, energy=settings.low_rank)
         self.spans = layers.spans
         self.student = self.average = apply_spans(self.average, self.spans)
@@ -233,55 +230,28 @@ class _Compression:
         self.reporting.tell(f"{len(layers.spans)} layers are of low rank, {len(layers.dense)} stay whole")
         self._note_quality("in low rank")
 
-    def _probe(self, number: int) -> Probe | None:
-        """Training latents over all timesteps, others in every round."""
-        if self.data is None:
-            return None
-        settings = self.settings
-        drawn = self.data.draw(
-            PROBE_STEP + number, batch=settings.probe_rows, seed=settings.seed, among=self._trained_on()
-        )
-        timesteps = spread_timesteps(settings.probe_rows, len(self.signal), drawn.generator)
-        return self._make_probe(drawn.clean, drawn.noise, timesteps, drawn.captions)
-
-    def _make_probe(self, clean: Any, noise: Any, timesteps: Any, captions: list[str]) -> Probe:
-        assert self.data is not None
-        made = make_probe(
-            clean,
-            noise,
-            timesteps,
-            self.data.encode(captions),
-            signal=self.signal,
-            prediction_type=self.schedule.prediction_type,
-        )
-        sample = made.sample.to(self.device, memory_format=torch.channels_last)
-        return Probe(sample, made.timesteps.to(self.device), made.states, made.truth.to(self.device))
-
-    def _held_out(self) -> int:
-        """Pictures at the end of the data that nothing is learnt from."""
-        assert self.data is not None
-        return min(self.settings.probe_rows, len(self.data.pictures) // HELD_OUT_SHARE)
-
-    def _trained_on(self) -> int:
-        assert self.data is not None
-        return len(self.data.pictures) - self._held_out()
+    @property
+    def _off(self) -> Units:
+        """Units that are switched off."""
+        off: Units = self.rounds[-1].get("elastic", {}) if self.rounds else {}
+        return off
 
     def _note_quality(self, when: str) -> None:
         """Add the average's quality to the last round's entry, once."""
-        if self.data is None or when in self.rounds[-1] or self._held_out() == 0:
+        if self.draws is None or when in self.rounds[-1] or self.draws.held_out == 0:
             return
         found = self._quality()
         self.rounds[-1][when] = found.to_json()
         self.reporting.tell(f"{when}: the prediction's SNR is {found.student_snr_db:.2f} dB, {found.lost_db:.2f} less")
 
     def _quality(self) -> Quality:
-        assert self.data is not None
-        begin = self._trained_on()
+        assert self.draws is not None
+        latents, states = self.draws.apart()
         return measure_quality(
-            self.average.build().to(self.device),
+            close_units(self.average, self._off).build().to(self.device),
             self.teacher,
-            latents=self.data.latents.mean[begin:],
-            states=self.data.encode([captions[0] for captions in self.data.pictures.captions[begin:]]),
+            latents=latents,
+            states=states,
             schedule=self.schedule,
             rows=self.settings.batch,
             seed=self.settings.seed,
@@ -289,8 +259,9 @@ class _Compression:
 
     def _recover(self, steps: range, phase_steps: int, losses: LossLog) -> None:
         """The steps that are left of a phase of `phase_steps`."""
-        settings, config = self.settings, self.student.config
-        student, average = (_own_network(state, self.device) for state in (self.student, self.average))
+        settings, config, draws = self.settings, self.student.config, self.draws
+        assert draws is not None
+        student, average = (own_network(state, self.device) for state in (self.student, self.average))
         student.requires_grad_(True)
         if settings.gradient_checkpointing:
             student.enable_gradient_checkpointing()
@@ -303,11 +274,13 @@ class _Compression:
         before = steps.stop - 1 - phase_steps
 
         def optimize(step: int) -> dict[str, float]:
-            with self.accelerator.autocast():
-                loss = recovery_loss(student, self.teacher, self._batch(step), feature_weight=settings.feature_weight)
             within = step - before
             rate = learning_rate_at(within, steps=phase_steps, largest=settings.learning_rate)
-            line = descend(loss, parameters, optimizer, accelerator=self.accelerator, step=step, learning_rate=rate)
+            batch = draws.batch(step)
+            with gates_on(student, {} if step % OPEN_TURN == 0 else self._off):
+                with self.accelerator.autocast():
+                    loss = recovery_loss(student, self.teacher, batch, feature_weight=settings.feature_weight)
+                line = descend(loss, parameters, optimizer, accelerator=self.accelerator, step=step, learning_rate=rate)
             project_parameters(student, spans)
             with torch.no_grad():
                 decay = min(settings.average_decay, within / (within + 10))
@@ -316,7 +289,7 @@ class _Compression:
 
         def save(step: int, seconds: float) -> None:
             self.step, self.seconds, self.optimizer_state = step, seconds, optimizer.state_dict()
-            self.student, self.average = _state(student, config), _state(average, config)
+            self.student, self.average = state_of(student, config), state_of(average, config)
             self._save()
 
         def draw(step: int) -> None:
@@ -326,18 +299,6 @@ class _Compression:
         with frozen_zeros(student, self.masks):
             self.seconds = run_steps(training, steps, seconds=self.seconds, losses=losses, reporting=self.reporting)
 
-    def _batch(self, step: int) -> RecoveryBatch:
-        """The batch of a step, drawn from generators of its own."""
-        assert self.data is not None
-        settings = self.settings
-        drawn = self.data.draw(step, batch=settings.batch, seed=settings.seed, among=self._trained_on())
-        timesteps = torch.randint(len(self.signal), (settings.batch,), generator=drawn.generator)
-        pairs = max(1, settings.batch // PAIRED_SHARE)
-        low, high = settings.guidance
-        guidance = low + (high - low) * torch.rand(pairs, generator=drawn.generator)
-        probe = self._make_probe(drawn.clean, drawn.noise, timesteps, drawn.captions)
-        return RecoveryBatch(probe, self.data.encode([""]).expand(pairs, -1, -1), guidance.to(self.device))
-
     def _save(self) -> None:
         weights = {STUDENT: dict(self.student.weights), AVERAGE: dict(self.average.weights)}
         weights |= {MASKS: self.masks, SPANS: self.spans}
@@ -346,23 +307,43 @@ class _Compression:
         saved.save(self.reporting.folder / CHECKPOINT)
 
     def _draw(self, network: UNet2DConditionModel, step: int) -> None:
-        assert self.data is not None
+        assert self.draws is not None
+        data = self.draws.data
         path = self.reporting.folder / f"grid-{step:06}.png"
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), gates_on(network, self._off):
             save_side_by_side(
                 path,
                 (self.teacher, network),
-                self.data.vae,
+                data.vae,
                 self.schedule,
                 prompts=self.reporting.prompts,
-                states=self.data.encode([*self.reporting.prompts, ""]),
-                size=self.data.latent_size,
+                states=data.encode([*self.reporting.prompts, ""]),
+                size=data.latent_size,
                 guidance_scale=statistics.fmean(self.settings.guidance),
             )
         self.reporting.tell(f"{path}: the teacher's pictures, and the student's of the same noise")
 
+    def _elastic(self, closed: UnetState) -> ElasticChannels:
+        """What is off, with what the network's errors are without it."""
+        scale = statistics.fmean(self.settings.guidance)
+        errors: tuple[float, ...] = ()
+        if self.draws is not None:
+            self.reporting.tell(f"errors of {REFERENCE_PROMPTS} captions without the elastic channels")
+            data = self.draws.data
+            states = data.encode([*self.draws.captions(REFERENCE_PROMPTS), ""])
+            probe = restore_probe(self.teacher, self.schedule, states, size=data.latent_size, guidance_scale=scale)
+            errors = prompt_errors(closed.build().to(self.device), probe)
+        return ElasticChannels(
+            self._off,
+            columns_of(self.average, self._off),
+            teacher=lasting_name(self.checkpoint),
+            teacher_weights=self.checkpoint.weights,
+            guidance_scale=scale,
+            errors=errors,
+        )
+
     def _write(self, out: Path, losses: list[float]) -> Report:
-        state = self.average
+        state = close_units(self.average, self._off)
         if self.settings.pattern is not None:
             check_zeros(state.weights, self.masks, self.settings.pattern)
         check_ranks(state.weights, self.spans)
@@ -376,15 +357,7 @@ class _Compression:
         )
         with staged_folder(out, durable=False) as folder:
             save_checkpoint(self.checkpoint, folder, unet=(state.config, state.weights))
+            if self._off:
+                self._elastic(state).save(folder)
             write_report(report, folder)
         return report
-
-
-def _own_network(state: UnetState, device: torch.device) -> UNet2DConditionModel:
-    """A network with its own copies of the weights."""
-    return channels_last(copy.deepcopy(state.build())).to(device)
-
-
-def _state(network: UNet2DConditionModel, config: Mapping[str, Any]) -> UnetState:
-    """The network's weights as they are now; on the CPU they are not copied."""
-    return UnetState(config, {name: each.detach().cpu() for name, each in network.state_dict().items()})

@@ -77,14 +77,14 @@ def gate_scores(
             if importance == "taylor":
                 (prediction - part.truth).square().mean((1, 2, 3)).sum().backward()
             else:
-                prediction.backward(_directions(prediction, generator))
+                prediction.backward(random_directions(prediction, generator))
             for name, found in gates.take().items():
                 size = found.abs() if importance == "taylor" else found.square()
                 sums[name] += size.double().sum(0).cpu().numpy()
     return {name: total / len(probe) for name, total in sums.items()}
 
 
-def _directions(prediction: Tensor, generator: torch.Generator) -> Tensor:
+def random_directions(prediction: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal, so scaled that a squared derivative is a mean over the prediction's values."""
     drawn = torch.randn(prediction.shape, generator=generator)
     return drawn.to(prediction.device) / math.sqrt(prediction[0].numel())

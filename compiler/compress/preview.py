@@ -10,15 +10,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
+from sdc.compiler.compress.trajectories import denoise
 from sdc.compiler.distill.preview import decode
 from sdc.compiler.evaluate.grid import draw_grid
-from sdc.engines.denoise import DENOISERS, Latents, guide
-from sdc.engines.noise import noise_from_seeds
+from sdc.engines.denoise import Latents
 from sdc.engines.picture import save_png
-from sdc.engines.samplers import find_sampler
 from sdc.engines.schedule import Schedule
 
-SAMPLER, STEPS, PICTURES = "ddim", 20, 2
+STEPS, PICTURES = 20, 2
 """PICTURES is of each prompt and network."""
 
 
@@ -70,15 +69,5 @@ def _draw(
     guidance_scale: float,
 ) -> Latents:
     """One picture, [1, 3, H, W] in [0, 1]; `states` are [unconditional, conditional]."""
-
-    def predict(sample: Latents, timestep: float) -> Latents:
-        timesteps = torch.full((len(sample),), round(timestep), device=states.device)
-        answer = network(torch.from_numpy(np.ascontiguousarray(sample)).to(states.device), timesteps, states)
-        return np.asarray(answer.sample.float().cpu().numpy())
-
-    sampler, draw_noise = find_sampler(SAMPLER), noise_from_seeds([seed])
-    trajectory = sampler.plan(schedule, STEPS)
-    x = draw_noise((1, *size)) * trajectory.transitions[0][0].scale
-    denoise = DENOISERS[schedule.prediction_type](guide(predict, guidance_scale))
-    latents = sampler.sample(denoise, x, trajectory.transitions, draw_noise).astype(np.float32)
+    latents, _ = denoise(network, schedule, states, seed=seed, size=size, steps=STEPS, guidance_scale=guidance_scale)
     return decode(vae, latents, states.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from sdc.compiler.compress.channels import ChannelGroup, axis_of
 from sdc.compiler.load.networks import make_empty
 from sdc.compiler.load.widths import NOTE, NOTE_TEXT, WIDTHS, widths_of
+from sdc.compiler.tiny.memory_layout import channels_last
 
 Kept = Mapping[str, np.ndarray]
 """For groups by name, the units that stay: rising indices. A group that is not named keeps all."""
@@ -43,6 +45,16 @@ class UnetState:
         unet = make_empty("unet", self.config, origin="a pruned UNet")
         assert isinstance(unet, UNet2DConditionModel)
         return unet
+
+
+def own_network(state: UnetState, device: torch.device) -> UNet2DConditionModel:
+    """A network with its own copies of the weights."""
+    return channels_last(copy.deepcopy(state.build())).to(device)
+
+
+def state_of(network: UNet2DConditionModel, config: Mapping[str, Any]) -> UnetState:
+    """The network's weights as they are now; on the CPU they are not copied."""
+    return UnetState(config, {name: each.detach().cpu() for name, each in network.state_dict().items()})
 
 
 def prune(state: UnetState, groups: Sequence[ChannelGroup], kept: Kept) -> UnetState:

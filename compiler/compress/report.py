@@ -66,6 +66,7 @@ class Report:
             f"{self.model}: {self.parameters_before:,} parameters of the UNet, now {self.parameters_after:,} "
             f"({100 * self.removed_share:.1f} % fewer)",
             *self._pruning_lines(),
+            *self._elastic_lines(),
             *self._sparsity_lines(),
             *self._low_rank_lines(),
         ]
@@ -93,6 +94,17 @@ class Report:
                     if before
                 ],
             ),
+        ]
+
+    def _elastic_lines(self) -> list[str]:
+        off = self.rounds[-1].get("elastic", {})
+        if not off:
+            return []
+        channels = sum(len(unit) for units in off.values() for unit in units)
+        return [
+            "",
+            f"elastic: {channels:,} of these channels, in {len(off)} layers, are switched off; "
+            "`sdc compress restore BUNDLE --prompts FILE` switches those on that pay",
         ]
 
     def _sparsity_lines(self) -> list[str]:

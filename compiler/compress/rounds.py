@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from sdc.compiler.compress.budgets import Curve, allocate, measure_curves, steps_of_curves, uniform_steps
 from sdc.compiler.compress.channels import KINDS, ChannelGroup, find_groups
+from sdc.compiler.compress.elastic import choose_elastic
 from sdc.compiler.compress.importance import best_units, score
 from sdc.compiler.compress.probes import Probe
 from sdc.compiler.compress.prune import UnetState, prune
@@ -27,12 +28,14 @@ class Pruned:
         groups: of the network before.
         kept_units: of the groups that lost any, by name.
         curves: the measured error of each group by units kept; empty with uniform budgets.
+        off: units that stay, but switched off; see `elastic.py`.
     """
 
     state: UnetState
     groups: tuple[ChannelGroup, ...]
     kept_units: dict[str, int]
     curves: dict[str, Curve]
+    off: dict[str, list[list[int]]]
 
     def to_json(self) -> dict[str, Any]:
         """Every group with its channels before and after, and its curve in channels, for the report."""
@@ -53,6 +56,7 @@ class Pruned:
                 }
                 for group in self.groups
             ],
+            **({"elastic": self.off} if self.off else {}),
         }
 
 
@@ -62,6 +66,7 @@ def prune_round(
     settings: CompressSettings,
     *,
     goal: int,
+    elastic: float = 0.0,
     seed: int,
     device: torch.device,
     tell: Callable[[str], None],
@@ -72,7 +77,8 @@ def prune_round(
         state: the network as it is now.
         probe: on `device`; None if nothing is measured.
         settings: of the run.
-        goal: number of parameters.
+        goal: number of parameters, those of elastic channels among them.
+        elastic: share of units that stay switched off.
         seed: of random directions.
         device: to measure on.
         tell: receives lines of progress.
@@ -97,7 +103,7 @@ def prune_round(
     kept = {name: best_units(scores[name], units) for name, units in kept_units.items()}
     pruned = prune(state, groups, kept)
     tell(f"{pruned.parameters:,} of {state.parameters:,} parameters stay")
-    return Pruned(pruned, groups, kept_units, curves)
+    return Pruned(pruned, groups, kept_units, curves, choose_elastic(groups, scores, kept_units, elastic))
 
 
 def channels_by_kind(rounds: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:

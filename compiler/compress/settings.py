@@ -19,6 +19,8 @@ MULTIPLES = (1, 8, 16, 32)
 
 TWO_OF_FOUR = "2:4"
 
+MOST_ELASTIC = 0.5
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -64,6 +66,8 @@ class CompressSettings:
         sparsity_scores: which do, "activation" or "magnitude"; see `sparsity.py`.
         low_rank: share of energy that layers keep in the rank that they get after the last round; None for none.
         low_rank_by: whose energy, "activation" or "plain"; see `low_rank.py`.
+        elastic: share of a group's units that stay switched off, of those that a smaller network would do without; see
+            `elastic.py`.
         rounds: in which channels are removed.
         round_steps: of recovery between rounds.
         recover_steps: of recovery after the last round.
@@ -87,6 +91,7 @@ class CompressSettings:
     sparsity_scores: SparsityScores = "activation"
     low_rank: float | None = None
     low_rank_by: Moments = "activation"
+    elastic: float = 0.0
     rounds: int = 3
     round_steps: int = 200
     recover_steps: int = 5000
@@ -113,6 +118,13 @@ class CompressSettings:
                 )
             if not 0 < self.low_rank < 1:
                 raise InputError(f"the energy that is kept must be between 0 and 1, found {self.low_rank:g}")
+        if not 0 <= self.elastic <= MOST_ELASTIC:
+            raise InputError(f"the share of elastic channels must be 0 to {MOST_ELASTIC}, found {self.elastic:g}")
+        if self.elastic and (alone or not self.parameters):
+            raise InputError(
+                "channels stay switched off where some are removed and no weights of the others are",
+                hint="leave out --elastic, or give --parameters and neither --sparsity nor --low-rank",
+            )
         kinds_by_name = {
             "importance": Importance,
             "budgets": Budgets,

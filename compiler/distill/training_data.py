@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from sdc.compiler.distill.pictures import Latents, Pictures, encode_once
 from sdc.compiler.distill.training_loop import Reporting
@@ -52,7 +53,7 @@ class TrainingData:
         self, checkpoint: Checkpoint, pictures: Pictures, *, device: torch.device, reporting: Reporting
     ) -> None:
         self.pictures, self.device = pictures, device
-        self.tokenizer = _tokenizer(checkpoint)
+        self.tokenizer = tokenizer_of(checkpoint)
         self.text_encoder = checkpoint.text_encoder().to(device)
         self.vae = channels_last(checkpoint.vae()).to(device)
         path, digest = Path(reporting.folder, LATENTS), checkpoint.digest("vae_encoder")
@@ -87,18 +88,24 @@ class TrainingData:
         noise = torch.randn(mean.shape, generator=generator)
         return Draw(clean, noise, captions, generator)
 
-    @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Their states, [N, T, D], float32."""
-        tokens = torch.from_numpy(self.tokenizer.encode(captions)).to(self.device)
-        states: Tensor = self.text_encoder(tokens).last_hidden_state
-        return states
+        return encode_texts(self.tokenizer, self.text_encoder, captions)
 
 
 def _draw_one(captions: Sequence[str], random: np.random.Generator) -> str:
     return captions[int(random.integers(len(captions)))]
 
 
-def _tokenizer(checkpoint: Checkpoint) -> ClipTokenizer:
+def tokenizer_of(checkpoint: Checkpoint) -> ClipTokenizer:
+    """The tokenizer in a checkpoint's files."""
     files = {f"tokenizer/{name}": content for name, content in checkpoint.tokenizer_files.items()}
     return open_tokenizer(files, {name: source.config for name, source in checkpoint.networks.items()})
+
+
+@torch.no_grad()
+def encode_texts(tokenizer: ClipTokenizer, text_encoder: CLIPTextModel, texts: Sequence[str]) -> Tensor:
+    """States of prompts or captions, [N, T, D], float32, on the text encoder's device."""
+    tokens = torch.from_numpy(tokenizer.encode(texts)).to(text_encoder.device)
+    states: Tensor = text_encoder(tokens).last_hidden_state
+    return states

@@ -1,0 +1,53 @@
+"""`sdc compress restore`: elastic channels of a bundle that are switched on for other prompts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+SUMMARY = "switch channels on that `sdc compress --elastic` left in a bundle, where that pays for some prompts"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("bundle", type=Path, help="exported from a folder of `sdc compress --elastic`; stays as it is")
+    parser.add_argument(
+        "--prompts", type=Path, required=True, metavar="FILE", help="like those it shall draw, one a line"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new bundle; nothing may be there")
+    parser.add_argument(
+        "--lora",
+        type=Path,
+        metavar="FILE",
+        help="where the channels' weights are written as a LoRA, which `sdc lora --remove FILE` takes away again "
+        "(OUT.restored.safetensors)",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (all)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Restore; what was found goes to standard output, progress to standard error."""
+    from sdc.compiler.cli.export import summary_text
+    from sdc.compiler.cli.progress import show_progress
+    from sdc.compiler.cli.training_arguments import set_threads
+    from sdc.compiler.compile import export_bundle
+    from sdc.compiler.compress.restore import restore
+    from sdc.compiler.export_plan import read_prompts
+    from sdc.compiler.lora import LoraChange, request_with_loras
+
+    set_threads(args.threads)
+    lora = args.lora or args.out.with_name(f"{args.out.name}.restored.safetensors")
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    found = restore(args.bundle, read_prompts(args.prompts), out=args.out, lora=lora, tell=tell)
+    print(found.to_text(), end="")
+    if not found.chosen:
+        return 0
+    request = request_with_loras(args.bundle, LoraChange(add=(f"{lora}:1",)), args.out)
+    with show_progress() as progress:
+        summary = export_bundle(request, progress=progress, verbose=args.verbose)
+    print(f"{summary_text(summary)}\nto undo: sdc lora {args.out} --remove {lora} --out DIR")
+    return 0

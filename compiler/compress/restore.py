@@ -1,0 +1,307 @@
+"""`sdc compress restore`: switches elastic channels of a bundle on where that pays for the prompts it is to draw.
+
+1. The teacher draws pictures of the prompts. Of every step, what it saw and what it predicted are kept.
+2. A unit's gate is 0 while it is off. How the error to the teacher's predictions changes when it becomes 1 is predicted
+   from its first derivative and the Gauss-Newton part of the second, on every other prompt.
+3. Of the units that are predicted to help, the best quarter, half, three quarters and all are switched on, and all
+   units that there are; the error on the other prompts says which of these it shall be, or none.
+
+Whether the prompts are others than those of the compression is asked of the errors without any of the units: those of
+its captions are beside the elastic channels' weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sdc.compiler.bundle.request_file import TINY, StoredRequest, read_request
+from sdc.compiler.bundle.writer import check_new_place
+from sdc.compiler.compress.elastic import ElasticChannels, Units, gates_on, lora_of_units, open_units, read_elastic
+from sdc.compiler.compress.importance import random_directions
+from sdc.compiler.compress.probes import Probe
+from sdc.compiler.compress.trajectories import probe_of_prompts
+from sdc.compiler.distill.training_data import encode_texts, tokenizer_of
+from sdc.compiler.load import Checkpoint, load_checkpoint
+from sdc.compiler.load.tensor_files import read_metadata
+from sdc.compiler.lora_argument import DISTILLED, parse_lora
+from sdc.engines.bundle import open_bundle
+from sdc.engines.errors import InputError
+from sdc.engines.schedule import Schedule
+from sdc.engines.schedule_config import schedule_from_config
+
+REFERENCE_PROMPTS = 32
+"""Captions whose errors a compressed folder has."""
+
+STEPS = 10
+"""Of the pictures that the teacher draws."""
+
+ROWS = 8
+"""Of a batch."""
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of the units that are predicted to help."""
+
+SHIFTED = 0.01
+"""Probability of errors as large by chance, below which the prompts are called others."""
+
+OBJECTIVE = "elastic"
+"""What the LoRA's metadata says that it is for."""
+
+_PERMUTATIONS = 9999
+
+Chosen = Mapping[str, Sequence[int]]
+"""For each layer, numbers of units among those that are off."""
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What was found.
+
+    Attributes:
+        prompts: how many.
+        units: that are off in the bundle.
+        chosen: those that pay.
+        error: mean square of the difference to the teacher's predictions over that of these, with all units off, on
+            prompts that did not choose; likewise ``error_chosen`` and ``error_open``, with all units on.
+        ratio: of the prompts' errors to those of the compression's captions, geometric mean; None if it had none.
+        probability: of such a ratio by chance; None likewise.
+    """
+
+    prompts: int
+    units: int
+    chosen: Chosen
+    error: float
+    error_chosen: float
+    error_open: float
+    ratio: float | None
+    probability: float | None
+
+    @property
+    def shifted(self) -> bool:
+        """Whether the network does worse on these prompts than on those it was compressed with."""
+        return self.ratio is not None and self.ratio > 1 and (self.probability or 0) < SHIFTED
+
+    def to_text(self) -> str:
+        """For the terminal."""
+        if self.ratio is None:
+            shift = "whether that is much for this network is not known: it was compressed without captions"
+        else:
+            verdict = "prompts of another distribution" if self.shifted else "no other distribution"
+            shift = (
+                f"{self.ratio:.2f} times those of the captions it was compressed with "
+                f"(p = {self.probability:.4f}): {verdict}"
+            )
+        count = sum(map(len, self.chosen.values()))
+        change = (
+            f"{count} of {self.units} units pay: error {self.error:.5f} -> {self.error_chosen:.5f}"
+            if count
+            else f"none of {self.units} units pays, nothing is switched on: error {self.error:.5f}"
+        )
+        return f"errors of {self.prompts} prompts: {shift}\n{change} ({self.error_open:.5f} with all on)\n"
+
+
+def restore(folder: Path, prompts: Sequence[str], *, out: Path, lora: Path, tell: Callable[[str], None]) -> Restoration:
+    """Measure, choose, and write the chosen units as a LoRA; `sdc.compiler.lora` makes the bundle with it.
+
+    Args:
+        folder: of the bundle; it stays as it is.
+        prompts: two at least; the more, the surer.
+        out: where the new bundle shall be.
+        lora: is written if any unit pays.
+        tell: receives lines of progress.
+
+    Raises:
+        InputError: the bundle's model has no elastic channels, some are on already, or something is in a place that is
+            written to.
+    """
+    check_new_place(folder, out)
+    if lora.exists():
+        raise InputError(f"{lora} is there already", hint="remove it, or name another with --lora")
+    if len(prompts) < 2:
+        raise InputError("one prompt is too few: half of them choose, the others check", hint="give more, one a line")
+    stored = read_request(open_bundle(folder))
+    source = Path(stored.request.source.model)
+    elastic = read_elastic(source)
+    _refuse_restored(stored)
+    student, teacher = load_checkpoint(str(source)), _teacher(elastic)
+    schedule = schedule_from_config(student.scheduler_config)
+    states = encode_texts(tokenizer_of(student), student.text_encoder(), [*prompts, ""])
+    tell(f"{teacher.source} draws pictures of {len(prompts)} prompts")
+    probe = restore_probe(
+        teacher.unet(), schedule, states, size=_latent_size(student), guidance_scale=elastic.guidance_scale
+    )
+    unet = student.unet()
+    open_units(unet, elastic)
+    tell(f"{elastic.units} units in {len(elastic.off)} layers are off")
+    found = choose_units(unet, elastic, probe)
+    if found.chosen:
+        metadata = {"format": "pt", DISTILLED: json.dumps({"objective": OBJECTIVE})}
+        part = lora.with_name(f"{lora.name}.part")
+        save_file(lora_of_units(elastic, found.chosen, unet), part, metadata=metadata)
+        part.rename(lora)
+    return found
+
+
+def _refuse_restored(stored: StoredRequest) -> None:
+    for folded in stored.loras:
+        path = parse_lora(f"{folded.file}:1").path
+        if path.is_file() and json.loads(read_metadata(path).get(DISTILLED, "{}")).get("objective") == OBJECTIVE:
+            raise InputError(
+                f"the bundle has elastic channels switched on already, by {path}",
+                hint=f"take them away first: sdc lora BUNDLE --remove {folded.file} --out DIR",
+            )
+
+
+def _teacher(elastic: ElasticChannels) -> Checkpoint:
+    weights: Any = elastic.teacher_weights
+    try:
+        return load_checkpoint(elastic.teacher, weights=weights)
+    except InputError as error:
+        raise InputError(
+            f"the model that was compressed, {elastic.teacher}, is needed to measure against: {error}",
+            hint="bring it back",
+        ) from error
+
+
+def lasting_name(checkpoint: Checkpoint) -> str:
+    """What finds a checkpoint from another working folder: a path if it is one, else what the user called it."""
+    path = Path(checkpoint.source)
+    return str(path.absolute()) if checkpoint.name != TINY and path.exists() else checkpoint.name
+
+
+def _latent_size(checkpoint: Checkpoint) -> tuple[int, ...]:
+    config = checkpoint.config("unet")
+    side = config["sample_size"]
+    return (config["in_channels"], *((side, side) if isinstance(side, int) else side))
+
+
+def restore_probe(
+    teacher: UNet2DConditionModel, schedule: Schedule, states: Tensor, *, size: tuple[int, ...], guidance_scale: float
+) -> Probe:
+    """`STEPS` rows of each prompt; arguments are those of `probe_of_prompts`."""
+    return probe_of_prompts(teacher, schedule, states, seed=0, size=size, steps=STEPS, guidance_scale=guidance_scale)
+
+
+@torch.no_grad()
+def prompt_errors(network: UNet2DConditionModel, probe: Probe, off: Units | None = None) -> tuple[float, ...]:
+    """Of each prompt: mean square of the difference to the truth over the truth's, over its steps.
+
+    Args:
+        network: predicts.
+        probe: of `restore_probe`.
+        off: units that count for nothing.
+    """
+    errors: list[Tensor] = []
+    with gates_on(network, off or {}):
+        for part in probe.split(ROWS):
+            predicted = network(part.sample, part.timesteps, part.states).sample.float()
+            errors.append((predicted - part.truth).square().mean((1, 2, 3)))
+    powers = probe.truth.square().mean((1, 2, 3))
+    by_prompt = (each.reshape(-1, STEPS).sum(1) for each in (torch.cat(errors), powers))
+    wrong, whole = by_prompt
+    return tuple((wrong / whole).tolist())
+
+
+def choose_units(unet: UNet2DConditionModel, elastic: ElasticChannels, probe: Probe) -> Restoration:
+    """Which units pay, and what their errors are.
+
+    Args:
+        unet: has the weights of all units.
+        elastic: says which are off, and has errors to compare with.
+        probe: of `restore_probe`.
+    """
+    seeking, checking = (_every_other(probe, begin) for begin in (0, 1))
+    changes = predicted_changes(unet, elastic.off, seeking)
+    ordered = sorted(
+        (float(change), layer, number) for layer, each in changes.items() for number, change in enumerate(each)
+    )
+    helping = [(layer, number) for change, layer, number in ordered if change < 0]
+    everything = [(layer, number) for _, layer, number in ordered]
+    prefixes = {round(share * len(helping)): helping for share in SHARES}
+    candidates = [_by_layer(helping[:count]) for count in prefixes if count] + [_by_layer(everything)]
+    errors = [_mean_error(unet, elastic, chosen, checking) for chosen in candidates]
+    error, best = _mean_error(unet, elastic, {}, checking), int(np.argmin(errors))
+    pays = errors[best] < error
+    now = prompt_errors(unet, probe, elastic.off)
+    ratio, probability = shift_of(elastic.errors, now) if elastic.errors else (None, None)
+    return Restoration(
+        prompts=len(now),
+        units=elastic.units,
+        chosen=candidates[best] if pays else {},
+        error=error,
+        error_chosen=errors[best] if pays else error,
+        error_open=errors[-1],
+        ratio=ratio,
+        probability=probability,
+    )
+
+
+def _every_other(probe: Probe, begin: int) -> Probe:
+    prompts = torch.arange(len(probe) // STEPS)[begin::2]
+    rows = (prompts[:, None] * STEPS + torch.arange(STEPS)).flatten()
+    return Probe(*(tensor[rows] for tensor in vars(probe).values()))
+
+
+def _by_layer(units: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
+    chosen: dict[str, list[int]] = {}
+    for layer, number in sorted(units):
+        chosen.setdefault(layer, []).append(number)
+    return chosen
+
+
+def _mean_error(unet: UNet2DConditionModel, elastic: ElasticChannels, chosen: Chosen, probe: Probe) -> float:
+    off = {
+        layer: rest
+        for layer, units in elastic.off.items()
+        if (rest := [unit for number, unit in enumerate(units) if number not in chosen.get(layer, ())])
+    }
+    return float(np.mean(prompt_errors(unet, probe, off)))
+
+
+def predicted_changes(unet: UNet2DConditionModel, off: Units, probe: Probe, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """By how much the mean squared error changes when a unit alone is switched on, for each layer [units].
+
+    The prediction is taken to be linear in the gate m: e² becomes e² + m · de²/dm + m² · (d prediction/dm)², whose mean
+    over the prediction's values is estimated along random directions, as in `importance.py`.
+
+    Args:
+        unet: has the weights of all units.
+        off: which are off.
+        probe: inputs and truth.
+        seed: of the directions.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    changes = {layer: np.zeros(len(units)) for layer, units in off.items()}
+    for part in probe.split(ROWS):
+        with gates_on(unet, off, rows=len(part)) as gates:
+            prediction = unet(part.sample, part.timesteps, part.states).sample.float()
+            error = (prediction - part.truth).square().mean((1, 2, 3)).sum()
+            slopes = torch.autograd.grad(error, list(gates.values()), retain_graph=True)
+            along = torch.autograd.grad(prediction, list(gates.values()), random_directions(prediction, generator))
+        for layer, slope, derivative in zip(gates, slopes, along, strict=True):
+            changes[layer] += (slope + derivative.square()).double().sum(0).cpu().numpy()
+    return {layer: total / len(probe) for layer, total in changes.items()}
+
+
+def shift_of(before: Sequence[float], now: Sequence[float]) -> tuple[float, float]:
+    """Ratio of the geometric means, and how probable so large a one is if both are of one distribution.
+
+    Source: permutation test of the difference of means of the logarithms (Fisher, "The Design of Experiments", 1935).
+    """
+    tiny = np.finfo(np.float64).tiny
+    values = np.log(np.maximum([*before, *now], tiny))
+    observed = values[len(before) :].mean() - values[: len(before)].mean()
+    drawn = np.random.default_rng(0).permuted(np.tile(values, (_PERMUTATIONS, 1)), axis=1)
+    differences = drawn[:, len(before) :].mean(1) - drawn[:, : len(before)].mean(1)
+    as_large = int((differences >= observed - 1e-12).sum())
+    return float(np.exp(observed)), (as_large + 1) / (_PERMUTATIONS + 1)

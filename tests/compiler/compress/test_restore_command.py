@@ -1,0 +1,157 @@
+"""`sdc compress --elastic` and `sdc compress restore` as users start them, and what they refuse, leaving nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdc.compiler.cli import main
+from sdc.compiler.compress.elastic import read_elastic
+
+PROMPTS = "a red coat\na blue shoe\n\na green bag\na grey shirt\n"
+
+
+@pytest.fixture(scope="module")
+def smaller(model: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with units that are off."""
+    out = tmp_path_factory.mktemp("elastic") / "smaller"
+    options = {
+        "--model": model, "--data": picture_folder, "--out": out, "--parameters": 0.3, "--elastic": 0.4, "--rounds": 1,
+        "--recover-steps": 6, "--probe-rows": 6, "--batch": 3, "--multiple": 1, "--guidance": "1:3", "--grid-every": 4,
+        "--learning-rate": 1e-4, "--threads": 1,
+    }  # fmt: skip
+    assert main(["compress", *map(str, sum(options.items(), ()))]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(smaller: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exported from it."""
+    out = tmp_path_factory.mktemp("bundle") / "base"
+    assert (
+        main(["export", "--model", str(smaller), "--precision", "fp32", "--target", "ort-cpu", "--out", str(out)]) == 0
+    )
+    return out
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text(PROMPTS)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_written_has_zeros_where_units_are_off(smaller: Path) -> None:
+    elastic, report = read_elastic(smaller), json.loads((smaller / "compression.json").read_text())
+    weights = load_file(smaller / "unet" / "diffusion_pytorch_model.safetensors")
+    saved = torch.load(smaller.with_name("smaller.work") / "checkpoint.pt", weights_only=True)["weights"]
+    assert elastic.units > 10
+    assert elastic.off == report["rounds"][-1]["elastic"]
+    for layer, units in elastic.off.items():
+        channels = [channel for unit in units for channel in unit]
+        assert not weights[f"{layer}.weight"][:, channels].any()
+        assert torch.equal(elastic.columns[layer], saved["average"][f"{layer}.weight"][:, channels])
+        assert not torch.equal(elastic.columns[layer], saved["student"][f"{layer}.weight"][:, channels]), "not trained"
+    assert len(elastic.errors) == 32
+    assert min(elastic.errors) > 0
+    assert "are switched off; `sdc compress restore" in (smaller / "compression.txt").read_text()
+
+
+def test_units_are_switched_on_and_off_again(
+    bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, lora, back = tmp_path / "on", tmp_path / "on.restored.safetensors", tmp_path / "back"
+    before = contents(bundle)
+    assert main(["compress", "restore", str(bundle), "--prompts", str(prompts), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "errors of 4 prompts: " in printed.out
+    assert "units pay: error" in printed.out
+    assert f"to undo: sdc lora {out} --remove {lora}" in printed.out
+    assert contents(bundle) == before
+    after = contents(out)
+    assert {name for name in before if after.get(name) != before[name]} >= {"sdc.json", "request.json"}
+    assert not any(lora["few_steps"] for lora in json.loads(after["request.json"])["loras"])
+    again = ["compress", "restore", str(out), "--prompts", str(prompts), "--out", str(tmp_path / "twice")]
+    assert main(again) == 2
+    assert f"has elastic channels switched on already, by {lora}" in capsys.readouterr().err
+    assert main(["lora", str(out), "--remove", str(lora), "--out", str(back)]) == 0
+    assert contents(back) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": "one"}, "one prompt is too few"),
+        ({"out": "inside"}, "is inside the bundle"),
+        ({"out": "prompts.txt"}, "prompts.txt exists"),
+        ({"lora": "prompts.txt"}, "prompts.txt is there already"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    bundle: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, str],
+    message: str,
+) -> None:
+    if "prompts" in change:
+        prompts.write_text(change["prompts"])
+    out = bundle / "x" if change.get("out") == "inside" else tmp_path / change.get("out", "on")
+    more = ["--lora", str(tmp_path / change["lora"])] if "lora" in change else []
+    before = contents(tmp_path)
+    assert main(["compress", "restore", str(bundle), "--prompts", str(prompts), "--out", str(out), *more]) == 2
+    assert message in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_models_without_such_channels_or_without_their_teacher_are_refused(
+    model: Path, smaller: Path, bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = tmp_path / "whole"
+    export = ["export", "--model", str(model), "--precision", "fp32", "--target", "ort-cpu", "--out", str(whole)]
+    assert main(export) == 0
+    arguments = ["--prompts", str(prompts), "--out", str(tmp_path / "on")]
+    assert main(["compress", "restore", str(whole), *arguments]) == 2
+    assert "has no channels that are switched off" in capsys.readouterr().err
+    hidden = model.with_name("hidden")
+    shutil.move(model, hidden)
+    try:
+        assert main(["compress", "restore", str(bundle), *arguments]) == 2
+    finally:
+        shutil.move(hidden, model)
+    assert f"the model that was compressed, {model}, is needed" in capsys.readouterr().err
+    assert not (tmp_path / "on").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--elastic", "0.7"], "share of elastic channels must be 0 to 0.5, found 0.7"),
+        (["--elastic", "nan"], "share of elastic channels must be"),
+        (["--elastic", "--sparsity", "2:4"], "channels stay switched off where some are removed"),
+        (["--elastic", "--parameters", "0.3", "--low-rank", "0.9"], "channels stay switched off where some are"),
+    ],
+)
+def test_other_shares_are_refused(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert main(["compress", "--model", str(model), "--out", str(tmp_path / "out"), *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model", "out"])
+def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    given = {"model": "tiny", "out": "nowhere"}
+    del given[name]
+    assert main(["compress", *(f"--{key}={value}" for key, value in given.items())]) == 2
+    assert f"--{name} is missing" in capsys.readouterr().err
