@@ -189,7 +189,7 @@ def _precision_phase(inputs: Automatic, rules: Mapping[str, RangeRule]) -> Preci
     def phase(name: str, plan: PrecisionPlan, target: Target) -> tuple[Pass, ...]:
         float32 = islands.get(name, frozenset())
         if name != "unet":
-            return precision_passes(plan.default, float32=float32, backend=target.backend)
+            return precision_passes(plan.default, float32=float32, backend=target.backend, component=name)
         return planned_passes(
             plan,
             inputs.table,

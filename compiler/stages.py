@@ -244,7 +244,8 @@ def _planned_component(
     component, reports = fused_component(recipe.spec, recipe.graph.folder, recipe.fuse)
     islands = frozenset((_overflow(recipe) or {}).get("float32", ()))
     if recipe.precision in FLOATING:
-        reports["precision"] = _run(precision_passes(recipe.precision, float32=islands, backend=backend), component)
+        passes = precision_passes(recipe.precision, float32=islands, backend=backend, component=recipe.spec.name)
+        reports["precision"] = _run(passes, component)
         return component, reports, None
     given = recipe.plan
     if given is not None and recipe.other_weights:

@@ -92,7 +92,14 @@ def phases_before_lowering(
         Phase("fusion", fusion_passes(component)),
         Phase(
             "precision",
-            precision_passes(precision, quantise=quantise, correct=correct, remainder=rest, backend=backend),
+            precision_passes(
+                precision,
+                quantise=quantise,
+                correct=correct,
+                remainder=rest,
+                backend=backend,
+                component=component,
+            ),
         ),
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import openvino
+from openvino import opset13 as operators
 
 _numbers = itertools.count()
 
@@ -123,3 +124,19 @@ def constant_of(value: Any) -> np.ndarray | None:
         return None
     # `data` would show bf16 as f16.
     return np.asarray(node.get_data(dtype=np.float32 if node.get_output_element_type(0).is_real() else np.int64))
+
+
+def round_constants(model: openvino.Model) -> None:
+    """Round what is converted to bf16 from constants of float32 to the nearest: OpenVINO would cut bits off."""
+    for node in model.get_ops():
+        source = node.input_value(0).get_node() if node.get_type_name() == "Convert" else None
+        if (
+            source is not None
+            and source.get_type_name() == "Constant"
+            and source.get_element_type() == openvino.Type.f32
+            and node.get_element_type() == openvino.Type.bf16
+        ):
+            bits = source.data.view(np.uint32)
+            rounded = openvino.Tensor(openvino.Type.bf16, list(source.shape))
+            rounded.data.view(np.uint16)[...] = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+            node.output(0).replace(operators.constant(rounded).output(0))

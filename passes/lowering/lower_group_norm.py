@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from sdc.passes.base import Pass, PassReport, Skipped
 from sdc.passes.matching import constant, is_operator, site
+from sdc.passes.precision.half_tensors import EXACT_CONSTANT
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,14 @@ class LowerGroupNorm(Pass):
        statistics for others. OpenVINO has the same kernel, with the same statistics, for both forms.
     2. gamma and beta are initialisers.
 
+    With `exact`, gamma and beta of 16 bits are Cast(the float32 that they were rounded from), where that is known, for
+    backends that compute the map in float32 if they can have it so.
+
     Not matched: what fails these; it stays GroupNormalization.
 
     Attributes:
         dtypes: types of x that are rewritten.
+        exact: whether gamma and beta are in float32.
 
     Source: ONNX GroupNormalization-21 (per-channel gamma and beta), InstanceNormalization-22, BatchNormalization-15.
     """
@@ -44,6 +49,7 @@ class LowerGroupNorm(Pass):
     name: ClassVar[str] = "lower-group-norm"
 
     dtypes: frozenset[ir.DataType] = frozenset({ir.DataType.FLOAT})
+    exact: bool = False
 
     def rewrite(self, model: ir.Model) -> PassReport:
         """Replace all sites."""
@@ -53,7 +59,7 @@ class LowerGroupNorm(Pass):
             if reason := self._reason_against(norm):
                 skipped.append(Skipped(site(norm), reason))
             else:
-                _lower(model.graph, norm)
+                _lower(model.graph, norm, exact=self.exact)
                 matched += 1
         return PassReport(name=self.name, matched=matched, skipped=tuple(skipped))
 
@@ -68,7 +74,7 @@ class LowerGroupNorm(Pass):
         return None
 
 
-def _lower(graph: ir.Graph, norm: ir.Node) -> None:
+def _lower(graph: ir.Graph, norm: ir.Node, *, exact: bool) -> None:
     x, gamma, beta = norm.inputs
     assert x is not None
     assert x.dtype is not None  # the pass selects by it
@@ -86,6 +92,16 @@ def _lower(graph: ir.Graph, norm: ir.Node) -> None:
         graph.register_initializer(value)
         return value
 
+    new: list[ir.Node] = []
+
+    def parameter(suffix: str, value: ir.Value | None) -> ir.Value:
+        assert value is not None
+        source = value.meta.get(EXACT_CONSTANT)
+        if source is None or not exact:
+            return value
+        new.append(ir.node("Cast", [initializer(suffix, source.numpy())], {"to": x.dtype}))
+        return new[-1].outputs[0]
+
     ones, zeros = np.ones(groups, dtype), np.zeros(groups, dtype)
     grouped = ir.node("Reshape", [x, initializer("grouped", np.array([0, groups, -1], np.int64))])
     normed = ir.node(
@@ -98,10 +114,16 @@ def _lower(graph: ir.Graph, norm: ir.Node) -> None:
     mean, variance = np.zeros(gamma_values.shape, dtype), np.ones(gamma_values.shape, dtype)
     mapped = ir.node(
         "BatchNormalization",
-        [restored.outputs[0], gamma, beta, initializer("mean", mean), initializer("variance", variance)],
+        [
+            restored.outputs[0],
+            parameter("gamma", gamma),
+            parameter("beta", beta),
+            initializer("mean", mean),
+            initializer("variance", variance),
+        ],
         {"epsilon": 0.0},
     )
-    new = [grouped, normed, size, restored, mapped]
+    new += [grouped, normed, size, restored, mapped]
     for node in new:
         node.outputs[0].dtype = ir.DataType.INT64 if node is size else x.dtype
     ir.convenience.replace_nodes_and_values(graph, norm, [norm], new, norm.outputs, mapped.outputs)

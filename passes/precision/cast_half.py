@@ -11,8 +11,8 @@ import onnx_ir as ir
 from sdc.engines.errors import PassError
 from sdc.passes import domain
 from sdc.passes.base import Pass, PassReport
-from sdc.passes.matching import site
-from sdc.passes.precision.half_tensors import half_from_tensor
+from sdc.passes.matching import constant, is_operator, site
+from sdc.passes.precision.half_tensors import EXACT_CONSTANT, half_from_tensor
 from sdc.passes.precision.operator_types import accepts, output_dtype
 
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Attention"})
@@ -43,6 +43,9 @@ class CastHalf(Pass):
     5. Statistics of normalisations, by their ``stash_type`` of 1, which is left as it is; the softmax inside
        Attention, by ``softmax_precision`` where it is set.
 
+    6. With `products`, all but products with weights and the bias that is added to one, attention, and rows of tables:
+       sums over a whole network, which lose most where each is rounded, and their normalisations.
+
     Finite constants beyond the type's range (masks) are clamped to it; small constants that become zero are counted.
 
     Preconditions:
@@ -54,6 +57,7 @@ class CastHalf(Pass):
         islands: operators that compute in float32 together with what feeds them.
         float32: names of first outputs of nodes that compute in float32.
         only: names of first outputs of the nodes that compute in T; None for all.
+        products: whether little else than products is computed in T.
     """
 
     dtype: ClassVar[ir.DataType]
@@ -61,6 +65,7 @@ class CastHalf(Pass):
     islands: frozenset[str] = frozenset({"Sin", "Cos"})
     float32: frozenset[str] = frozenset()
     only: frozenset[str] | None = None
+    products: bool = False
 
     def rewrite(self, model: ir.Model) -> PassReport:
         """Convert the whole graph; the match count is the number of values that have 16 bits now.
@@ -70,6 +75,8 @@ class CastHalf(Pass):
         """
         _check_convertible(model, self.name)
         island = _island_nodes(model.graph, self.islands) | self._named_nodes(model.graph)
+        if self.products:
+            island |= {node for node in model.graph if not _is_product(node)}
         conversion = _Conversion(model.graph, island, self.dtype)
         for node in list(model.graph):
             conversion.convert_node(node)
@@ -97,6 +104,18 @@ class CastHalf(Pass):
         readers = {node for node in dequantised if node is not None and node.op_type == "DequantizeLinear"}
         feeding = {value.producer() for node in readers for value in node.inputs[:1] if value is not None}
         return named | readers | {node for node in feeding if node is not None}
+
+
+def _is_product(node: ir.Node) -> bool:
+    """Whether it is a product, adds a bias to one, is attention, or picks rows of a table of floats."""
+    first = node.inputs[0] if node.inputs else None
+    if is_operator(node, "Add"):
+        feeders = [value.producer() for value in node.inputs if value is not None]
+        has_bias = any(constant(value) is not None for value in node.inputs)
+        return has_bias and any(each is not None and each.op_type in _HEAVY for each in feeders)
+    if is_operator(node, "Gather"):
+        return first is not None and first.is_initializer() and first.dtype == ir.DataType.FLOAT
+    return node.op_type in _HEAVY or node.op_type == domain.MULTI_HEAD_ATTENTION
 
 
 def _check_convertible(model: ir.Model, name: str) -> None:
@@ -201,6 +220,7 @@ class _Conversion:
             type=ir.TensorType(self.half),
             const_value=half.tensor,
         )
+        twin.meta[EXACT_CONSTANT] = value.const_value
         self.graph.register_initializer(twin)
         return twin
 

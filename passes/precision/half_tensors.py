@@ -20,6 +20,9 @@ _UNDERFLOW = {ir.DataType.FLOAT16: 2.0**-25, ir.DataType.BFLOAT16: 2.0**-134}
 """Magnitudes up to here become zero: half of the smallest subnormal. Source: IEEE 754-2019, binary16; 2^-126-7 for
 bfloat16."""
 
+EXACT_CONSTANT = "sdc.exact_constant"
+"""Key of a 16-bit constant's `meta`: the float32 tensor that it is rounded from."""
+
 _LAZY_FROM_ELEMENTS = 4096
 """Smaller tensors are converted at once."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import openvino
 import pytest
+from attention_reference import bits_from_floats, floats_from_bits
 from openvino import opset13 as operators
 from openvino_models import executed, named, open_model, operators_alive
 
 from sdc.engines.sessions.openvino_group_norm import KernelGroupNorm, Sum, replace_group_norms
-from sdc.engines.sessions.openvino_operators import Replacements
+from sdc.engines.sessions.openvino_operators import Replacements, round_constants
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
 CHANNELS, GROUPS = 64, 16
@@ -134,6 +135,35 @@ def test_is_put_in_and_no_further_from_float32_than_openvinos_own(kernels, monke
     # OpenVINO rounds to 256 levels what it has in float32 still, and the kernel gives bf16.
     assert errors["kernel"] <= (1.15 if "levels" in options else 1.05) * errors["openvino"]
     np.testing.assert_array_equal(found["attention"], found["openvino"])
+
+
+def exact_constants(model: openvino.Model) -> np.ndarray:
+    """Give the normalisation of a model in bf16 a weight in float32 behind a conversion, as engines have it."""
+    (norm,) = (node for node in model.get_ordered_ops() if node.get_type_name() == "BatchNormInference")
+    weight = (1 + np.linspace(0, 1e-2, CHANNELS)).astype(np.float32)
+    norm.input(1).replace_source_output(operators.convert(operators.constant(weight), "bf16").output(0))
+    return weight
+
+
+def test_weights_are_those_before_they_were_rounded(kernels):
+    model = build_model(element_type="bf16")
+    weight = exact_constants(model)
+    (operator,) = replaced(model, kernels)
+    of_groups = (operator.settings.affine.weight / weight).reshape(GROUPS, -1)
+    assert np.allclose(of_groups, of_groups[:, :1], rtol=1e-5)
+
+
+def test_what_openvino_converts_is_rounded_to_the_nearest():
+    """It would cut bits off: 1 - 2^-10 would become 1 - 2^-8."""
+    values = np.array([1 - 2**-10, 1 + 2**-9, -1 - 3 * 2**-9, np.inf, 0, 3.0e38], np.float32)
+    x = operators.parameter([6], openvino.Type.bf16, name="x")
+    y = operators.add(x, operators.convert(operators.constant(values), "bf16"))
+    model = openvino.Model([y], [x], "constants")
+    round_constants(model)
+    (constant,) = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    assert not any(node.get_type_name() == "Convert" for node in model.get_ops())
+    found = floats_from_bits(constant.data.view(np.uint16))
+    assert found.tolist() == [1, 1, -1 - 2**-7, np.inf, 0, floats_from_bits(bits_from_floats(values))[5]]
 
 
 @pytest.mark.parametrize("options", [{"time": True}, {"sums": 3}], ids=str)
