@@ -17,6 +17,9 @@ from openvino import opset13 as operators
 
 _numbers = itertools.count()
 
+_EXPONENT = 0x7F80
+"""Of bf16; with all of its bits a number is not finite."""
+
 
 class Replacements:
     """The operators that were put into one model, and their copies in what is compiled from it.
@@ -127,7 +130,10 @@ def constant_of(value: Any) -> np.ndarray | None:
 
 
 def round_constants(model: openvino.Model) -> None:
-    """Round what is converted to bf16 from constants of float32 to the nearest: OpenVINO would cut bits off."""
+    """Round what is converted to bf16 from constants of float32 to the nearest: OpenVINO would cut bits off.
+
+    What is not finite, or would not be, is cut all the same.
+    """
     for node in model.get_ops():
         source = node.input_value(0).get_node() if node.get_type_name() == "Convert" else None
         if (
@@ -138,5 +144,7 @@ def round_constants(model: openvino.Model) -> None:
         ):
             bits = source.data.view(np.uint32)
             rounded = openvino.Tensor(openvino.Type.bf16, list(source.shape))
-            rounded.data.view(np.uint16)[...] = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+            nearest = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+            is_finite = nearest & _EXPONENT != _EXPONENT
+            rounded.data.view(np.uint16)[...] = np.where(np.isfinite(source.data) & is_finite, nearest, bits >> 16)
             node.output(0).replace(operators.constant(rounded).output(0))

@@ -34,14 +34,14 @@ class LowerGroupNorm(Pass):
        statistics for others. OpenVINO has the same kernel, with the same statistics, for both forms.
     2. gamma and beta are initialisers.
 
-    With `exact`, gamma and beta of 16 bits are Cast(the float32 that they were rounded from), where that is known, for
-    backends that compute the map in float32 if they can have it so.
+    With `exact`, gamma and beta of bfloat16 are Cast(the float32 that they were rounded from), where that is known, for
+    backends that compute the map in float32 if they can have it so. In float16 they may have been clamped.
 
     Not matched: what fails these; it stays GroupNormalization.
 
     Attributes:
         dtypes: types of x that are rewritten.
-        exact: whether gamma and beta are in float32.
+        exact: whether gamma and beta of bfloat16 are written in float32.
 
     Source: ONNX GroupNormalization-21 (per-channel gamma and beta), InstanceNormalization-22, BatchNormalization-15.
     """
@@ -97,7 +97,7 @@ def _lower(graph: ir.Graph, norm: ir.Node, *, exact: bool) -> None:
     def parameter(suffix: str, value: ir.Value | None) -> ir.Value:
         assert value is not None
         source = value.meta.get(EXACT_CONSTANT)
-        if source is None or not exact:
+        if source is None or not exact or x.dtype != ir.DataType.BFLOAT16:
             return value
         new.append(ir.node("Cast", [initializer(suffix, source.numpy())], {"to": x.dtype}))
         return new[-1].outputs[0]

@@ -43,8 +43,8 @@ class CastHalf(Pass):
     5. Statistics of normalisations, by their ``stash_type`` of 1, which is left as it is; the softmax inside
        Attention, by ``softmax_precision`` where it is set.
 
-    6. With `products`, all but products with weights and the bias that is added to one, attention, and rows of tables:
-       sums over a whole network, which lose most where each is rounded, and their normalisations.
+    6. With `products`, all but products, a constant that is added to one, attention, and rows of tables: sums over a
+       whole network, which lose most where each is rounded, and their normalisations.
 
     Finite constants beyond the type's range (masks) are clamped to it; small constants that become zero are counted.
 
@@ -107,7 +107,7 @@ class CastHalf(Pass):
 
 
 def _is_product(node: ir.Node) -> bool:
-    """Whether it is a product, adds a bias to one, is attention, or picks rows of a table of floats."""
+    """Whether it is a product, adds a constant to one, is attention, or picks rows of a table of floats."""
     first = node.inputs[0] if node.inputs else None
     if is_operator(node, "Add"):
         feeders = [value.producer() for value in node.inputs if value is not None]

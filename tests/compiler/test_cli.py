@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -62,13 +63,21 @@ def test_an_interruption_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "sdc: interrupted\n"
 
 
+def send_to_itself(number: signal.Signals) -> None:
+    """Signal this process, which runs other tests too, unless nothing heeds it; then wait for it to arrive."""
+    assert threading.current_thread() is threading.main_thread()
+    assert callable(signal.getsignal(number)), f"{number} would end the process"
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    os.kill(os.getpid(), number)
+    time.sleep(30)
+
+
 def test_termination_unwinds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     cleaned = []
 
     def run(_: object) -> int:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(30)
+            send_to_itself(signal.SIGTERM)
         finally:
             cleaned.append(True)
         return 0
@@ -89,8 +98,7 @@ def test_a_signal_that_a_library_turned_into_its_own_error_is_still_a_signal(
 ) -> None:
     def run(_: object) -> int:
         try:
-            os.kill(os.getpid(), number)
-            time.sleep(30)
+            send_to_itself(number)
         except BaseException as stop:
             raise RuntimeError("callback failed") from stop
         return 0
