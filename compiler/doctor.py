@@ -139,11 +139,11 @@ def _cpu_arithmetic() -> str | None:
     """What float16 and int8 bundles compute their floating-point part in on the target cpu: "bf16" or "f32"."""
     if _import_failure("openvino") is not None:
         return None
-    import openvino
 
     from sdc.engines.sessions.openvino import inference_precision
+    from sdc.engines.sessions.openvino_core import openvino_core
 
-    return inference_precision(openvino.Core(), "auto")
+    return inference_precision(openvino_core(), "auto")
 
 
 def _version(distribution: str) -> str | None:

@@ -22,6 +22,7 @@ from sdc.compiler.compare.outputs import seconds_in_turn
 from sdc.compiler.text_table import markdown_row
 from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.sessions.openvino_attention import replace_attention
+from sdc.engines.sessions.openvino_core import openvino_core
 from sdc.engines.sessions.openvino_operators import Replacements
 
 SHAPES = (
@@ -94,7 +95,7 @@ def request_of(
         for operator in replacements.operators:
             operator.settings = replace(operator.settings, eight_bits=eight_bits)
     settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    return openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return openvino_core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 def bf16_tensor(values: np.ndarray) -> openvino.Tensor:

@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import openvino
 
 from sdc.compiler.memory.engine_plan import EnginePlanner, Request
 from sdc.compiler.memory.measure import random_feeds
@@ -32,6 +31,7 @@ from sdc.compiler.memory.openvino_engines import PROCESS_BYTES
 from sdc.compiler.text_table import markdown_row
 from sdc.compiler.workshop.worker import Worker
 from sdc.engines.bundle import open_bundle
+from sdc.engines.sessions.openvino_core import openvino_core
 
 UNET, TARGET = "unet", "cpu"
 HEADS = (
@@ -162,7 +162,7 @@ def run_steps(folder: str, sizes: dict[str, int], rounds: int, threads: int | No
 def count_macs(folder: Path, sizes: dict[str, int]) -> tuple[int, int]:
     """Multiply-adds with weights, and those of attention, in the UNet's graph at given sizes."""
     bundle = open_bundle(folder, verify=False)
-    model = openvino.Core().read_model(folder / bundle.manifest.targets[TARGET].engines[UNET].files[0])
+    model = openvino_core().read_model(folder / bundle.manifest.targets[TARGET].engines[UNET].files[0])
     spec = bundle.manifest.components[UNET]
     model.reshape(
         {

@@ -42,6 +42,7 @@ from sdc.engines.manifest import EngineEntry, FileEntry
 from sdc.engines.pipeline import Pipeline
 from sdc.engines.schedule_config import read_schedule
 from sdc.engines.session import Run, Session
+from sdc.engines.sessions.openvino_core import openvino_core
 from sdc.engines.targets import parse_targets
 from sdc.engines.tokenizer import load_tokenizer
 
@@ -214,7 +215,7 @@ def with_nncf(*, mixed: bool = False, transformer: bool = False) -> Write:
         kind = nncf.ModelType.TRANSFORMER if transformer else None
         preset = nncf.QuantizationPreset.MIXED if mixed else None
         model = nncf.quantize(
-            openvino.Core().read_model(network),
+            openvino_core().read_model(network),
             nncf.Dataset(feeds),
             preset=preset,
             model_type=kind,

@@ -13,6 +13,7 @@ from sdc.compiler.build.fold_pairs import fold_pairs
 from sdc.compiler.build.fold_sizes import fold_sizes
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
+from sdc.engines.sessions.openvino_core import openvino_core
 
 FILES = ("openvino_model.xml", "openvino_model.bin")
 
@@ -37,7 +38,7 @@ def build_openvino(component: Component, folder: Path) -> BuiltEngine:
     with staging(folder, FILES) as temporary:
         save_onnx(component.model, temporary / "model.onnx")
         try:
-            model = openvino.Core().read_model(temporary / "model.onnx")
+            model = openvino_core().read_model(temporary / "model.onnx")
         except RuntimeError as error:
             raise ExportError(
                 f"OpenVINO refuses the graph of {component.spec.name}: {one_line(error)}",

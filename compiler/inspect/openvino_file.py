@@ -7,10 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import openvino
-
 from sdc.compiler.inspect.engine_file import EngineFile, TensorInfo, most_frequent_first
 from sdc.engines.errors import InputError
+from sdc.engines.sessions.openvino_core import openvino_core
 
 NO_WORK = ("Parameter", "Result", "Constant")
 """Node types that compute nothing; they are not counted."""
@@ -26,7 +25,7 @@ def inspect_openvino(path: Path) -> EngineFile:
     if not weight_file.is_file():
         raise InputError(f"{path} has its weights in {weight_file}, which is missing", hint="copy it beside the .xml")
     try:
-        model = openvino.Core().read_model(path)
+        model = openvino_core().read_model(path)
     except RuntimeError as error:
         reason = " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:300]
         raise InputError(f"{path} is no OpenVINO model: {reason}", hint="it may be truncated: copy it again") from error

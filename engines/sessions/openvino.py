@@ -19,6 +19,7 @@ from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
 from sdc.engines.sessions.mapped_files import read_once
 from sdc.engines.sessions.openvino_attention import replace_attention
 from sdc.engines.sessions.openvino_convolution import replace_convolutions
+from sdc.engines.sessions.openvino_core import openvino_core
 from sdc.engines.sessions.openvino_gate import replace_gates
 from sdc.engines.sessions.openvino_group_norm import replace_group_norms
 from sdc.engines.sessions.openvino_layout import add_channels_last, interleave_channels_last, join_channels_last
@@ -149,7 +150,7 @@ def read_engine(source: EngineSource) -> openvino.Model:
         BundleError: the files are not those of an engine with this interface.
     """
     try:
-        model = openvino.Core().read_model(source.files[0])
+        model = openvino_core().read_model(source.files[0])
     except RuntimeError as error:
         raise source.unreadable(error) from error
     expected = {tensor.name for tensor in (*source.spec.inputs, *source.spec.outputs)}
@@ -180,7 +181,7 @@ def compile_engine(
             model.reshape({name: list(shape) for name, shape in shapes.items()})
         _use_kernels(model, settings["INFERENCE_PRECISION_HINT"], shapes or _usual(source.spec), replacements)
         round_constants(model)
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        compiled = openvino_core().compile_model(model, "CPU", settings)
     except BaseException as error:
         replacements.release()
         if isinstance(error, RuntimeError):
@@ -235,7 +236,7 @@ def engine_settings(source: EngineSource, threads: int | None) -> dict[str, Any]
         # Where weights alone are quantised OpenVINO would round activations to 8 bits too, unasked: 0.5 % of error.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         "INFERENCE_PRECISION_HINT": inference_precision(
-            openvino.Core(), source.options.get("inference_precision", "f32")
+            openvino_core(), source.options.get("inference_precision", "f32")
         ),
     }
     if threads is not None:

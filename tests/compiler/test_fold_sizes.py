@@ -9,6 +9,7 @@ import pytest
 from openvino import opset13 as operators
 
 from sdc.compiler.build.fold_sizes import fold_sizes
+from sdc.engines.sessions.openvino_core import openvino_core
 
 QUANTISED = """
 <ir_version: 10, opset_import: ["" : 23]>
@@ -31,7 +32,7 @@ g (float[B,3,H,W] sample) => (float[B,5,P,Q] out_sample)
 def quantised(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx.parser.parse_model(QUANTISED).SerializeToString())
-    return openvino.Core().read_model(path)
+    return openvino_core().read_model(path)
 
 
 def kinds(model):
@@ -39,7 +40,7 @@ def kinds(model):
 
 
 def run(model, sample):
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return compiled(sample)[0]
 
 

@@ -1,6 +1,10 @@
+from __future__ import annotations
+
 import gc
+import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import openvino
@@ -12,6 +16,7 @@ from sdc.compiler.build import build_engine
 from sdc.engines.errors import BundleError, InputError, TargetError
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.sessions.openvino import inference_precision
+from sdc.engines.sessions.openvino_core import openvino_core
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
 
@@ -110,7 +115,7 @@ def test_refuses_feeds_outside_the_interface(source, small_unet):
 
 
 def test_f32_and_bf16_are_what_they_say(source, small_unet):
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor has no bf16 arithmetic")
     feeds, errors = small_unet.feeds(), {}
     for precision in ("f32", "bf16", "auto"):
@@ -125,7 +130,7 @@ def test_f32_and_bf16_are_what_they_say(source, small_unet):
 
 def test_refuses_an_unknown_precision():
     with pytest.raises(TargetError, match="must be one of auto, f32, bf16, found 'f16'"):
-        inference_precision(openvino.Core(), "f16")
+        inference_precision(openvino_core(), "f16")
 
 
 def test_uses_the_threads_it_is_given(source, small_unet):
@@ -179,3 +184,29 @@ def test_refuses_an_engine_with_other_tensors(source, small_unet):
     source.files[0].write_text(text)
     with pytest.raises(BundleError, match="expected tensors"):
         open_session(source)
+
+
+AFTER_SESSIONS = """
+import faulthandler, gc, os, signal, sys
+from pathlib import Path
+from sdc.engines.bundle import open_bundle
+
+faulthandler.enable()
+bundle = open_bundle(Path(sys.argv[1]))
+sessions = [bundle.load_session("unet", bundle.target("cpu")) for _ in range(3)]
+for session in sessions:
+    session.prepare({"sample": (2, 3, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 5, 7)})
+while sessions:
+    session = sessions.pop(0)
+    session.close()
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("heeded", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_signals_are_heeded_once_sessions_are_gone(pristine_bundle: Path) -> None:
+    """They went in the order in which they came; each plugin of OpenVINO would have left the one before's stack."""
+    run = [sys.executable, "-c", AFTER_SESSIONS, str(pristine_bundle)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heeded\n"), done.stderr

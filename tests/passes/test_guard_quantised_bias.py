@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import openvino
 import pytest
 from small_denoiser import make_model, make_table, quantise_everything, run_model
 
+from sdc.engines.sessions.openvino_core import openvino_core
 from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
 
 BLOCK = """<ir_version: 10, opset_import: ["": 23]> g (float[B, 6, H, W] x) => (float[B, 9, H, W] y) {{
@@ -39,7 +39,7 @@ def make_input() -> np.ndarray:
 
 def run_openvino(model: ir.Model, folder: Path) -> np.ndarray:
     ir.save(model, folder / "model.onnx")
-    core = openvino.Core()
+    core = openvino_core()
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = core.compile_model(core.read_model(folder / "model.onnx"), "CPU", options)
     return np.array(compiled.create_infer_request().infer({"x": make_input()})["y"])
