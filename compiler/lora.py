@@ -50,7 +50,7 @@ def request_with_loras(folder: Path, change: LoraChange, out: Path) -> ExportReq
     if not added and kept == list(stored.loras):
         raise InputError("nothing is to be changed", hint="give --add FILE[:SCALE], --remove FILE or --clear")
     _check_files(kept, added)
-    _check_source(folder, stored)
+    check_source(folder, stored)
     loras = [*((lora.file, lora.scale) for lora in kept), *((lora.name, lora.scale) for lora in added)]
     source = replace(stored.request.source, loras=tuple(f"{file}:{scale!r}" for file, scale in loras))
     return replace(stored.request, source=source, out=out)
@@ -106,8 +106,12 @@ def _path(lora: FoldedLora) -> Path:
     return parse_lora(f"{lora.file}:1").path
 
 
-def _check_source(folder: Path, stored: StoredRequest) -> None:
-    """Folders and files have to be there; what a hub or sdc itself has is looked for when it is loaded."""
+def check_source(folder: Path, stored: StoredRequest) -> None:
+    """Pass if what a bundle was made from is there; what a hub or sdc itself has is looked for when it is loaded.
+
+    Raises:
+        InputError: a folder or a file is gone.
+    """
     source = stored.request.source
     for path in (Path(source.model), source.config):
         if path is not None and path.is_absolute() and not path.exists():

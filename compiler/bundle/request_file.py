@@ -46,7 +46,7 @@ def request_json(request: ExportRequest, opened: Opened) -> dict[str, Any]:
     """Plain JSON values; `read_request` is the inverse."""
     source, calibration, prompts = request.source, request.calibration, prompts_of(request)
     return {
-        "model": _lasting_name(source.model, opened.entry.source),
+        "model": lasting_name(source.model, opened.entry.source),
         "weights": source.weights,
         "seed": source.seed,
         "config": None if source.config is None else str(source.config.absolute()),
@@ -67,7 +67,7 @@ def request_json(request: ExportRequest, opened: Opened) -> dict[str, Any]:
     }
 
 
-def _lasting_name(model: str, source: str) -> str:
+def lasting_name(model: str, source: str) -> str:
     """What finds a model from another working folder: a folder's or a file's absolute path, or what was said."""
     path = Path(model)
     is_path = model != TINY and path.exists() and Path(source) == path

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from sdc.engines.errors import InputError
+
 SUMMARY = "switch channels on that `sdc compress --elastic` left in a bundle, where that pays for some prompts"
 
 
@@ -36,8 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from sdc.compiler.export_plan import read_prompts
     from sdc.compiler.lora import LoraChange, request_with_loras
 
+    if args.model is not None:
+        raise InputError("`sdc compress restore` takes no --model", hint="it finds what the bundle was made from")
     set_threads(args.threads)
-    lora = args.lora or args.out.with_name(f"{args.out.name}.restored.safetensors")
+    out = args.out.absolute()
+    lora = args.lora or out.with_name(f"{out.name}.restored.safetensors")
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -46,8 +51,12 @@ def run(args: argparse.Namespace) -> int:
     print(found.to_text(), end="")
     if not found.chosen:
         return 0
-    request = request_with_loras(args.bundle, LoraChange(add=(f"{lora}:1",)), args.out)
-    with show_progress() as progress:
-        summary = export_bundle(request, progress=progress, verbose=args.verbose)
+    try:
+        request = request_with_loras(args.bundle, LoraChange(add=(f"{lora}:1",)), args.out)
+        with show_progress() as progress:
+            summary = export_bundle(request, progress=progress, verbose=args.verbose)
+    except BaseException:
+        tell(f"what was found is in {lora}; to go on: sdc lora {args.bundle} --add {lora} --out {args.out}")
+        raise
     print(f"{summary_text(summary)}\nto undo: sdc lora {args.out} --remove {lora} --out DIR")
     return 0

@@ -85,6 +85,10 @@ class ChannelGroup:
         """Channels that the group has."""
         return self.units * self.unit_channels
 
+    def channels_of(self, unit: int) -> list[int]:
+        """A unit's channels at the layer that reads them."""
+        return list(range(unit * self.unit_channels, (unit + 1) * self.unit_channels))
+
     @property
     def unit_parameters(self) -> int:
         """Parameters that go with one unit."""

@@ -10,9 +10,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
+from sdc.compiler.bundle.request_file import lasting_name
 from sdc.compiler.compress.blocks import remove_blocks
 from sdc.compiler.compress.draws import Draws
-from sdc.compiler.compress.elastic import OPEN_TURN, ElasticChannels, Units, close_units, columns_of, gates_on
+from sdc.compiler.compress.elastic import OPEN_TURN, ElasticChannels, close_units, columns_of
+from sdc.compiler.compress.gates import Units, units_off
 from sdc.compiler.compress.low_rank import (
     Spans,
     apply_spans,
@@ -27,7 +29,7 @@ from sdc.compiler.compress.prune import UnetState, own_network, state_of
 from sdc.compiler.compress.quality import Quality, measure_quality
 from sdc.compiler.compress.recovery import recovery_loss
 from sdc.compiler.compress.report import Report, write_report
-from sdc.compiler.compress.restore import REFERENCE_PROMPTS, lasting_name, prompt_errors, restore_probe
+from sdc.compiler.compress.restore import REFERENCE_PROMPTS, STEPS, prompt_errors
 from sdc.compiler.compress.rounds import prune_round
 from sdc.compiler.compress.settings import CompressSettings
 from sdc.compiler.compress.sparsity import (
@@ -40,6 +42,7 @@ from sdc.compiler.compress.sparsity import (
     input_norms,
     make_masks,
 )
+from sdc.compiler.compress.trajectories import probe_of_prompts
 from sdc.compiler.distill.pictures import Pictures
 from sdc.compiler.distill.progress_files import Checkpoint as SavedRun
 from sdc.compiler.distill.progress_files import LossLog, load_checkpoint_of
@@ -53,6 +56,9 @@ from sdc.compiler.workshop.staging import exclusive, staged_folder
 from sdc.engines.errors import InputError
 from sdc.engines.schedule_config import schedule_from_config
 from sdc.passes.simplify.factorise_weights import LOW_RANK
+
+DEFAULT_SIDE = 64
+"""Of latents where a UNet's configuration names none, as in SD 1.x."""
 
 STUDENT, AVERAGE, MASKS, SPANS = "student", "average", "masks", "spans"
 
@@ -196,6 +202,9 @@ class _Compression:
         )
         self.student = self.average = pruned.state
         self.rounds[-1] |= pruned.to_json()
+        if self.settings.elastic and number == len(self.settings.phases):
+            units = sum(map(len, pruned.off.values()))
+            self.reporting.tell(f"{units} units in {len(pruned.off)} layers stay switched off")
         self._note_quality("pruned")
 
     def _make_sparse(self, number: int) -> None:
@@ -277,7 +286,7 @@ class _Compression:
             within = step - before
             rate = learning_rate_at(within, steps=phase_steps, largest=settings.learning_rate)
             batch = draws.batch(step)
-            with gates_on(student, {} if step % OPEN_TURN == 0 else self._off):
+            with units_off(student, {} if step % OPEN_TURN == 0 else self._off):
                 with self.accelerator.autocast():
                     loss = recovery_loss(student, self.teacher, batch, feature_weight=settings.feature_weight)
                 line = descend(loss, parameters, optimizer, accelerator=self.accelerator, step=step, learning_rate=rate)
@@ -310,7 +319,7 @@ class _Compression:
         assert self.draws is not None
         data = self.draws.data
         path = self.reporting.folder / f"grid-{step:06}.png"
-        with self.accelerator.autocast(), gates_on(network, self._off):
+        with self.accelerator.autocast(), units_off(network, self._off):
             save_side_by_side(
                 path,
                 (self.teacher, network),
@@ -327,18 +336,32 @@ class _Compression:
         """What is off, with what the network's errors are without it."""
         scale = statistics.fmean(self.settings.guidance)
         errors: tuple[float, ...] = ()
+        config = self.checkpoint.config("unet")
+        side = config.get("sample_size") or DEFAULT_SIDE
+        size = (config["in_channels"], *((side, side) if isinstance(side, int) else side))
         if self.draws is not None:
-            self.reporting.tell(f"errors of {REFERENCE_PROMPTS} captions without the elastic channels")
             data = self.draws.data
-            states = data.encode([*self.draws.captions(REFERENCE_PROMPTS), ""])
-            probe = restore_probe(self.teacher, self.schedule, states, size=data.latent_size, guidance_scale=scale)
+            size, captions = data.latent_size, self.draws.captions(REFERENCE_PROMPTS)
+            self.reporting.tell(f"errors of {len(captions)} captions without the elastic channels")
+            probe = probe_of_prompts(
+                self.teacher,
+                self.schedule,
+                data.encode([*captions, ""]),
+                size=size,
+                steps=STEPS,
+                guidance_scale=scale,
+                tell=self.reporting.tell,
+            )
             errors = prompt_errors(closed.build().to(self.device), probe)
         return ElasticChannels(
             self._off,
             columns_of(self.average, self._off),
-            teacher=lasting_name(self.checkpoint),
+            teacher=lasting_name(self.checkpoint.source, self.checkpoint.source),
             teacher_weights=self.checkpoint.weights,
+            teacher_digest=self.checkpoint.digest("unet"),
             guidance_scale=scale,
+            size=size,
+            steps=STEPS,
             errors=errors,
         )
 

@@ -57,8 +57,10 @@ class Draws:
         return RecoveryBatch(probe, self.data.encode([""]).expand(pairs, -1, -1), guidance.to(self.data.device))
 
     def captions(self, count: int) -> list[str]:
-        """Of training pictures."""
-        return self.data.draw(PROBE_STEP, batch=count, seed=self._settings.seed, among=self._trained_on).captions
+        """So many, or all that differ, of pictures that nothing is learnt from; of the others where there are none."""
+        captions = self.data.pictures.captions
+        chosen = captions[self._trained_on :] if self.held_out else captions
+        return list(dict.fromkeys(each[0] for each in chosen))[:count]
 
     def apart(self) -> tuple[Tensor, Tensor]:
         """Clean latents that nothing is learnt from, [N, C, H, W], and the states of their captions, [N, T, D]."""

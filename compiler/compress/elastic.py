@@ -14,11 +14,9 @@ Source of training a network at several widths: Yu et al., "Slimmable Neural Net
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdc.compiler.compress.channels import ChannelGroup
+from sdc.compiler.compress.gates import Units, channels_of
 from sdc.compiler.compress.importance import Scores, best_units
 from sdc.compiler.compress.prune import UnetState
 from sdc.compiler.load.tensor_files import read_metadata, read_tensors
 from sdc.engines.errors import InputError
-
-Units = Mapping[str, Sequence[Sequence[int]]]
-"""For each layer that reads them, by name: its input channels of each unit that is off."""
 
 ELASTIC_FILE = "elastic.safetensors"
 OPEN_TURN = 3
@@ -50,71 +46,26 @@ def choose_elastic(
         groups: of the network before the round.
         scores: of their units.
         kept_units: of the groups that lose any.
-        share: of a group's units before the round; one unit at least stays on.
+        share: of a group's units before the round, and one at least; one unit at least stays on.
     """
     off = {}
     for group in groups:
         kept = kept_units.get(group.name, group.units)
-        count = min(round(share * group.units), kept - 1)
+        count = min(max(1, round(share * group.units)) if share else 0, kept - 1)
         if kept < group.units and count > 0:
             stay = best_units(scores[group.name], kept)
             places = np.flatnonzero(~np.isin(stay, best_units(scores[group.name], kept - count)))
-            width = group.unit_channels
-            off[group.name] = [list(range(place * width, (place + 1) * width)) for place in places.tolist()]
+            off[group.name] = [group.channels_of(place) for place in places.tolist()]
     return off
 
 
 def close_units(state: UnetState, off: Units) -> UnetState:
     """The network with zeros for the units that are off; other tensors are shared."""
     closed = {
-        f"{layer}.weight": state.weights[f"{layer}.weight"].index_fill(1, _channels(units), 0)
+        f"{layer}.weight": state.weights[f"{layer}.weight"].index_fill(1, channels_of(units), 0)
         for layer, units in off.items()
     }
     return UnetState(state.config, {**state.weights, **closed})
-
-
-def _channels(units: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor([channel for unit in units for channel in unit])
-
-
-@contextmanager
-def gates_on(unet: UNet2DConditionModel, off: Units, *, rows: int | None = None) -> Iterator[dict[str, Tensor]]:
-    """Within the block units that are off count for nothing, by gates at zero in front of the layers that read them.
-
-    Args:
-        unet: has their weights.
-        off: which units.
-        rows: of a batch, for gates that derivatives can be taken by; None for those of any batch.
-
-    Yields:
-        The gates of each layer by name, [rows, units].
-    """
-    gates = {
-        layer: torch.zeros(
-            rows or 1, len(units), device=unet.get_parameter(f"{layer}.weight").device, requires_grad=rows is not None
-        )
-        for layer, units in off.items()
-    }
-    with ExitStack() as stack:
-        for layer, units in off.items():
-            part = unet.get_submodule(layer)
-            stack.callback(part.register_forward_pre_hook(_gating(gates[layer], units)).remove)
-        yield gates
-
-
-def _gating(gates: Tensor, units: Sequence[Sequence[int]]) -> Any:
-    channels = _channels(units).to(gates.device)
-
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        read = inputs[0]
-        axis = 1 if isinstance(layer, nn.Conv2d) else read.ndim - 1
-        by_channel = gates.repeat_interleave(len(units[0]), dim=1)
-        factors = by_channel.new_ones(len(gates), read.shape[axis]).index_copy(1, channels, by_channel)
-        shape = [len(gates), *(1 for _ in range(read.ndim - 1))]
-        shape[axis] = read.shape[axis]
-        return (read * factors.reshape(shape), *inputs[1:])
-
-    return hook
 
 
 @dataclass(frozen=True)
@@ -126,16 +77,21 @@ class ElasticChannels:
         columns: for each layer that reads them, its weights for their channels, [outputs, channels, ...].
         teacher: what `load_checkpoint` takes: the model that was compressed.
         teacher_weights: "trained" or "random".
+        teacher_digest: of its UNet.
         guidance_scale: at which pictures are compared.
-        errors: of the network as it was written, for some captions of its data, as `restore.error_of_prompts` says;
-            empty if it had none.
+        size: (C, H, W) of the latents that errors are of; likewise ``steps``, of each picture.
+        errors: of the network as it was written, for some captions of its data, as `restore.prompt_errors` says; empty
+            if it had none.
     """
 
     off: Units
     columns: Mapping[str, Tensor]
     teacher: str
     teacher_weights: str
+    teacher_digest: str
     guidance_scale: float
+    size: tuple[int, ...]
+    steps: int
     errors: tuple[float, ...]
 
     @property
@@ -149,16 +105,19 @@ class ElasticChannels:
             "off": {layer: [list(unit) for unit in units] for layer, units in self.off.items()},
             "teacher": self.teacher,
             "teacher_weights": self.teacher_weights,
+            "teacher_digest": self.teacher_digest,
             "guidance_scale": self.guidance_scale,
+            "size": list(self.size),
+            "steps": self.steps,
             "errors": list(self.errors),
         }
         columns = {f"{layer}.weight": each.detach().cpu().contiguous() for layer, each in self.columns.items()}
-        save_file(columns, folder / ELASTIC_FILE, metadata={"format": "pt", _METADATA: json.dumps(described)})
+        save_file(columns, folder / ELASTIC_FILE, metadata={_METADATA: json.dumps(described)})
 
 
 def columns_of(state: UnetState, off: Units) -> dict[str, Tensor]:
     """The weights for units that are off, of a network in which they are on."""
-    return {layer: state.weights[f"{layer}.weight"].index_select(1, _channels(units)) for layer, units in off.items()}
+    return {layer: state.weights[f"{layer}.weight"].index_select(1, channels_of(units)) for layer, units in off.items()}
 
 
 def read_elastic(folder: Path) -> ElasticChannels:
@@ -182,7 +141,10 @@ def read_elastic(folder: Path) -> ElasticChannels:
             columns,
             described["teacher"],
             described["teacher_weights"],
+            described["teacher_digest"],
             float(described["guidance_scale"]),
+            tuple(map(int, described["size"])),
+            int(described["steps"]),
             tuple(map(float, described["errors"])),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -193,14 +155,17 @@ def open_units(unet: UNet2DConditionModel, elastic: ElasticChannels) -> None:
     """Give a network that was loaded from the folder the weights of all its units that are off.
 
     Raises:
-        InputError: the file belongs to another network.
+        InputError: the file belongs to another network: shapes differ, or weights of units that are off are not zero.
     """
     for layer, units in elastic.off.items():
         try:
-            weight = unet.get_parameter(f"{layer}.weight")
-            opened = weight.detach().index_copy(1, _channels(units), elastic.columns[layer].to(weight))
+            weight, channels = unet.get_parameter(f"{layer}.weight").detach(), channels_of(units)
+            in_use = bool(weight.index_select(1, channels).any())
+            opened = weight.index_copy(1, channels, elastic.columns[layer].to(weight))
         except (AttributeError, IndexError, RuntimeError) as error:
             raise InputError(f"{ELASTIC_FILE} does not fit the UNet beside it, at {layer}: {error}") from error
+        if in_use:
+            raise InputError(f"{ELASTIC_FILE} does not fit the UNet beside it: channels of {layer} are not off")
         unet.get_submodule(layer).weight = nn.Parameter(opened, requires_grad=False)
 
 
@@ -220,7 +185,7 @@ def lora_of_units(
         units = elastic.off[layer]
         first = np.cumsum([0, *map(len, units)])
         columns = [place for number in numbers for place in range(first[number], first[number + 1])]
-        channels = _channels([units[number] for number in numbers])
+        channels = channels_of([units[number] for number in numbers])
         up = elastic.columns[layer][:, columns].flatten(1)
         places = int(np.prod(window))
         down = torch.zeros(len(channels), places, width, places, dtype=torch.float16)

@@ -16,30 +16,67 @@ from torch import Tensor, nn
 
 from sdc.compiler.compress.channels import ChannelGroup
 
+Units = Mapping[str, Sequence[Sequence[int]]]
+"""For each layer that reads them, by name: its input channels of each unit that is off."""
+
+
+@contextmanager
+def units_off(unet: UNet2DConditionModel, off: Units, *, rows: int | None = None) -> Iterator[dict[str, Tensor]]:
+    """Within the block the units count for nothing, by gates at zero in front of the layers that read them.
+
+    Args:
+        unet: has their weights.
+        off: which units.
+        rows: of a batch, for gates that derivatives can be taken by; None for those of any batch.
+
+    Yields:
+        The gates of each layer by name, [rows, units].
+    """
+    gates = {
+        layer: torch.zeros(
+            rows or 1, len(units), device=unet.get_parameter(f"{layer}.weight").device, requires_grad=rows is not None
+        )
+        for layer, units in off.items()
+    }
+    with ExitStack() as stack:
+        for layer, units in off.items():
+            part = unet.get_submodule(layer)
+            stack.callback(part.register_forward_pre_hook(_gating(gates[layer], units)).remove)
+        yield gates
+
+
+def _gating(gates: Tensor, units: Sequence[Sequence[int]]) -> Any:
+    channels = channels_of(units).to(gates.device)
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        read = inputs[0]
+        axis = _channel_axis(layer, read.ndim)
+        by_channel = gates.repeat_interleave(len(units[0]), dim=1)
+        factors = by_channel.new_ones(len(gates), read.shape[axis]).index_copy(1, channels, by_channel)
+        shape = [len(gates), *(1 for _ in range(read.ndim - 1))]
+        shape[axis] = read.shape[axis]
+        return (read * factors.reshape(shape), *inputs[1:])
+
+    return hook
+
+
+def channels_of(units: Sequence[Sequence[int]]) -> Tensor:
+    """All channels of some units, in order: [C], int64."""
+    return torch.tensor([channel for unit in units for channel in unit])
+
 
 @contextmanager
 def closed_gates(
     unet: UNet2DConditionModel, groups: Sequence[ChannelGroup], kept: Mapping[str, np.ndarray]
 ) -> Iterator[None]:
     """Within the block, units that are not in `kept` count for nothing; groups that are not named are whole."""
-    with ExitStack() as stack:
-        for group in groups:
-            if group.name not in kept:
-                continue
-            layer = unet.get_submodule(group.name)
-            factors = torch.zeros(group.units, group.unit_channels, device=layer.weight.device)
-            factors[torch.from_numpy(kept[group.name])] = 1
-            handle = layer.register_forward_pre_hook(_close(factors.flatten()))
-            stack.callback(handle.remove)
+    off = {
+        group.name: [group.channels_of(int(unit)) for unit in np.setdiff1d(range(group.units), kept[group.name])]
+        for group in groups
+        if group.name in kept
+    }
+    with units_off(unet, {layer: units for layer, units in off.items() if units}):
         yield
-
-
-def _close(factors: Tensor) -> Any:
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        shaped = factors[:, None, None] if isinstance(layer, nn.Conv2d) else factors
-        return (inputs[0] * shaped, *inputs[1:])
-
-    return hook
 
 
 class GateGradients:

@@ -4,19 +4,21 @@
 2. A unit's gate is 0 while it is off. How the error to the teacher's predictions changes when it becomes 1 is predicted
    from its first derivative and the Gauss-Newton part of the second, on every other prompt.
 3. Of the units that are predicted to help, the best quarter, half, three quarters and all are switched on, and all
-   units that there are; the error on the other prompts says which of these it shall be, or none.
+   units that there are; the error on the other prompts says which of these it shall be, or none, if the errors of
+   single prompts do not agree that it helps.
 
 Whether the prompts are others than those of the compression is asked of the errors without any of the units: those of
-its captions are beside the elastic channels' weights.
+captions that it did not learn from are beside the elastic channels' weights.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,20 +26,22 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdc.compiler.bundle.request_file import TINY, StoredRequest, read_request
+from sdc.compiler.bundle.request_file import StoredRequest, read_request
 from sdc.compiler.bundle.writer import check_new_place
-from sdc.compiler.compress.elastic import ElasticChannels, Units, gates_on, lora_of_units, open_units, read_elastic
+from sdc.compiler.compress.elastic import ElasticChannels, lora_of_units, open_units, read_elastic
+from sdc.compiler.compress.gates import Units, units_off
 from sdc.compiler.compress.importance import random_directions
 from sdc.compiler.compress.probes import Probe
 from sdc.compiler.compress.trajectories import probe_of_prompts
 from sdc.compiler.distill.training_data import encode_texts, tokenizer_of
-from sdc.compiler.load import Checkpoint, load_checkpoint
-from sdc.compiler.load.tensor_files import read_metadata
+from sdc.compiler.load import Checkpoint, Weights, load_checkpoint
+from sdc.compiler.load.tensor_files import read_metadata, refuse_pickle
+from sdc.compiler.lora import check_source
 from sdc.compiler.lora_argument import DISTILLED, parse_lora
 from sdc.engines.bundle import open_bundle
 from sdc.engines.errors import InputError
-from sdc.engines.schedule import Schedule
 from sdc.engines.schedule_config import schedule_from_config
+from sdc.engines.specs import COMPONENTS
 
 REFERENCE_PROMPTS = 32
 """Captions whose errors a compressed folder has."""
@@ -45,8 +49,13 @@ REFERENCE_PROMPTS = 32
 STEPS = 10
 """Of the pictures that the teacher draws."""
 
-ROWS = 8
-"""Of a batch."""
+LEAST_PROMPTS = 4
+
+ROWS, GRADIENT_ROWS = 8, 2
+"""Of a batch; where derivatives are taken, all that the network computes is kept."""
+
+MARGIN = 2.0
+"""Standard errors by which single prompts' errors have to become less on average."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the units that are predicted to help."""
@@ -72,7 +81,7 @@ class Restoration:
         units: that are off in the bundle.
         chosen: those that pay.
         error: mean square of the difference to the teacher's predictions over that of these, with all units off, on
-            prompts that did not choose; likewise ``error_chosen`` and ``error_open``, with all units on.
+            prompts that said how many units it shall be; likewise ``error_chosen`` and ``error_open``, with all on.
         ratio: of the prompts' errors to those of the compression's captions, geometric mean; None if it had none.
         probability: of such a ratio by chance; None likewise.
     """
@@ -98,14 +107,14 @@ class Restoration:
         else:
             verdict = "prompts of another distribution" if self.shifted else "no other distribution"
             shift = (
-                f"{self.ratio:.2f} times those of the captions it was compressed with "
+                f"{self.ratio:.2f} times those of captions that it was compressed for "
                 f"(p = {self.probability:.4f}): {verdict}"
             )
         count = sum(map(len, self.chosen.values()))
         change = (
             f"{count} of {self.units} units pay: error {self.error:.5f} -> {self.error_chosen:.5f}"
             if count
-            else f"none of {self.units} units pays, nothing is switched on: error {self.error:.5f}"
+            else f"none of {self.units} units pays, no bundle is written: error {self.error:.5f}"
         )
         return f"errors of {self.prompts} prompts: {shift}\n{change} ({self.error_open:.5f} with all on)\n"
 
@@ -115,7 +124,7 @@ def restore(folder: Path, prompts: Sequence[str], *, out: Path, lora: Path, tell
 
     Args:
         folder: of the bundle; it stays as it is.
-        prompts: two at least; the more, the surer.
+        prompts: `LEAST_PROMPTS` at least; the more, the surer.
         out: where the new bundle shall be.
         lora: is written if any unit pays.
         tell: receives lines of progress.
@@ -125,130 +134,159 @@ def restore(folder: Path, prompts: Sequence[str], *, out: Path, lora: Path, tell
             written to.
     """
     check_new_place(folder, out)
-    if lora.exists():
-        raise InputError(f"{lora} is there already", hint="remove it, or name another with --lora")
-    if len(prompts) < 2:
-        raise InputError("one prompt is too few: half of them choose, the others check", hint="give more, one a line")
+    _check_place(lora, out)
+    if len(prompts) < LEAST_PROMPTS:
+        raise InputError(
+            f"{len(prompts)} prompts are too few: half of them choose, the others check",
+            hint=f"give {LEAST_PROMPTS} or more, one a line",
+        )
     stored = read_request(open_bundle(folder))
-    source = Path(stored.request.source.model)
-    elastic = read_elastic(source)
-    _refuse_restored(stored)
-    student, teacher = load_checkpoint(str(source)), _teacher(elastic)
+    check_source(folder, stored)
+    _refuse_loras(stored)
+    source = stored.request.source
+    elastic = read_elastic(Path(source.model))
+    student, teacher = (
+        load_checkpoint(source.model, weights=cast(Weights, source.weights), seed=source.seed),
+        _teacher(elastic),
+    )
+    if stored.request.base_digests not in (None, base := {name: student.digest(name) for name in COMPONENTS}):
+        raise InputError(
+            f"{source.model} is another model now than the one that {folder} was made from: {sorted(base)}",
+            hint="export it again",
+        )
     schedule = schedule_from_config(student.scheduler_config)
     states = encode_texts(tokenizer_of(student), student.text_encoder(), [*prompts, ""])
-    tell(f"{teacher.source} draws pictures of {len(prompts)} prompts")
-    probe = restore_probe(
-        teacher.unet(), schedule, states, size=_latent_size(student), guidance_scale=elastic.guidance_scale
+    probe = probe_of_prompts(
+        teacher.unet(),
+        schedule,
+        states,
+        size=elastic.size,
+        steps=elastic.steps,
+        guidance_scale=elastic.guidance_scale,
+        tell=tell,
     )
     unet = student.unet()
     open_units(unet, elastic)
     tell(f"{elastic.units} units in {len(elastic.off)} layers are off")
-    found = choose_units(unet, elastic, probe)
+    found = choose_units(unet, elastic, probe, tell=tell)
     if found.chosen:
-        metadata = {"format": "pt", DISTILLED: json.dumps({"objective": OBJECTIVE})}
+        metadata = {DISTILLED: json.dumps({"objective": OBJECTIVE})}
+        lora.parent.mkdir(parents=True, exist_ok=True)
         part = lora.with_name(f"{lora.name}.part")
         save_file(lora_of_units(elastic, found.chosen, unet), part, metadata=metadata)
         part.rename(lora)
     return found
 
 
-def _refuse_restored(stored: StoredRequest) -> None:
+def _check_place(lora: Path, out: Path) -> None:
+    refuse_pickle(lora)
+    if lora.exists():
+        raise InputError(f"{lora} is there already", hint="remove it, or name another with --lora")
+    if lora.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{lora} is inside of {out}, where the bundle shall be", hint="name another --lora")
+
+
+def _refuse_loras(stored: StoredRequest) -> None:
+    """What is measured is the network without any."""
     for folded in stored.loras:
         path = parse_lora(f"{folded.file}:1").path
-        if path.is_file() and json.loads(read_metadata(path).get(DISTILLED, "{}")).get("objective") == OBJECTIVE:
-            raise InputError(
-                f"the bundle has elastic channels switched on already, by {path}",
-                hint=f"take them away first: sdc lora BUNDLE --remove {folded.file} --out DIR",
-            )
+        is_elastic = (
+            path.is_file() and json.loads(read_metadata(path).get(DISTILLED, "{}")).get("objective") == OBJECTIVE
+        )
+        raise InputError(
+            f"the bundle has elastic channels switched on already, by {path}"
+            if is_elastic
+            else f"the bundle has the LoRA {path}, and units are measured without any",
+            hint=f"take it away first (sdc lora BUNDLE --remove {folded.file} --out DIR), and add it again behind",
+        )
 
 
 def _teacher(elastic: ElasticChannels) -> Checkpoint:
-    weights: Any = elastic.teacher_weights
     try:
-        return load_checkpoint(elastic.teacher, weights=weights)
+        teacher = load_checkpoint(elastic.teacher, weights=cast(Weights, elastic.teacher_weights))
     except InputError as error:
         raise InputError(
             f"the model that was compressed, {elastic.teacher}, is needed to measure against: {error}",
             hint="bring it back",
         ) from error
-
-
-def lasting_name(checkpoint: Checkpoint) -> str:
-    """What finds a checkpoint from another working folder: a path if it is one, else what the user called it."""
-    path = Path(checkpoint.source)
-    return str(path.absolute()) if checkpoint.name != TINY and path.exists() else checkpoint.name
-
-
-def _latent_size(checkpoint: Checkpoint) -> tuple[int, ...]:
-    config = checkpoint.config("unet")
-    side = config["sample_size"]
-    return (config["in_channels"], *((side, side) if isinstance(side, int) else side))
-
-
-def restore_probe(
-    teacher: UNet2DConditionModel, schedule: Schedule, states: Tensor, *, size: tuple[int, ...], guidance_scale: float
-) -> Probe:
-    """`STEPS` rows of each prompt; arguments are those of `probe_of_prompts`."""
-    return probe_of_prompts(teacher, schedule, states, seed=0, size=size, steps=STEPS, guidance_scale=guidance_scale)
+    if teacher.digest("unet") != elastic.teacher_digest:
+        raise InputError(
+            f"{elastic.teacher} is another model now than the one that was compressed", hint="bring that one back"
+        )
+    return teacher
 
 
 @torch.no_grad()
-def prompt_errors(network: UNet2DConditionModel, probe: Probe, off: Units | None = None) -> tuple[float, ...]:
+def prompt_errors(
+    network: UNet2DConditionModel, probe: Probe, off: Units | None = None, *, steps: int = STEPS
+) -> tuple[float, ...]:
     """Of each prompt: mean square of the difference to the truth over the truth's, over its steps.
 
     Args:
         network: predicts.
-        probe: of `restore_probe`.
+        probe: of `probe_of_prompts`.
         off: units that count for nothing.
+        steps: of each prompt.
     """
     errors: list[Tensor] = []
-    with gates_on(network, off or {}):
+    with units_off(network, off or {}):
         for part in probe.split(ROWS):
             predicted = network(part.sample, part.timesteps, part.states).sample.float()
             errors.append((predicted - part.truth).square().mean((1, 2, 3)))
     powers = probe.truth.square().mean((1, 2, 3))
-    by_prompt = (each.reshape(-1, STEPS).sum(1) for each in (torch.cat(errors), powers))
-    wrong, whole = by_prompt
+    wrong, whole = (each.reshape(-1, steps).sum(1) for each in (torch.cat(errors), powers))
     return tuple((wrong / whole).tolist())
 
 
-def choose_units(unet: UNet2DConditionModel, elastic: ElasticChannels, probe: Probe) -> Restoration:
+def choose_units(
+    unet: UNet2DConditionModel, elastic: ElasticChannels, probe: Probe, *, tell: Callable[[str], None]
+) -> Restoration:
     """Which units pay, and what their errors are.
 
     Args:
         unet: has the weights of all units.
         elastic: says which are off, and has errors to compare with.
-        probe: of `restore_probe`.
+        probe: of `probe_of_prompts`.
+        tell: receives lines of progress.
     """
-    seeking, checking = (_every_other(probe, begin) for begin in (0, 1))
+    seeking, checking = (_every_other(probe, begin, elastic.steps) for begin in (0, 1))
+    tell("what each unit would change")
     changes = predicted_changes(unet, elastic.off, seeking)
     ordered = sorted(
         (float(change), layer, number) for layer, each in changes.items() for number, change in enumerate(each)
     )
     helping = [(layer, number) for change, layer, number in ordered if change < 0]
-    everything = [(layer, number) for _, layer, number in ordered]
-    prefixes = {round(share * len(helping)): helping for share in SHARES}
-    candidates = [_by_layer(helping[:count]) for count in prefixes if count] + [_by_layer(everything)]
-    errors = [_mean_error(unet, elastic, chosen, checking) for chosen in candidates]
-    error, best = _mean_error(unet, elastic, {}, checking), int(np.argmin(errors))
-    pays = errors[best] < error
-    now = prompt_errors(unet, probe, elastic.off)
+    counts = sorted({round(share * len(helping)) for share in SHARES} - {0})
+    everything = _by_layer([(layer, number) for _, layer, number in ordered])
+    candidates = [*(_by_layer(helping[:count]) for count in counts), everything]
+
+    def errors_with(chosen: Chosen) -> np.ndarray:
+        tell(f"errors with {sum(map(len, chosen.values()))} of {elastic.units} units")
+        return np.array(prompt_errors(unet, checking, _rest(elastic.off, chosen), steps=elastic.steps))
+
+    without = errors_with({})
+    errors = [errors_with(chosen) for chosen in candidates]
+    best = int(np.argmin([each.mean() for each in errors]))
+    saved = without - errors[best]
+    pays = saved.mean() > MARGIN * saved.std(ddof=1) / math.sqrt(len(saved))
+    tell("errors of all prompts without any")
+    now = prompt_errors(unet, probe, elastic.off, steps=elastic.steps)
     ratio, probability = shift_of(elastic.errors, now) if elastic.errors else (None, None)
     return Restoration(
         prompts=len(now),
         units=elastic.units,
         chosen=candidates[best] if pays else {},
-        error=error,
-        error_chosen=errors[best] if pays else error,
-        error_open=errors[-1],
+        error=float(without.mean()),
+        error_chosen=float((errors[best] if pays else without).mean()),
+        error_open=float(errors[-1].mean()),
         ratio=ratio,
         probability=probability,
     )
 
 
-def _every_other(probe: Probe, begin: int) -> Probe:
-    prompts = torch.arange(len(probe) // STEPS)[begin::2]
-    rows = (prompts[:, None] * STEPS + torch.arange(STEPS)).flatten()
+def _every_other(probe: Probe, begin: int, steps: int) -> Probe:
+    prompts = torch.arange(len(probe) // steps)[begin::2]
+    rows = (prompts[:, None] * steps + torch.arange(steps)).flatten()
     return Probe(*(tensor[rows] for tensor in vars(probe).values()))
 
 
@@ -259,13 +297,13 @@ def _by_layer(units: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
     return chosen
 
 
-def _mean_error(unet: UNet2DConditionModel, elastic: ElasticChannels, chosen: Chosen, probe: Probe) -> float:
-    off = {
+def _rest(off: Units, chosen: Chosen) -> Units:
+    """What stays off."""
+    return {
         layer: rest
-        for layer, units in elastic.off.items()
+        for layer, units in off.items()
         if (rest := [unit for number, unit in enumerate(units) if number not in chosen.get(layer, ())])
     }
-    return float(np.mean(prompt_errors(unet, probe, off)))
 
 
 def predicted_changes(unet: UNet2DConditionModel, off: Units, probe: Probe, *, seed: int = 0) -> dict[str, np.ndarray]:
@@ -282,8 +320,8 @@ def predicted_changes(unet: UNet2DConditionModel, off: Units, probe: Probe, *, s
     """
     generator = torch.Generator().manual_seed(seed)
     changes = {layer: np.zeros(len(units)) for layer, units in off.items()}
-    for part in probe.split(ROWS):
-        with gates_on(unet, off, rows=len(part)) as gates:
+    for part in probe.split(GRADIENT_ROWS):
+        with units_off(unet, off, rows=len(part)) as gates:
             prediction = unet(part.sample, part.timesteps, part.states).sample.float()
             error = (prediction - part.truth).square().mean((1, 2, 3)).sum()
             slopes = torch.autograd.grad(error, list(gates.values()), retain_graph=True)

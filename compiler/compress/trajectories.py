@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,10 +63,10 @@ def probe_of_prompts(
     schedule: Schedule,
     states: Tensor,
     *,
-    seed: int,
     size: tuple[int, ...],
     steps: int,
     guidance_scale: float,
+    tell: Callable[[str], None],
 ) -> Probe:
     """What the teacher sees and predicts as it draws a picture of each prompt: `steps` neighbouring rows of each.
 
@@ -73,17 +74,16 @@ def probe_of_prompts(
         teacher: its predictions are the truth.
         schedule: of the model.
         states: [P + 1, T, D], of the prompts and, last, of the empty one.
-        seed: of the first picture; the others have those behind it.
         size: (C, H, W) of the latents.
         steps: of DDIM.
         guidance_scale: 1 is none.
+        tell: receives a line for each prompt.
     """
     rows: list[Probe] = []
     for prompt in range(len(states) - 1):
-        both = states[[-1, prompt]]
-        rows += denoise(
-            teacher, schedule, both, seed=seed + prompt, size=size, steps=steps, guidance_scale=guidance_scale
-        )[1]
+        tell(f"teacher's picture {prompt + 1} of {len(states) - 1}")
+        drawing: dict[str, Any] = {"seed": prompt, "size": size, "steps": steps, "guidance_scale": guidance_scale}
+        rows += denoise(teacher, schedule, states[[-1, prompt]], **drawing)[1]
     return join_probes(rows)
 
 
