@@ -145,15 +145,10 @@ def restore(folder: Path, prompts: Sequence[str], *, out: Path, lora: Path, tell
     _refuse_loras(stored)
     source = stored.request.source
     elastic = read_elastic(Path(source.model))
-    student, teacher = (
-        load_checkpoint(source.model, weights=cast(Weights, source.weights), seed=source.seed),
-        _teacher(elastic),
-    )
-    if stored.request.base_digests not in (None, base := {name: student.digest(name) for name in COMPONENTS}):
-        raise InputError(
-            f"{source.model} is another model now than the one that {folder} was made from: {sorted(base)}",
-            hint="export it again",
-        )
+    student = load_checkpoint(source.model, weights=cast(Weights, source.weights), seed=source.seed)
+    if stored.request.base_digests != {name: student.digest(name) for name in COMPONENTS}:
+        raise InputError(f"{source.model} is another model now than {folder} was made from", hint="export it again")
+    teacher = _teacher(elastic)
     schedule = schedule_from_config(student.scheduler_config)
     states = encode_texts(tokenizer_of(student), student.text_encoder(), [*prompts, ""])
     probe = probe_of_prompts(

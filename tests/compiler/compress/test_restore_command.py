@@ -160,6 +160,21 @@ def test_models_without_such_channels_or_without_their_teacher_are_refused(
     assert not (tmp_path / "on").exists()
 
 
+def test_a_model_that_was_compressed_again_is_refused(
+    smaller: Path, bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = smaller / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        out = tmp_path / "on"
+        assert main(["compress", "restore", str(bundle), "--prompts", str(prompts), "--out", str(out)]) == 2
+    finally:
+        weights.write_bytes(whole)
+    assert f"{smaller} is another model now than {bundle} was made from" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
