@@ -30,13 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Restore; what was found goes to standard output, progress to standard error."""
-    from sdc.compiler.cli.export import summary_text
-    from sdc.compiler.cli.progress import show_progress
+    from sdc.compiler.cli.lora import make_bundle
     from sdc.compiler.cli.training_arguments import set_threads
-    from sdc.compiler.compile import export_bundle
     from sdc.compiler.compress.restore import restore
     from sdc.compiler.export_plan import read_prompts
-    from sdc.compiler.lora import LoraChange, request_with_loras
+    from sdc.compiler.lora import LoraChange
 
     if args.model is not None:
         raise InputError("`sdc compress restore` takes no --model", hint="it finds what the bundle was made from")
@@ -52,11 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if not found.chosen:
         return 0
     try:
-        request = request_with_loras(args.bundle, LoraChange(add=(f"{lora}:1",)), args.out)
-        with show_progress() as progress:
-            summary = export_bundle(request, progress=progress, verbose=args.verbose)
+        summary = make_bundle(args.bundle, LoraChange(add=(f"{lora}:1",)), args.out, verbose=args.verbose)
     except BaseException:
         tell(f"what was found is in {lora}; to go on: sdc lora {args.bundle} --add {lora} --out {args.out}")
         raise
-    print(f"{summary_text(summary)}\nto undo: sdc lora {args.out} --remove {lora} --out DIR")
+    print(f"{summary}\nto undo: sdc lora {args.out} --remove {lora} --out DIR")
     return 0

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdc.compiler.lora import LoraChange
 
 SUMMARY = "make a bundle with other LoRAs out of a bundle"
 
@@ -23,14 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the bundle; the summary goes to standard output, progress to standard error."""
+    from sdc.compiler.lora import LoraChange
+
+    change = LoraChange(add=tuple(args.add), remove=tuple(args.remove), clear=args.clear)
+    print(make_bundle(args.bundle, change, args.out, verbose=args.verbose))
+    return 0
+
+
+def make_bundle(bundle: Path, change: LoraChange, out: Path, *, verbose: bool) -> str:
+    """A bundle with other LoRAs at `out`, with progress on standard error; returns the summary for people."""
     from sdc.compiler.cli.export import summary_text
     from sdc.compiler.cli.progress import show_progress
     from sdc.compiler.compile import export_bundle
-    from sdc.compiler.lora import LoraChange, request_with_loras
+    from sdc.compiler.lora import request_with_loras
 
-    change = LoraChange(add=tuple(args.add), remove=tuple(args.remove), clear=args.clear)
-    request = request_with_loras(args.bundle, change, args.out)
+    request = request_with_loras(bundle, change, out)
     with show_progress() as progress:
-        summary = export_bundle(request, progress=progress, verbose=args.verbose)
-    print(summary_text(summary))
-    return 0
+        return summary_text(export_bundle(request, progress=progress, verbose=verbose))

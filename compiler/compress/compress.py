@@ -52,13 +52,11 @@ from sdc.compiler.distill.training_loop import CHECKPOINT, LOSSES, Reporting, Tr
 from sdc.compiler.load import Checkpoint
 from sdc.compiler.load.save import save_checkpoint
 from sdc.compiler.tiny.memory_layout import channels_last
+from sdc.compiler.trace.interfaces import latent_size
 from sdc.compiler.workshop.staging import exclusive, staged_folder
 from sdc.engines.errors import InputError
 from sdc.engines.schedule_config import schedule_from_config
 from sdc.passes.simplify.factorise_weights import LOW_RANK
-
-DEFAULT_SIDE = 64
-"""Of latents where a UNet's configuration names none, as in SD 1.x."""
 
 STUDENT, AVERAGE, MASKS, SPANS = "student", "average", "masks", "spans"
 
@@ -337,8 +335,7 @@ class _Compression:
         scale = statistics.fmean(self.settings.guidance)
         errors: tuple[float, ...] = ()
         config = self.checkpoint.config("unet")
-        side = config.get("sample_size") or DEFAULT_SIDE
-        size = (config["in_channels"], *((side, side) if isinstance(side, int) else side))
+        size: tuple[int, ...] = (config["in_channels"], *latent_size(config))
         if self.draws is not None:
             data = self.draws.data
             size, captions = data.latent_size, self.draws.captions(REFERENCE_PROMPTS)

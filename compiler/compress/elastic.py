@@ -32,7 +32,10 @@ from sdc.compiler.load.tensor_files import read_metadata, read_tensors
 from sdc.engines.errors import InputError
 
 ELASTIC_FILE = "elastic.safetensors"
+"""In a folder that `sdc compress --elastic` wrote."""
+
 OPEN_TURN = 3
+"""One step of recovery in so many is taken with all units on."""
 
 _METADATA = "sdc.elastic"
 

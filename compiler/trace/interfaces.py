@@ -62,12 +62,17 @@ def vae_reduction(vae: Config) -> int:
     return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
+def latent_size(unet: Config) -> tuple[int, int]:
+    """Height and width of the latents that a UNet is made for; where it names none, those of SD 1.x."""
+    size = unet.get("sample_size") or 64
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def latent_range(configs: Mapping[str, Config]) -> DimensionRange:
     """Sizes of a side of the latents: from half the UNet's own to twice; every level of the UNet halves it exactly."""
     unet = configs["unet"]
     multiple = int(2 ** (len(unet["block_out_channels"]) - 1))
-    size = unet.get("sample_size") or 64
-    optimum = max(multiple, (size if isinstance(size, int) else min(size)) // multiple * multiple)
+    optimum = max(multiple, min(latent_size(unet)) // multiple * multiple)
 
     def rounded_up(value: int) -> int:
         return math.ceil(value / multiple) * multiple
