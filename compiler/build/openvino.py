@@ -11,6 +11,7 @@ import openvino
 from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
 from sdc.compiler.build.fold_pairs import fold_pairs
 from sdc.compiler.build.fold_sizes import fold_sizes
+from sdc.compiler.build.keep_float32 import keep_float32
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 from sdc.engines.sessions.openvino_core import openvino_core
@@ -35,6 +36,7 @@ def build_openvino(component: Component, folder: Path) -> BuiltEngine:
         ExportError: OpenVINO refuses the graph.
     """
     begin = time.perf_counter()
+    precision = _inference_precision(component)
     with staging(folder, FILES) as temporary:
         save_onnx(component.model, temporary / "model.onnx")
         try:
@@ -48,9 +50,11 @@ def build_openvino(component: Component, folder: Path) -> BuiltEngine:
         fold_sizes(model)
         fold_pairs(model)
         openvino.save_model(model, temporary / FILES[0], compress_to_fp16=False)
+        if precision != "f32":
+            keep_float32(temporary / FILES[0])
     return BuiltEngine(
         files=FILES,
-        options={"inference_precision": _inference_precision(component)},
+        options={"inference_precision": precision},
         built_with={"openvino": openvino.__version__.split("-")[0]},
         seconds=time.perf_counter() - begin,
         details={"operators": len(model.get_ops())},

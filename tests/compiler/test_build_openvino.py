@@ -1,5 +1,6 @@
 import hashlib
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
@@ -12,6 +13,7 @@ from sdc.compiler.build.openvino import has_reduced_precision
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 from sdc.engines.sessions import EngineSource, open_session
+from sdc.engines.sessions.openvino_core import openvino_core
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
 
@@ -40,6 +42,36 @@ UNKNOWN = """
 <ir_version: 10, opset_import: ["" : 23, "sdc" : 1]>
 g (float[B,3,H,W] sample) => (float[B,3,H,W] out_sample) {
     out_sample = sdc.FusedNorm (sample)
+}
+"""
+
+
+NORMALISED_SUMS = """
+<ir_version: 10, opset_import: ["" : 23]>
+g (float[4,64] x, bfloat16[64,64] weight, float[64] scale) => (float[4,64] normalised) {
+    half = Cast <to = 16> (x)
+    product = MatMul (half, weight)
+    projected = Cast <to = 1> (product)
+    total = Add (x, projected)
+    mean_free = LayerNormalization (total, scale)
+    half_again = Cast <to = 16> (mean_free)
+    product_again = MatMul (half_again, weight)
+    projected_again = Cast <to = 1> (product_again)
+    total_again = Add (total, projected_again)
+    narrow = Cast <to = 16> (total_again)
+    last_product = MatMul (narrow, weight)
+    normalised = Cast <to = 1> (last_product)
+}
+"""
+BETWEEN_CONVERSIONS = """
+<ir_version: 10, opset_import: ["" : 23]>
+g (float[4,64] x, bfloat16[64,64] weight, float[64] scale) => (float[4,64] normalised) {
+    half = Cast <to = 16> (x)
+    product = MatMul (half, weight)
+    narrow_scale = Cast <to = 16> (scale)
+    mean_free = LayerNormalization <stash_type = 1> (product, narrow_scale)
+    product_again = MatMul (mean_free, weight)
+    normalised = Cast <to = 1> (product_again)
 }
 """
 
@@ -202,3 +234,39 @@ def test_a_convolution_of_quantised_tensors_is_computed_in_integers(tmp_path, ze
     assert convolution.get_rt_info()["primitiveType"].astype(str).lower().endswith("i8")
     # Values next to a boundary between two integers may be rounded to either.
     assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
+
+
+def _build_with_weights(text, folder):
+    """The engine of a graph of `weight` and `scale`."""
+    model = parse(text)
+    generator = np.random.default_rng(0)
+    weight = (generator.standard_normal((64, 64)) / 8).astype(ml_dtypes.bfloat16)
+    for values in (np.ones(64, np.float32), weight):
+        parameter = model.graph.inputs.pop()
+        parameter.const_value = ir.tensor(values, name=parameter.name)
+        model.graph.register_initializer(parameter)
+    spec = ComponentSpec(
+        "text_encoder", (TensorSpec("x", "float32", (4, 64)),), (TensorSpec("normalised", "float32", (4, 64)),), {}
+    )
+    built = build_engine(Component(spec, model), TARGETS["cpu"], folder)
+    return EngineSource(spec, "openvino", tuple(folder / name for name in built.files), built.options)
+
+
+def test_sums_in_float32_are_executed_so(tmp_path):
+    if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor computes everything in float32")
+    source = _build_with_weights(NORMALISED_SUMS, tmp_path)
+    model = openvino_core().read_model(source.files[0])
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    executed = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    norms = [info["runtimePrecision"].astype(str) for info in executed if info["layerType"].astype(str) == "MVN"]
+    assert norms == ["f32"]
+
+
+@pytest.mark.parametrize(("text", "kept"), [(NORMALISED_SUMS, True), (BETWEEN_CONVERSIONS, False), (FLOAT16, False)])
+def test_only_what_float32_reaches_is_kept(small_unet, tmp_path, text, kept):
+    if text == FLOAT16:
+        build_engine(Component(small_unet.component.spec, parse(text)), TARGETS["cpu"], tmp_path)
+    else:
+        _build_with_weights(text, tmp_path)
+    assert ("DisablePrecisionConversion" in (tmp_path / "openvino_model.xml").read_text()) == kept
