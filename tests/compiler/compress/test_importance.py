@@ -14,8 +14,6 @@ from sdc.compiler.compress.importance import best_units, gate_scores, magnitudes
 from sdc.compiler.compress.probes import Probe, make_probe, spread_timesteps
 from sdc.compiler.compress.prune import UnetState, prune
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STATE = make_state()
 GROUPS = find_groups(STATE.build_empty())
 ONE_OF_EACH = [next(group for group in GROUPS if group.kind == kind) for kind in dict.fromkeys(g.kind for g in GROUPS)]

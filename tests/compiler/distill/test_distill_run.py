@@ -26,8 +26,6 @@ from sdc.compiler.load import LoraSource, load_checkpoint
 from sdc.compiler.workshop.staging import exclusive
 from sdc.engines.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SETTINGS = DistillSettings(
     rank=3, steps=60, batch=6, learning_rate=0.01, guidance=(1.5, 2.5), average_decay=0.9, huber_width=0.01
 )
