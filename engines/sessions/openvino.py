@@ -23,7 +23,7 @@ from sdc.engines.sessions.openvino_core import openvino_core
 from sdc.engines.sessions.openvino_gate import replace_gates
 from sdc.engines.sessions.openvino_group_norm import replace_group_norms
 from sdc.engines.sessions.openvino_layout import add_channels_last, interleave_channels_last, join_channels_last
-from sdc.engines.sessions.openvino_operators import Replacements, round_constants
+from sdc.engines.sessions.openvino_operators import Replacements, copy_small_constants, round_constants
 from sdc.engines.sessions.source import EngineSource
 from sdc.engines.specs import ComponentSpec
 
@@ -181,6 +181,7 @@ def compile_engine(
             model.reshape({name: list(shape) for name, shape in shapes.items()})
         _use_kernels(model, settings["INFERENCE_PRECISION_HINT"], shapes or _usual(source.spec), replacements)
         round_constants(model)
+        copy_small_constants(model)
         compiled = openvino_core().compile_model(model, "CPU", settings)
     except BaseException as error:
         replacements.release()

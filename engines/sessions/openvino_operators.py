@@ -17,6 +17,9 @@ from openvino import opset13 as operators
 
 _numbers = itertools.count()
 
+_SMALL_BYTES = 1 << 16
+"""Biases, scales and the like; a weight of a product is larger, or as good as nothing."""
+
 _EXPONENT = 0x7F80
 """Of bf16; with all of its bits a number is not finite."""
 
@@ -148,3 +151,18 @@ def round_constants(model: openvino.Model) -> None:
             is_finite = nearest & _EXPONENT != _EXPONENT
             rounded.data.view(np.uint16)[...] = np.where(np.isfinite(source.data) & is_finite, nearest, bits >> 16)
             node.output(0).replace(operators.constant(rounded).output(0))
+
+
+def copy_small_constants(model: openvino.Model) -> None:
+    """Take constants that are read at every run out of the mapped file.
+
+    Weights are packed into other memory, and their pages let go of. A bias beside them would bring pages back: 2 MB
+    each, where the system's cache holds the file in large ones.
+    """
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant" and 0 < node.get_byte_size() < _SMALL_BYTES:
+            copied = openvino.Tensor(node.get_element_type(), list(node.shape))
+            node.get_tensor_view().copy_to(copied)
+            held = operators.constant(copied)
+            held.set_friendly_name(node.get_friendly_name())
+            node.output(0).replace(held.output(0))

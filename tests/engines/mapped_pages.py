@@ -15,3 +15,13 @@ def resident_bytes(path: Path) -> int:
         elif inside and name == "Rss:":
             found += 1024 * int(rest[0])
     return found
+
+
+def mapped_file(address: int) -> str:
+    """Name of the file that is mapped at an address; empty if there is none. proc(5), maps."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *rest = line.split(maxsplit=5)
+        begin, end = (int(each, 16) for each in addresses.split("-"))
+        if begin <= address < end:
+            return rest[-1] if len(rest) == 5 and rest[-1].startswith("/") else ""
+    return ""

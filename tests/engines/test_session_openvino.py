@@ -6,10 +6,11 @@ import sys
 import weakref
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import openvino
 import pytest
-from mapped_pages import resident_bytes
+from mapped_pages import mapped_file, resident_bytes
 from openvino import opset13 as operators
 
 from sdc.compiler.build import build_engine
@@ -17,6 +18,7 @@ from sdc.engines.errors import BundleError, InputError, TargetError
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.sessions.openvino import inference_precision
 from sdc.engines.sessions.openvino_core import openvino_core
+from sdc.engines.sessions.openvino_operators import copy_small_constants
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
 
@@ -156,6 +158,34 @@ def test_keeps_no_pages_of_the_file_whose_weights_it_has_copied(tmp_path):
     with open_session(EngineSource(spec, "openvino", files)) as session:
         session.run({"x": np.ones((1, 256, 4, 4), np.float32)})
         assert resident_bytes(files[1]) < files[1].stat().st_size / 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+def test_small_constants_are_copied_out_of_the_mapped_file(tmp_path):
+    x = operators.parameter([1, 300], openvino.Type.f32)
+    weights = np.random.default_rng(0).standard_normal((300, 300), np.float32)
+    biases = (np.arange(300, dtype=np.float32), np.full((1, 300), 0.1, ml_dtypes.bfloat16))
+    y = operators.matmul(x, operators.constant(weights), False, False)
+    y = operators.add(y, operators.constant(biases[0]))
+    bias = openvino.Tensor(biases[1].view(np.uint16), [1, 300], openvino.Type.bf16)
+    y = operators.add(y, operators.convert(operators.constant(bias), "f32"))
+    openvino.save_model(openvino.Model([y], [x], "sums"), tmp_path / "model.xml", compress_to_fp16=False)
+    model = openvino_core().read_model(tmp_path / "model.xml")
+
+    def constants():
+        return [node for node in model.get_ordered_ops() if node.get_type_name() == "Constant"]
+
+    def mapped():
+        return [bool(mapped_file(int(node.data.ctypes.data))) for node in constants()]
+
+    names = [node.get_friendly_name() for node in constants()]
+    assert mapped() == [True, True, True]
+    copy_small_constants(model)
+    assert mapped() == [True, False, False]
+    assert [node.get_friendly_name() for node in constants()] == names
+    feeds = np.ones((1, 300), np.float32)
+    (found,) = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([feeds]).values()
+    np.testing.assert_allclose(found, feeds @ weights + biases[0] + biases[1].astype(np.float32), rtol=1e-4)
 
 
 def test_memory_and_close(source):
