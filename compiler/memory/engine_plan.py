@@ -13,8 +13,10 @@ from sdc.compiler.memory.onnxruntime_arena import touched_bytes
 from sdc.compiler.memory.onnxruntime_engines import read_onnx_engine
 from sdc.compiler.memory.openvino_engines import HeldEngine, read_held_engine
 from sdc.engines.bundle import Bundle
+from sdc.engines.environment import kernels_beyond_attention
 from sdc.engines.errors import BundleError
 from sdc.engines.generation import largest_batch, takes_two_batches
+from sdc.engines.kernels.library import Kernels, find_kernels
 from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO
@@ -161,10 +163,17 @@ class EnginePlanner:
         if component not in self._held:
             path = self.bundle.file(self.entry.engines[component].files[0])
             if self.entry.backend == OPENVINO:
-                self._held[component] = read_held_engine(path, self._bits(component) or 32)
+                bits = self._bits(component) or 32
+                self._held[component] = read_held_engine(path, bits, packs_products=bits == 16 and _kernels_pack())
             else:
                 self._held[component] = read_onnx_engine(path)
         return self._held[component]
+
+
+def _kernels_pack() -> bool:
+    """Whether products of matrices run in our own kernels here, as `OpenVinoSession` decides."""
+    kernels = find_kernels()
+    return isinstance(kernels, Kernels) and kernels.convolver is not None and kernels_beyond_attention()
 
 
 def _attention_bytes(graph: SizedGraph) -> int:

@@ -52,7 +52,7 @@ class HeldEngine:
     page_bytes: int = 0
 
 
-def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
+def read_held_engine(path: Path, floating_bits: int, *, packs_products: bool = False) -> HeldEngine:
     """What an engine in OpenVINO's representation takes once it is compiled.
 
     1. A float16 constant is expanded to float32 when the model is compiled, and stays so.
@@ -61,7 +61,8 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
     3. Where that is bfloat16, a MatMul's float16 weight is kept once more as it was before packing.
     4. Where a scalar multiplies the product (a Gemm's alpha, even 1), it is multiplied into a bfloat16 weight: a copy
        of the weight. A float32 one has none.
-    5. Other constants are read where they are, in the mapped file, whose pages do not stay.
+    5. With `packs_products`, a convolution of one pixel has its weight as it is packed, and in no other form.
+    6. Other constants are read where they are, in the mapped file, whose pages do not stay.
 
     Weights alone of 8 or 4 bits (``w8``, ``w4``), which some products expand, are counted as they are stored.
 
@@ -70,6 +71,8 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
     Args:
         path: of the file that names the nodes (.xml).
         floating_bits: 32 or 16: what it computes in.
+        packs_products: whether products of matrices run in kernels of our own
+            (`sdc.engines.sessions.openvino_convolution`; small ones do not, and are counted as if they did).
 
     Raises:
         BundleError: the file cannot be read.
@@ -93,6 +96,9 @@ def read_held_engine(path: Path, floating_bits: int) -> HeldEngine:
     for number, (element, shape) in constants.items():
         product = _product(number, kinds, readers)
         kind = None if product is None else kinds[product]
+        if packs_products and kind == "Convolution" and element == "f16" and _is_of_one_pixel(shape):
+            weights += 2 * _elements(shape)  # packed from the file, never expanded
+            continue
         weights += _constant_bytes(element, _elements(shape), kind, floating_bits)
         if product is not None and element == "bf16" and _is_scaled(product, kinds, readers, scalars):
             weights += _elements(shape) * _BITS[element] // 8
@@ -108,6 +114,10 @@ def _constant_bytes(element: str, count: int, product: str | None, floating_bits
     if element == "f16" and product == "MatMul" and floating_bits == 16:
         held += 2 * count
     return held
+
+
+def _is_of_one_pixel(shape: str) -> bool:
+    return [int(size) for size in shape.split(",")[2:]] == [1, 1]
 
 
 def _elements(shape: str) -> int:

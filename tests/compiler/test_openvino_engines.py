@@ -54,6 +54,23 @@ def test_a_constant_in_all_its_forms(
 @pytest.mark.parametrize(
     ("element", "kinds", "shape", "each"),
     [
+        ("f16", ("Convolution",), "7,15,1,1", 2),
+        ("f16", ("Convolution",), "7,5,3,1", 4 + 2),
+        ("f16", ("Convert", "Add"), "7,15,1,1", 4),
+        ("bf16", ("Convolution",), "7,15,1,1", 2),
+        ("i8", ("Convert", "Multiply", "Convolution"), "7,15,1,1", 1),
+    ],
+)
+def test_kernels_hold_the_weights_of_products_as_they_are_packed(
+    tmp_path: Path, element: str, kinds: tuple[str, ...], shape: str, each: int
+) -> None:
+    path = write_engine(tmp_path / "engine.xml", (element, shape, kinds))
+    assert read_held_engine(path, 16, packs_products=True).weight_bytes == 7 * 15 * each
+
+
+@pytest.mark.parametrize(
+    ("element", "kinds", "shape", "each"),
+    [
         ("bf16", ("MatMul", "Multiply"), "", 2 + 2),
         ("bf16", ("MatMul", "Multiply"), "1", 2 + 2),
         ("f32", ("MatMul", "Multiply"), "", 2),
