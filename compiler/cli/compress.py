@@ -100,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compress; progress goes to standard error, the report to standard output."""
     if hasattr(args, "run_restore"):
+        _refuse_own_options(args)
         code: int = args.run_restore(args)
         return code
     for name in ("model", "out"):
@@ -130,3 +131,15 @@ def run(args: argparse.Namespace) -> int:
     report = compress(checkpoint, pictures, settings, out=args.out, reporting=reporting)
     print(f"{report.to_text()}\nnext: sdc export --model {args.out}")
     return 0
+
+
+def _refuse_own_options(args: argparse.Namespace) -> None:
+    """What is given before the word "restore" would count for nothing."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, value in vars(parser.parse_args([])).items():
+        if name not in compress_restore.OPTIONS and getattr(args, name) != value:
+            raise InputError(
+                f"`sdc compress restore` takes no --{name.replace('_', '-')}",
+                hint="it finds what the bundle was made from; leave the option out",
+            )

@@ -6,9 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from sdc.engines.errors import InputError
-
 SUMMARY = "switch channels on that `sdc compress --elastic` left in a bundle, where that pays for some prompts"
+
+OPTIONS = frozenset({"bundle", "prompts", "out", "lora", "threads"})
+"""What it takes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +37,6 @@ def run(args: argparse.Namespace) -> int:
     from sdc.compiler.export_plan import read_prompts
     from sdc.compiler.lora import LoraChange
 
-    if args.model is not None:
-        raise InputError("`sdc compress restore` takes no --model", hint="it finds what the bundle was made from")
     set_threads(args.threads)
     out = args.out.absolute()
     lora = args.lora or out.with_name(f"{out.name}.restored.safetensors")
