@@ -12,10 +12,14 @@ from sdc.compiler.build import build_engine
 from sdc.compiler.build.openvino import has_reduced_precision
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
+from sdc.engines.kernels.library import find_kernels
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.sessions.openvino_core import openvino_core
+from sdc.engines.sessions.openvino_group_norm import KernelGroupNorm
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
+from sdc.passes.base import run_passes
+from sdc.passes.pipeline import lowering_passes, precision_passes
 
 FLOAT16 = """
 <ir_version: 10, opset_import: ["" : 23]>
@@ -76,6 +80,19 @@ g (float[4,64] x, bfloat16[64,64] weight, float[64] scale) => (float[4,64] norma
 """
 
 
+NORM = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[B,4,H,W] x, float[64,4,3,3] first, float[64] gamma, float[64] beta, float[4,64,3,3] last)
+    => (float[B,4,H,W] y) {
+    images = Conv <pads = [1, 1, 1, 1]> (x, first)
+    normalised = GroupNormalization <num_groups = 16> (images, gamma, beta)
+    gate = Sigmoid (normalised)
+    activated = Mul (normalised, gate)
+    y = Conv <pads = [1, 1, 1, 1]> (activated, last)
+}
+"""
+
+
 SINUSOIDS = """
 <ir_version: 10, opset_import: ["" : 23]>
 g (float[1] timestep, float[B,C,H,W] sample) => (float[1,4] out)
@@ -94,6 +111,14 @@ g (float[1] timestep, float[B,C,H,W] sample) => (float[1,4] out)
 
 def parse(text):
     return ir.from_proto(onnx.parser.parse_model(text))
+
+
+def make_constant(model, *values):
+    """Make constants of the last inputs."""
+    for each in reversed(values):
+        parameter = model.graph.inputs.pop()
+        parameter.const_value = ir.tensor(each, name=parameter.name)
+        model.graph.register_initializer(parameter)
 
 
 def digests(folder, names):
@@ -241,10 +266,7 @@ def _build_with_weights(text, folder):
     model = parse(text)
     generator = np.random.default_rng(0)
     weight = (generator.standard_normal((64, 64)) / 8).astype(ml_dtypes.bfloat16)
-    for values in (np.ones(64, np.float32), weight):
-        parameter = model.graph.inputs.pop()
-        parameter.const_value = ir.tensor(values, name=parameter.name)
-        model.graph.register_initializer(parameter)
+    make_constant(model, weight, np.ones(64, np.float32))
     spec = ComponentSpec(
         "text_encoder", (TensorSpec("x", "float32", (4, 64)),), (TensorSpec("normalised", "float32", (4, 64)),), {}
     )
@@ -270,3 +292,28 @@ def test_only_what_float32_reaches_is_kept(small_unet, tmp_path, text, kept):
     else:
         _build_with_weights(text, tmp_path)
     assert ("DisablePrecisionConversion" in (tmp_path / "openvino_model.xml").read_text()) == kept
+
+
+def test_scale_and_shift_of_a_norm_reach_the_kernel_in_float32(tmp_path):
+    """From the checkpoint's float32 through the passes, the file of a bf16 engine and its session."""
+    if isinstance(find_kernels(), str):
+        pytest.skip("there are no kernels here")
+    random = np.random.default_rng(5)
+    gamma, beta = (1 + np.linspace(0, 1e-2, 64) * sign for sign in (1, -1))
+    first, last = (random.standard_normal(shape) / 8 for shape in ((64, 4, 3, 3), (4, 64, 3, 3)))
+    model = parse(NORM)
+    make_constant(model, *(each.astype(np.float32) for each in (first, gamma, beta, last)))
+    run_passes(precision_passes("bf16", backend="openvino"), model)
+    run_passes(lowering_passes("openvino"), model)
+    sizes = {"B": DimensionRange(1, 2, 4), "H": DimensionRange(48, 48, 96), "W": DimensionRange(40, 40, 96)}
+    tensors = ((TensorSpec(name, "float32", ("B", 4, "H", "W")),) for name in ("x", "y"))
+    spec = ComponentSpec("vae_decoder", *tensors, sizes)
+    built = build_engine(Component(spec, model), TARGETS["cpu"], tmp_path)
+    source = EngineSource(spec, "openvino", tuple(tmp_path / name for name in built.files), built.options)
+    with open_session(source) as session:
+        session.run({"x": random.standard_normal((2, 4, 48, 40), np.float32)})
+        norms = [each for each in session._engine.replacements.operators if isinstance(each, KernelGroupNorm)]
+        assert norms
+        for norm in norms:  # one, and copies of it in what is compiled
+            np.testing.assert_allclose(norm.settings.affine.weight, gamma, rtol=1e-6)
+            np.testing.assert_allclose(norm.settings.affine.bias, beta, rtol=1e-6)
