@@ -10,33 +10,18 @@ can be interrupted: figures of runs are kept in the folder and made again only i
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tables.figures import HEADINGS, figure_cells, print_headings
+from tables.networks import exported
 
-from sdc.compiler.compile import export_bundle
-from sdc.compiler.evaluate.evaluate import evaluate
 from sdc.compiler.evaluate.opened import OpenedBundle, opened
 from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings, prompts_of_model
-from sdc.compiler.evaluate.statistics import MODELS_FOLDER
-from sdc.compiler.evaluate.stored_runs import run_digest
-from sdc.compiler.evaluate.verdicts import digest_of
-from sdc.compiler.export_plan import ExportRequest
-from sdc.compiler.precision.planning import PrecisionRequest
-from sdc.compiler.stages import Source
 from sdc.compiler.text_table import markdown_row
-from sdc.engines.bundle import open_bundle
-from sdc.engines.targets import parse_targets
-
-FIGURES = {"frechet_to_real": (1, 2), "garment": (100, 2), "colour": (100, 2)}
-"""Figures of the table, with their factor and decimals."""
-
-HEADINGS = ("pictures", "Fréchet to real", "garment, %", "colour, %", "ms a picture", "ratio (quartiles)")
 
 
 @dataclass(frozen=True)
@@ -77,61 +62,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="timed pictures of each row")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    plain, distilled = (export(options.out / name, loras) for name, loras in (("plain", ()), ("lcm", (options.lora,))))
+    plain, distilled = (
+        exported(JUDGED_MODEL, options.out / name, loras) for name, loras in (("plain", ()), ("lcm", (options.lora,)))
+    )
     rows = [
         *(Row(plain, "ddim", steps, options.guidance, lora=False) for steps in (20, 4, 2)),
         *(Row(distilled, "lcm", steps, 1.0, lora=True) for steps in (4, 2, 8, 1)),
         *(Row(plain, "lcm", steps, options.guidance, lora=False) for steps in (4, 2)),
     ]
     seconds = time_in_turn(rows, options.rounds, options.threads)
-    print(markdown_row(*HEADINGS), markdown_row(*["---"] * len(HEADINGS)), sep="\n", flush=True)
+    print_headings("pictures", *HEADINGS, "ms a picture", "ratio (quartiles)")
     for place, row in enumerate(rows):
         low, median, high = np.quantile(seconds[:, place] / seconds[:, 0], (0.25, 0.5, 0.75))
         print(
             markdown_row(
                 row.name,
-                *measure(row, options.out / "figures", options.samples, options.seeds, options.threads),
+                *figure_cells(
+                    row.bundle, row.settings(options.samples, options.threads), options.seeds, options.out / "figures"
+                ),
                 f"{1000 * np.median(seconds[:, place]):.1f}",
                 f"{median:.2f} ({low:.2f} to {high:.2f})",
             ),
             flush=True,
         )
     print(f"{options.samples} pictures, {options.seeds} seed(s); ±: standard deviation over seeds.")
-
-
-def export(folder: Path, loras: tuple[str, ...]) -> Path:
-    """A bundle of `tiny` in float32 for the CPU."""
-    source = Source(JUDGED_MODEL, loras=loras)
-    export_bundle(ExportRequest(source, PrecisionRequest("fp32"), parse_targets("cpu"), folder))
-    return folder
-
-
-def measure(row: Row, kept: Path, samples: int, seeds: int, threads: int | None) -> list[str]:
-    """The row's figures over seeds."""
-    settings = row.settings(samples, threads)
-    runs = [run(row, replace(settings, seed=seed), kept) for seed in range(seeds)]
-    return [_written([each[name] for each in runs], *FIGURES[name]) for name in FIGURES]
-
-
-def run(row: Row, settings: Settings, kept: Path) -> dict[str, float]:
-    """The figures of one seed, made now or in an earlier call."""
-    measures = [digest_of(MODELS_FOLDER / f"{name}.safetensors") for name in ("judge", "statistics")]
-    digest = run_digest(open_bundle(row.bundle).manifest, "cpu", measures)
-    path = kept / f"{digest}-{row.sampler}-{row.steps}-{row.guidance:g}-{settings.samples}-{settings.seed}.json"
-    if not path.exists():
-        print(f"{row.name}, seed {settings.seed}", file=sys.stderr, flush=True)
-        evaluation = evaluate(row.bundle, None, settings)
-        path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({each.name: each.bundle.value for each in evaluation.absolute}) + "\n")
-        unfinished.replace(path)
-    figures: dict[str, float] = json.loads(path.read_text())
-    return figures
-
-
-def _written(values: list[float], factor: int, decimals: int) -> str:
-    spread = f" ± {factor * np.std(values, ddof=1):.{decimals}f}" if len(values) > 1 else ""
-    return f"{factor * np.mean(values):.{decimals}f}{spread}"
 
 
 def time_in_turn(rows: list[Row], rounds: int, threads: int | None) -> np.ndarray:

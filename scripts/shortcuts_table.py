@@ -4,12 +4,18 @@
     python scripts/shortcuts_table.py --model sd15 --bundles fp32=build/sd15-fp32 int8=build/sd15-int8 \\
         fp32-lcm=build/sd15-fp32-lcm int8-lcm=build/sd15-int8-lcm --rounds 3 --out build/shortcuts-sd15
 
-Bundles of `tiny` are exported into `--out`; of other models they are given, all exported with `--deepcache`. Rows whose
-bundle is not given are left out. What hoisting saves is in every row. Times are of whole pictures, prompt and decoder
-included, each row in turn with float32's DDIM in 20 steps (at most two bundles are loaded at once); the ratios' median
-and quartiles. Memory is the most that a process of `sdc run` holds, interpreter and libraries included, and its factor
-is to the same row. Fréchet change is that of the distance to real pictures at equal prompts and seeds, ± its standard
-deviation over seeds; for models without a judge only speed and memory are measured, and PSNR with `--pictures`.
+Bundles of `tiny` are exported into `--out`; of other models they are given, all exported with `--deepcache`, and so are
+those of a model that `sdc compress` made smaller, and of it with a LoRA that was distilled for it, for two more rows:
+
+    python scripts/shortcuts_table.py --model tiny --out build/shortcuts \\
+        --bundles int8-smaller=build/smaller-int8 int8-smaller-lcm=build/smaller-lcm
+
+Rows whose bundle is not given are left out. What hoisting saves is in every row. Times are of whole pictures, prompt
+and decoder included, each row in turn with float32's DDIM in 20 steps (at most two bundles are loaded at once); the
+ratios' median and quartiles. Memory is the most that a process of `sdc run` holds, interpreter and libraries included,
+and its factor is to the same row. Fréchet change is that of the distance to real pictures at equal prompts and seeds, ±
+its standard deviation over seeds; for models without a judge only speed and memory are measured, and PSNR with
+`--pictures`.
 """
 
 from __future__ import annotations
@@ -44,6 +50,9 @@ from sdc.engines.targets import parse_targets
 BUNDLES = {"fp32": ("fp32", ()), "int8": ("int8", ()), "fp32-lcm": ("fp32", ("lcm",)), "int8-lcm": ("int8", ("lcm",))}
 """Precision and LoRAs of each bundle that rows are drawn with."""
 
+SMALLER = ("int8-smaller", "int8-smaller-lcm")
+"""Bundles that are given for `tiny` too."""
+
 REFERENCE = "fp32, DDIM 20"
 
 HEADINGS = ("pictures", "s", "speed-up (quartiles)", "memory, MB", "factor", "Fréchet change", "PSNR, dB")
@@ -57,7 +66,7 @@ class Row:
 
     Attributes:
         name: as the table has it.
-        bundle: a key of `BUNDLES`.
+        bundle: a key of `BUNDLES`, or of `SMALLER`.
         way: sampler, steps, guidance and shortcuts.
     """
 
@@ -110,6 +119,8 @@ def rows_of(guidance: float, guided: int) -> tuple[Row, ...]:
         Row(f"int8, DeepCache 3, guidance at 0:{guided}", "int8", replace(interval, deepcache=3)),
         Row("int8, LCM-LoRA, 4 steps", "int8-lcm", few),
         Row("int8, LCM-LoRA, 4 steps, DeepCache 2", "int8-lcm", replace(few, deepcache=2)),
+        Row("smaller, int8", "int8-smaller", plain),
+        Row("smaller, int8, LCM-LoRA, 4 steps, DeepCache 2", "int8-smaller-lcm", replace(few, deepcache=2)),
     )
 
 
@@ -117,7 +128,8 @@ def main() -> None:
     """Make or take bundles, measure row by row, print each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=JUDGED_MODEL, help="tiny is exported; others are given (tiny)")
-    parser.add_argument("--bundles", nargs="*", default=[], metavar="NAME=DIR", help=f"of {', '.join(BUNDLES)}")
+    known = ", ".join((*BUNDLES, *SMALLER))
+    parser.add_argument("--bundles", nargs="*", default=[], metavar="NAME=DIR", help=f"of {known}")
     parser.add_argument("--out", type=Path, required=True, help="folder for bundles, pictures and the table")
     parser.add_argument("--pictures", type=int, help="that are compared (1000 for tiny, none for others)")
     parser.add_argument("--rounds", type=int, default=9, help="timed pictures of each row")
@@ -128,8 +140,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     bundles = given_bundles(parser, options.bundles)
-    if options.model == JUDGED_MODEL and not bundles:
-        bundles = {name: export(name, options.out, options.target) for name in BUNDLES}
+    if options.model == JUDGED_MODEL:
+        bundles |= {name: export(name, options.out, options.target) for name in BUNDLES if name not in bundles}
     if "fp32" not in bundles:
         parser.error("all rows are compared with fp32's: give --bundles fp32=DIR, or --model tiny")
     pictures = options.pictures if options.pictures is not None else 1000 if options.model == JUDGED_MODEL else 0
@@ -154,8 +166,8 @@ def given_bundles(parser: argparse.ArgumentParser, texts: list[str]) -> dict[str
     bundles = {}
     for text in texts:
         name, _, folder = text.partition("=")
-        if name not in BUNDLES or not folder:
-            parser.error(f"--bundles {text}: expected NAME=DIR with one of {', '.join(BUNDLES)}")
+        if name not in (*BUNDLES, *SMALLER) or not folder:
+            parser.error(f"--bundles {text}: expected NAME=DIR with one of {', '.join((*BUNDLES, *SMALLER))}")
         bundles[name] = Path(folder)
     return bundles
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,24 @@ class TinyPictures(Pictures):
         seed: of colours and backgrounds.
         paint: what becomes of grey pictures [N, 28, 28] before they are coloured; None leaves them.
         count: the first so many pictures; None for all.
+        garments: only pictures of these, indices into `GARMENTS`; None for all.
 
     Raises:
         InputError: a file is missing or is not in IDX format.
     """
 
-    def __init__(self, folder: Path, *, seed: int, paint: Paint | None = None, count: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        paint: Paint | None = None,
+        count: int | None = None,
+        garments: Collection[int] | None = None,
+    ) -> None:
         everything = load_grey_pictures(folder, "train")
-        data = GreyPictures(everything.pixels[:count], everything.garments[:count])
+        wanted = slice(None) if garments is None else np.isin(everything.garments, list(garments))
+        data = GreyPictures(everything.pixels[wanted][:count], everything.garments[wanted][:count])
         random = np.random.default_rng(seed)
         self._pixels = data.pixels if paint is None else paint(data.pixels)
         self._colours = allowed_colours(data.garments, random)

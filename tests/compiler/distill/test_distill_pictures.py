@@ -131,3 +131,7 @@ def test_pictures_of_tiny_are_captioned_by_what_they_show(tmp_path: Path) -> Non
         assert GARMENTS[garment] in captions[0]
         assert list(COLOURS)[held_out[garment]] not in captions[0]
     assert TinyPictures(tmp_path, seed=1).digest != pictures.digest == TinyPictures(tmp_path, seed=0).digest
+    some = TinyPictures(tmp_path, seed=0, garments={2, 7}, count=6)
+    assert all(("pullover", "sneaker")[index % 2] in each[0] for index, each in enumerate(some.captions))
+    assert len(some) == 6
+    assert some.digest != pictures.digest
