@@ -10,7 +10,8 @@ Every point is a fresh process that runs the UNet's engine once, so that it is c
 
 with W the multiply-adds of convolutions and products with weights, which grow with the pixels, and A those of
 attention, which grow with their square; counted in the engine's own graph. The fit minimises relative errors of every
-other point; the rest only test it. Known points are not measured again. Writes a table and a plot beside `--out`.
+other point; the rest only test it. Known points are planned anew but not measured again. Writes a table and a plot
+beside `--out`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import argparse
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tables.macs import TARGET, UNET, count_macs
 
-from sdc.compiler.memory.engine_plan import EnginePlanner, Request
+from sdc.compiler.memory.engine_plan import EnginePlan, EnginePlanner, Request
 from sdc.compiler.memory.measure import random_feeds
 from sdc.compiler.memory.openvino_engines import PROCESS_BYTES
 from sdc.compiler.text_table import markdown_row
@@ -85,12 +86,15 @@ def main() -> None:
     points = [read_point(entry) for entry in json.loads(options.out.read_text())] if options.out.exists() else []
     known = {(point.bundle, point.size_px, point.rows) for point in points}
     for folder in options.bundles:
+        planner = EnginePlanner(open_bundle(folder), TARGET)
+        points = [planned_anew(point, planner) if point.bundle == folder.name else point for point in points]
         for size in options.sizes:
             for rows in options.rows:
                 if (folder.name, size, rows) not in known:
-                    points.append(measure(folder, size, rows, rounds=options.rounds, threads=options.threads))
-                    write_whole(options.out, json.dumps([asdict(point) for point in points], indent=1))
+                    points.append(measure(folder, planner, size, rows, options.rounds, options.threads))
+                    write_points(options.out, points)
                     print(f"{folder.name} {size} px, {rows} rows: {points[-1].median:.3f} s", flush=True)
+    write_points(options.out, points)
     names = list(dict.fromkeys(point.bundle for point in points))
     fits = {name: Fit(of_bundle(points, name)) for name in names}
     text = "\n".join(
@@ -113,6 +117,11 @@ def of_bundle(points: list[Point], name: str) -> list[Point]:
     return sorted(own, key=lambda point: (point.size_px, point.rows))
 
 
+def write_points(path: Path, points: list[Point]) -> None:
+    """All of them, as `read_point` reads them."""
+    write_whole(path, json.dumps([asdict(point) for point in points], indent=1))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write beside, then rename: figures of hours are never half there."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,10 +130,19 @@ def write_whole(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def measure(folder: Path, size_px: int, rows: int, *, rounds: int, threads: int | None) -> Point:
+def plan_step(planner: EnginePlanner, size_px: int, rows: int) -> EnginePlan:
+    """The plan of a step; without guidance each picture is one row."""
+    return planner.plan(UNET, Request(size_px, size_px, rows, guidance_scale=1.0))
+
+
+def planned_anew(point: Point, planner: EnginePlanner) -> Point:
+    """A point that was measured, beside what is planned now."""
+    return replace(point, planned_bytes=plan_step(planner, point.size_px, point.rows).total_bytes + PROCESS_BYTES)
+
+
+def measure(folder: Path, planner: EnginePlanner, size_px: int, rows: int, rounds: int, threads: int | None) -> Point:
     """One point, in a process of its own."""
-    # Without guidance each picture is one row.
-    planned = EnginePlanner(open_bundle(folder), TARGET).plan(UNET, Request(size_px, size_px, rows, guidance_scale=1.0))
+    planned = plan_step(planner, size_px, rows)
     with (
         tempfile.TemporaryDirectory(prefix="sdc-sizes-") as logs,
         Worker(log_path=Path(logs, "worker.log")) as worker,
