@@ -19,14 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tables.figures import HEADINGS, figure_cells, print_headings
+from tables.figures import HEADINGS, add_arguments, drawing, figure_cells, print_headings
 from tables.networks import compressed, exported
 
 from sdc.compiler.compile import export_bundle
 from sdc.compiler.compress.restore import restore
 from sdc.compiler.compress.settings import settings_for
 from sdc.compiler.distill.pictures import TinyPictures
-from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings, prompts_of_model
+from sdc.compiler.evaluate.settings import JUDGED_MODEL, prompts_of_model
 from sdc.compiler.lora import LoraChange, request_with_loras
 from sdc.compiler.text_table import markdown_row
 from sdc.compiler.tiny.data import GARMENTS
@@ -45,10 +45,7 @@ def main() -> None:
     parser.add_argument("--recover-steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=80, help="that are restored for")
-    parser.add_argument("--samples", type=int, default=1000, help="pictures of each run")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of pictures with different seeds")
-    parser.add_argument("--guidance", type=float, default=1.9)
-    parser.add_argument("--threads", type=int)
+    add_arguments(parser)
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -76,14 +73,13 @@ def main() -> None:
         export_bundle(request_with_loras(smaller, LoraChange(add=(f"{lora}:1",)), restored))
     if not undone.exists():
         export_bundle(request_with_loras(restored, LoraChange(remove=(str(lora),)), undone))
-    drawing = Settings(samples=options.samples, guidance_scale=options.guidance, target="cpu", threads=options.threads)
     print_headings("`tiny`", *HEADINGS)
     for name, bundle in {
         "all channels": exported(JUDGED_MODEL, options.out / "whole"),
         f"{100 * report['removed_share']:.1f} % fewer parameters, learnt from six garments": smaller,
         "with the channels that pay": restored,
     }.items():
-        cells = figure_cells(bundle, drawing, options.seeds, options.out / "figures")
+        cells = figure_cells(bundle, drawing(options), options.seeds, options.out / "figures")
         print(markdown_row(name, *cells), flush=True)
     same = open_bundle(undone).manifest.files == open_bundle(smaller).manifest.files
     print(f"\n{found.read_text()}undone: {'the same bytes' if same else 'OTHER BYTES'}")

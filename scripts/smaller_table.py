@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tables.figures import HEADINGS, figure_cells, print_headings
+from tables.figures import HEADINGS, add_arguments, drawing, figure_cells, print_headings
 from tables.networks import compressed, exported
 
 from sdc.compiler.compress.settings import settings_for
 from sdc.compiler.distill.pictures import TinyPictures
-from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings
+from sdc.compiler.evaluate.settings import JUDGED_MODEL
 from sdc.compiler.text_table import markdown_row
 
 ROWS: tuple[tuple[Any, Any], ...] = (
@@ -40,19 +40,15 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, default=0.41, help="share that goes, in one round")
     parser.add_argument("--recover-steps", type=int, nargs="+", default=[0, 600], help="of a row each")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=1000, help="pictures of each run")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of pictures with different seeds")
-    parser.add_argument("--guidance", type=float, default=1.9)
-    parser.add_argument("--threads", type=int)
+    add_arguments(parser)
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     base = replace(settings_for(JUDGED_MODEL), parameters=options.parameters, rounds=1, batch=options.batch)
     pictures = TinyPictures(options.data, seed=base.seed)
-    drawing = Settings(samples=options.samples, guidance_scale=options.guidance, target="cpu", threads=options.threads)
 
     def pictured(bundle: Path) -> list[str]:
-        return figure_cells(bundle, drawing, options.seeds, options.out / "figures")
+        return figure_cells(bundle, drawing(options), options.seeds, options.out / "figures")
 
     print_headings("importance", "budgets", "parameters", "steps of recovery", "SNR, less, dB", *HEADINGS)
     whole = exported(JUDGED_MODEL, options.out / "whole")

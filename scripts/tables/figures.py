@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,19 @@ FIGURES = {"frechet_to_real": (1, 2), "garment": (100, 2), "colour": (100, 2)}
 
 HEADINGS = ("Fréchet to real", "garment, %", "colour, %")
 """Of `FIGURES`."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `figure_cells` needs to know of the pictures."""
+    parser.add_argument("--samples", type=int, default=1000, help="pictures of each run")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of pictures with different seeds")
+    parser.add_argument("--guidance", type=float, default=1.9)
+    parser.add_argument("--threads", type=int)
+
+
+def drawing(options: argparse.Namespace) -> Settings:
+    """How pictures are drawn for a table, on the target cpu."""
+    return Settings(samples=options.samples, guidance_scale=options.guidance, target="cpu", threads=options.threads)
 
 
 def figure_cells(bundle: Path, settings: Settings, seeds: int, kept: Path) -> list[str]:
