@@ -20,10 +20,9 @@ demo: install
 	$(BIN)/sdc inspect build/tiny-int8
 	$(BIN)/python scripts/picture_grid.py build/tiny-int8 --out build/demo.png
 
-# A worker that dies ends the run with the name of its test; if it were replaced, loadfile would wait for ever. Each has
-# one thread of torch's: workers with as many as there are processors wait for each other, ten times as long.
+# A worker that dies ends the run with the name of its test; if it were replaced, loadfile would wait for ever.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --max-worker-restart 0
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --max-worker-restart 0
 
 # Minutes and gigabytes: weights of SD 1.5's size, other architectures, automatic precisions, sanitizers.
 test-slow: install

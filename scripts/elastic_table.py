@@ -63,16 +63,15 @@ def main() -> None:
     smaller = exported(str(folder), options.out / "smaller")
     restored, undone, lora = (options.out / name for name in ("restored", "undone", "restored.safetensors"))
     found = options.out / "found.txt"
-    if not restored.exists():
+    if not found.exists():
         lora.unlink(missing_ok=True)
         prompts = prompts_of_model(JUDGED_MODEL, options.prompts)
         restoration = restore(smaller, prompts, out=restored, lora=lora, tell=tell)
-        found.write_text(restoration.to_text())
         if not restoration.chosen:
             raise SystemExit(restoration.to_text())
-        export_bundle(request_with_loras(smaller, LoraChange(add=(f"{lora}:1",)), restored))
-    if not undone.exists():
-        export_bundle(request_with_loras(restored, LoraChange(remove=(str(lora),)), undone))
+        found.write_text(restoration.to_text())
+    export_bundle(request_with_loras(smaller, LoraChange(add=(f"{lora}:1",)), restored))
+    export_bundle(request_with_loras(restored, LoraChange(remove=(str(lora),)), undone))
     print_headings("`tiny`", *HEADINGS)
     for name, bundle in {
         "all channels": exported(JUDGED_MODEL, options.out / "whole"),

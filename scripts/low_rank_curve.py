@@ -61,10 +61,9 @@ def main() -> None:
 
 
 def weight_macs(bundle: Path) -> int:
-    """Multiply-adds with weights of a step for one picture of the size that the bundle is made for."""
+    """Multiply-adds with weights of a step at the bundle's own sizes, without what runs once a picture."""
     spec = open_bundle(bundle, verify=False).manifest.components[UNET]
-    sizes = {symbol: 1 if symbol == "batch" else size.optimum for symbol, size in spec.dimensions.items()}
-    return count_macs(bundle, sizes)[0]
+    return count_macs(bundle, {symbol: size.optimum for symbol, size in spec.dimensions.items()})[0]
 
 
 def plot(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:

@@ -4,13 +4,14 @@
     python scripts/shortcuts_table.py --model sd15 --bundles fp32=build/sd15-fp32 int8=build/sd15-int8 \\
         fp32-lcm=build/sd15-fp32-lcm int8-lcm=build/sd15-int8-lcm --rounds 3 --out build/shortcuts-sd15
 
-Bundles of `tiny` are exported into `--out`; of other models they are given, all exported with `--deepcache`, and so are
-those of a model that `sdc compress` made smaller, and of it with a LoRA that was distilled for it, for two more rows:
+Bundles of `tiny` that are not given are exported into `--out`; of other models they are given, all exported with
+`--deepcache`, and so are those of a model that `sdc compress` made smaller, and of it with a LoRA that was distilled
+for it, for two more rows:
 
     python scripts/shortcuts_table.py --model tiny --out build/shortcuts \\
         --bundles int8-smaller=build/smaller-int8 int8-smaller-lcm=build/smaller-lcm
 
-Rows whose bundle is not given are left out. What hoisting saves is in every row. Times are of whole pictures, prompt
+Rows without a bundle are left out. What hoisting saves is in every row. Times are of whole pictures, prompt
 and decoder included, each row in turn with float32's DDIM in 20 steps (at most two bundles are loaded at once); the
 ratios' median and quartiles. Memory is the most that a process of `sdc run` holds, interpreter and libraries included,
 and its factor is to the same row. Fréchet change is that of the distance to real pictures at equal prompts and seeds, ±
@@ -50,8 +51,8 @@ from sdc.engines.targets import parse_targets
 BUNDLES = {"fp32": ("fp32", ()), "int8": ("int8", ()), "fp32-lcm": ("fp32", ("lcm",)), "int8-lcm": ("int8", ("lcm",))}
 """Precision and LoRAs of each bundle that rows are drawn with."""
 
-SMALLER = ("int8-smaller", "int8-smaller-lcm")
-"""Bundles that are given for `tiny` too."""
+KNOWN = (*BUNDLES, "int8-smaller", "int8-smaller-lcm")
+"""Bundles that can be given; the last two have to be for `tiny` too."""
 
 REFERENCE = "fp32, DDIM 20"
 
@@ -66,7 +67,7 @@ class Row:
 
     Attributes:
         name: as the table has it.
-        bundle: a key of `BUNDLES`, or of `SMALLER`.
+        bundle: of `KNOWN`.
         way: sampler, steps, guidance and shortcuts.
     """
 
@@ -128,8 +129,7 @@ def main() -> None:
     """Make or take bundles, measure row by row, print each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=JUDGED_MODEL, help="tiny is exported; others are given (tiny)")
-    known = ", ".join((*BUNDLES, *SMALLER))
-    parser.add_argument("--bundles", nargs="*", default=[], metavar="NAME=DIR", help=f"of {known}")
+    parser.add_argument("--bundles", nargs="*", default=[], metavar="NAME=DIR", help=f"of {', '.join(KNOWN)}")
     parser.add_argument("--out", type=Path, required=True, help="folder for bundles, pictures and the table")
     parser.add_argument("--pictures", type=int, help="that are compared (1000 for tiny, none for others)")
     parser.add_argument("--rounds", type=int, default=9, help="timed pictures of each row")
@@ -166,8 +166,8 @@ def given_bundles(parser: argparse.ArgumentParser, texts: list[str]) -> dict[str
     bundles = {}
     for text in texts:
         name, _, folder = text.partition("=")
-        if name not in (*BUNDLES, *SMALLER) or not folder:
-            parser.error(f"--bundles {text}: expected NAME=DIR with one of {', '.join((*BUNDLES, *SMALLER))}")
+        if name not in KNOWN or not folder:
+            parser.error(f"--bundles {text}: expected NAME=DIR with one of {', '.join(KNOWN)}")
         bundles[name] = Path(folder)
     return bundles
 

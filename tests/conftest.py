@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -28,6 +29,11 @@ from sdc.engines.manifest import (
 )
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Of torch, in this process and those that it starts, before any imports it: workers with as many threads each as
+    # there are processors wait for each other, ten times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SMALL_UNET = """
 <ir_version: 10, opset_import: ["" : 23]>

@@ -140,6 +140,6 @@ def _refuse_own_options(args: argparse.Namespace) -> None:
     for name, value in vars(parser.parse_args([])).items():
         if name not in compress_restore.OPTIONS and getattr(args, name) != value:
             raise InputError(
-                f"`sdc compress restore` takes no --{name.replace('_', '-')}",
-                hint="it finds what the bundle was made from; leave the option out",
+                f"--{name.replace('_', '-')} stands before `restore`, where it counts for nothing",
+                hint="give it behind `restore`, or leave it out: the bundle says what it was made from",
             )

@@ -72,5 +72,10 @@ def floating_bits(backend: str, inference_precision: object) -> int | None:
         return 32  # the CPU has no 16-bit kernels: everything is cast
     if backend != OPENVINO:
         return None
-    in_bf16 = inference_precision == "bf16" or (inference_precision == "auto" and not _BF16.isdisjoint(cpu_flags()))
+    in_bf16 = inference_precision == "bf16" or (inference_precision == "auto" and computes_in_bf16())
     return 16 if in_bf16 else 32
+
+
+def computes_in_bf16() -> bool:
+    """Whether this processor does."""
+    return not _BF16.isdisjoint(cpu_flags())

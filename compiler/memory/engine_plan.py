@@ -8,16 +8,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from sdc.compiler.memory.engine_graphs import engine_graphs, floating_bits
+from sdc.compiler.memory.engine_graphs import computes_in_bf16, engine_graphs, floating_bits
 from sdc.compiler.memory.onnxruntime_arena import touched_bytes
 from sdc.compiler.memory.onnxruntime_engines import read_onnx_engine
 from sdc.compiler.memory.openvino_engines import HeldEngine, read_held_engine
 from sdc.engines.bundle import Bundle
-from sdc.engines.environment import kernels_beyond_attention
 from sdc.engines.errors import BundleError
 from sdc.engines.generation import largest_batch, takes_two_batches
-from sdc.engines.kernels.library import Kernels, find_kernels
+from sdc.engines.kernels.library import find_convolver
 from sdc.engines.measures import NO_MEASURES, Measures
+from sdc.engines.sessions import EngineSource
+from sdc.engines.sessions.openvino import read_engine
+from sdc.engines.sessions.openvino_convolution import convolutions_taken
 from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO
 from sdc.passes.memory.buffers import SizedGraph
@@ -125,7 +127,8 @@ class EnginePlanner:
         self.bundle = bundle
         self.graphs = engine_graphs(bundle, target)
         self.entry = bundle.manifest.targets[target]
-        self._held: dict[str, HeldEngine] = {}
+        self._held: dict[tuple[str, frozenset[str]], HeldEngine] = {}
+        self._models: dict[str, Any] = {}
         self._plans: dict[tuple[str, tuple[tuple[str, int], ...]], EnginePlan] = {}
 
     def plan(self, component: str, request: Request) -> EnginePlan:
@@ -141,7 +144,7 @@ class EnginePlanner:
                 component,
                 sizes,
                 weight_bytes=self.graphs[component].weight_bytes,
-                held=self._holds(component),
+                held=self._holds(component, sizes),
                 memory=memory,
                 growth_bytes=touched_bytes(graph) - memory.written.arena.bytes if in_arena else 0,
                 workspace_bytes=_attention_bytes(graph) if in_openvino and bits == 16 else 0,
@@ -157,23 +160,39 @@ class EnginePlanner:
         graph = self.graphs[component]
         return sum(graph.buffers[output].bytes_at(sizes) for output in graph.outputs)
 
-    def _holds(self, component: str) -> HeldEngine:
+    def _holds(self, component: str, sizes: Mapping[str, int]) -> HeldEngine:
         if self.entry.backend not in (OPENVINO, ONNXRUNTIME):
             return HeldEngine(self.graphs[component].weight_bytes, 0)
-        if component not in self._held:
-            path = self.bundle.file(self.entry.engines[component].files[0])
-            if self.entry.backend == OPENVINO:
-                bits = self._bits(component) or 32
-                self._held[component] = read_held_engine(path, bits, packs_products=bits == 16 and _kernels_pack())
-            else:
-                self._held[component] = read_onnx_engine(path)
-        return self._held[component]
+        path = self.bundle.file(self.entry.engines[component].files[0])
+        packed = self._packed(component, sizes) if self.entry.backend == OPENVINO else frozenset()
+        if (component, packed) not in self._held:
+            self._held[component, packed] = (
+                read_held_engine(
+                    path,
+                    self._bits(component) or 32,
+                    bf16_bits=16 if computes_in_bf16() else 32,
+                    packed=packed,
+                )
+                if self.entry.backend == OPENVINO
+                else read_onnx_engine(path)
+            )
+        return self._held[component, packed]
 
-
-def _kernels_pack() -> bool:
-    """Whether products of matrices run in our own kernels here, as `OpenVinoSession` decides."""
-    kernels = find_kernels()
-    return isinstance(kernels, Kernels) and kernels.convolver is not None and kernels_beyond_attention()
+    def _packed(self, component: str, sizes: Mapping[str, int]) -> frozenset[str]:
+        """Names of the convolutions that run in our own kernels, as `OpenVinoSession` decides."""
+        convolver = find_convolver() if self._bits(component) == 16 else None
+        if convolver is None:
+            return frozenset()
+        spec = self.bundle.manifest.components[component]
+        if component not in self._models:
+            engine = self.entry.engines[component]
+            files = tuple(map(self.bundle.file, engine.files))
+            self._models[component] = read_engine(EngineSource(spec, OPENVINO, files, engine.options))
+        shapes = {
+            tensor.name: tuple(size if isinstance(size, int) else sizes[size] for size in tensor.shape)
+            for tensor in spec.inputs
+        }
+        return convolutions_taken(self._models[component], shapes)
 
 
 def _attention_bytes(graph: SizedGraph) -> int:

@@ -52,16 +52,18 @@ class HeldEngine:
     page_bytes: int = 0
 
 
-def read_held_engine(path: Path, floating_bits: int, *, packs_products: bool = False) -> HeldEngine:
+def read_held_engine(
+    path: Path, floating_bits: int, *, bf16_bits: int | None = None, packed: Collection[str] = ()
+) -> HeldEngine:
     """What an engine in OpenVINO's representation takes once it is compiled.
 
     1. A float16 constant is expanded to float32 when the model is compiled, and stays so.
-    2. The weight of a product (convolution or MatMul) is packed for its kernel: integers as they are stored, floating
-       point in the type of the arithmetic.
+    2. The weight of a product (convolution or MatMul) is packed for its kernel: integers as they are stored, bfloat16
+       as `bf16_bits` says, other floating point in the type of the arithmetic.
     3. Where that is bfloat16, a MatMul's float16 weight is kept once more as it was before packing.
     4. Where a scalar multiplies the product (a Gemm's alpha, even 1), it is multiplied into a bfloat16 weight: a copy
        of the weight. A float32 one has none.
-    5. With `packs_products`, a convolution of one pixel has its weight as it is packed, and in no other form.
+    5. A float16 weight of a convolution that runs in a kernel of our own is packed from the file, and never expanded.
     6. Other constants are read where they are, in the mapped file, whose pages do not stay.
 
     Weights alone of 8 or 4 bits (``w8``, ``w4``), which some products expand, are counted as they are stored.
@@ -71,8 +73,9 @@ def read_held_engine(path: Path, floating_bits: int, *, packs_products: bool = F
     Args:
         path: of the file that names the nodes (.xml).
         floating_bits: 32 or 16: what it computes in.
-        packs_products: whether products of matrices run in kernels of our own
-            (`sdc.engines.sessions.openvino_convolution`; small ones do not, and are counted as if they did).
+        bf16_bits: 16 where the processor computes in bfloat16 what has this type in the graph, 32 where it does not;
+            by default `floating_bits`.
+        packed: names of the convolutions that run in kernels of our own.
 
     Raises:
         BundleError: the file cannot be read.
@@ -96,10 +99,11 @@ def read_held_engine(path: Path, floating_bits: int, *, packs_products: bool = F
     for number, (element, shape) in constants.items():
         product = _product(number, kinds, readers)
         kind = None if product is None else kinds[product]
-        if packs_products and kind == "Convolution" and element == "f16" and _is_of_one_pixel(shape):
-            weights += 2 * _elements(shape)  # packed from the file, never expanded
+        if element == "f16" and product is not None and nodes[product].attrib.get("name") in packed:
+            weights += 2 * _elements(shape)
             continue
-        weights += _constant_bytes(element, _elements(shape), kind, floating_bits)
+        bits = bf16_bits if element == "bf16" and bf16_bits is not None else floating_bits
+        weights += _constant_bytes(element, _elements(shape), kind, bits)
         if product is not None and element == "bf16" and _is_scaled(product, kinds, readers, scalars):
             weights += _elements(shape) * _BITS[element] // 8
     stored = sum(_elements(shape) * _BITS.get(element, 0) // 8 for element, shape in constants.values())
@@ -114,10 +118,6 @@ def _constant_bytes(element: str, count: int, product: str | None, floating_bits
     if element == "f16" and product == "MatMul" and floating_bits == 16:
         held += 2 * count
     return held
-
-
-def _is_of_one_pixel(shape: str) -> bool:
-    return [int(size) for size in shape.split(",")[2:]] == [1, 1]
 
 
 def _elements(shape: str) -> int:

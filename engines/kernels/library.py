@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sdc.engines.environment import kernels_may_use_amx, kernels_wanted
+from sdc.engines.environment import kernels_beyond_attention, kernels_may_use_amx, kernels_wanted
 from sdc.engines.errors import InputError
 from sdc.engines.kernels.build import build_kernels, missing_to_build
 from sdc.engines.kernels.convolution import Convolver
@@ -315,6 +315,12 @@ def find_kernels() -> Kernels | str:
     """The kernels for this machine, built at the first call on it; or in one line why there are none."""
     with _finding:
         return _find_kernels(kernels_may_use_amx()) if kernels_wanted() else _SWITCHED_OFF
+
+
+def find_convolver() -> Convolver | None:
+    """What computes convolutions and products of matrices; None where that is left to the backend."""
+    kernels = find_kernels()
+    return kernels.convolver if isinstance(kernels, Kernels) and kernels_beyond_attention() else None
 
 
 def missing_for_kernels() -> str | None:

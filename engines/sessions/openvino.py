@@ -13,7 +13,7 @@ import openvino
 from sdc.engines.environment import kernels_beyond_attention, kernels_may_round_to_bytes
 from sdc.engines.errors import TargetError
 from sdc.engines.freed_memory import give_memory_back
-from sdc.engines.kernels.library import Kernels, find_kernels
+from sdc.engines.kernels.library import Kernels, find_convolver, find_kernels
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
 from sdc.engines.sessions.mapped_files import read_once
@@ -200,9 +200,9 @@ def _use_kernels(model: openvino.Model, precision: str, shapes: Shapes, replacem
         if kernels_beyond_attention():
             replace_group_norms(model, kernels, shapes, replacements)
             interleave_channels_last(model, kernels, replacements)
-            if kernels.convolver is not None:
-                replace_gates(model, kernels.convolver, shapes, replacements)
-                replace_convolutions(model, kernels.convolver, shapes, replacements)
+            if (convolver := find_convolver()) is not None:
+                replace_gates(model, convolver, shapes, replacements)
+                replace_convolutions(model, convolver, shapes, replacements)
                 add_channels_last(model)
                 join_channels_last(model, kernels, replacements)
 

@@ -76,18 +76,31 @@ def replace_convolutions(
         shapes: of the inputs by name, with which large images are told.
         replacements: to which the operators are added.
     """
-    candidates = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
-    if not candidates:
-        return
-    with static_shapes(model, shapes):
-        worthwhile = [node for node in candidates if _is_worthwhile(node)]
+    candidates = _convolutions(model)
     count = 0
-    for node in worthwhile:
+    for node in _worthwhile(model, candidates, shapes):
         site = _match(node)
         if site is not None:  # what it reads may be another one's result, which was replaced just now
             _replace(site, convolver, replacements)
             count += 1
     log.info("%d of %d convolutions run in the CPU kernels", count, len(candidates))
+
+
+def convolutions_taken(model: openvino.Model, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """Names of the convolutions that `replace_convolutions` would find in a model that nothing was replaced in."""
+    found = _worthwhile(model, _convolutions(model), shapes)
+    return frozenset(node.get_friendly_name() for node in found if _match(node) is not None)
+
+
+def _convolutions(model: openvino.Model) -> list[Any]:
+    return [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
+
+
+def _worthwhile(model: openvino.Model, candidates: list[Any], shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
+    if not candidates:
+        return []
+    with static_shapes(model, shapes):
+        return [node for node in candidates if _is_worthwhile(node)]
 
 
 def _is_worthwhile(convolution: Any) -> bool:

@@ -18,7 +18,7 @@ from openvino import opset13 as operators
 _numbers = itertools.count()
 
 _SMALL_BYTES = 1 << 16
-"""Biases, scales and the like; a weight of a product is larger, or as good as nothing."""
+"""More than a bias has in any of the networks, and less than a weight that is worth packing."""
 
 _EXPONENT = 0x7F80
 """Of bf16; with all of its bits a number is not finite."""
@@ -154,15 +154,19 @@ def round_constants(model: openvino.Model) -> None:
 
 
 def copy_small_constants(model: openvino.Model) -> None:
-    """Take constants that are read at every run out of the mapped file.
+    """Take constants in floating point that are read at every run, biases and scales, out of the mapped file.
 
     Weights are packed into other memory, and their pages let go of. A bias beside them would bring pages back: 2 MB
     each, where the system's cache holds the file in large ones.
     """
     for node in model.get_ops():
-        if node.get_type_name() == "Constant" and 0 < node.get_byte_size() < _SMALL_BYTES:
+        if (
+            node.get_type_name() == "Constant"
+            and node.get_element_type().is_real()
+            and 0 < node.get_byte_size() < _SMALL_BYTES
+        ):
             copied = openvino.Tensor(node.get_element_type(), list(node.shape))
             node.get_tensor_view().copy_to(copied)
-            held = operators.constant(copied)
+            held = operators.constant(copied)  # of the tensor's own memory
             held.set_friendly_name(node.get_friendly_name())
             node.output(0).replace(held.output(0))

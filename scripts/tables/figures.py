@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def absolute_figures(bundle: Path, settings: Settings, kept: Path) -> Mapping[st
     measures = [digest_of(MODELS_FOLDER / f"{name}.safetensors") for name in ("judge", "statistics")]
     digest = run_digest(open_bundle(bundle).manifest, str(settings.target), measures)
     how = f"{settings.sampler}-{settings.steps}-{settings.guidance_scale:g}-{settings.samples}-{settings.seed}"
-    path = kept / f"{digest}-{how}.json"
+    rest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
+    path = kept / f"{digest}-{how}-{rest}.json"
     if not path.exists():
         print(f"{bundle.name}: {settings.samples} pictures, {how}", file=sys.stderr, flush=True)
         evaluation = evaluate(bundle, None, settings)

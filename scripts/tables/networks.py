@@ -49,7 +49,10 @@ def compressed(name: str, settings: CompressSettings, pictures: TinyPictures, ou
         compress(load_checkpoint(JUDGED_MODEL), pictures, settings, out=folder, reporting=reporting)
         if not encoded.exists():
             os.link(work / LATENTS, encoded)
-    return folder, json.loads((folder / JSON_FILE).read_text())
+    report = json.loads((folder / JSON_FILE).read_text())
+    if report["settings"] != json.loads(json.dumps(settings.to_json())):
+        raise SystemExit(f"{folder} was made with other settings: remove it, or name another --out")
+    return folder, report
 
 
 def exported(model: str, folder: Path, loras: tuple[str, ...] = ()) -> Path:

@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
+import onnx.shape_inference
 import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
@@ -65,6 +66,21 @@ g (float[4,64] x, bfloat16[64,64] weight, float[64] scale) => (float[4,64] norma
     narrow = Cast <to = 16> (total_again)
     last_product = MatMul (narrow, weight)
     normalised = Cast <to = 1> (last_product)
+}
+"""
+TOTALS = """
+<ir_version: 10, opset_import: ["" : 23]>
+g (float[4,64] x, bfloat16[64,64] weight, float[64] scale) => (float[4,64] normalised) {
+    one = Add (x, scale)
+    two = Add (one, scale)
+    three = Add (two, scale)
+    rest = Sub (three, x)
+    half = Cast <to = 16> (rest)
+    kept = Cast <to = 1> (half)
+    product = MatMul (half, weight)
+    wide = Cast <to = 1> (product)
+    nothing = Sub (wide, wide)
+    normalised = Add (kept, nothing)
 }
 """
 BETWEEN_CONVERSIONS = """
@@ -263,7 +279,7 @@ def test_a_convolution_of_quantised_tensors_is_computed_in_integers(tmp_path, ze
 
 def _build_with_weights(text, folder):
     """The engine of a graph of `weight` and `scale`."""
-    model = parse(text)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
     generator = np.random.default_rng(0)
     weight = (generator.standard_normal((64, 64)) / 8).astype(ml_dtypes.bfloat16)
     make_constant(model, weight, np.ones(64, np.float32))
@@ -274,24 +290,30 @@ def _build_with_weights(text, folder):
     return EngineSource(spec, "openvino", tuple(folder / name for name in built.files), built.options)
 
 
-def test_sums_in_float32_are_executed_so(tmp_path):
+def test_sums_in_float32_are_executed_so_and_products_in_bfloat16(tmp_path):
     if "BF16" not in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor computes everything in float32")
-    source = _build_with_weights(NORMALISED_SUMS, tmp_path)
-    model = openvino_core().read_model(source.files[0])
-    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
-    executed = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    norms = [info["runtimePrecision"].astype(str) for info in executed if info["layerType"].astype(str) == "MVN"]
-    assert norms == ["f32"]
+    with open_session(_build_with_weights(NORMALISED_SUMS, tmp_path)) as session:
+        session.run({"x": np.ones((4, 64), np.float32)})
+        executed = [node.get_rt_info() for node in session._engine.model.get_runtime_model().get_ops()]
+    precisions = {(info["layerType"].astype(str), info["runtimePrecision"].astype(str)) for info in executed}
+    assert {("MVN", "f32"), ("FullyConnected", "bf16")} <= precisions
+    assert {precision for kind, precision in precisions if kind == "MVN"} == {"f32"}
+    assert {precision for kind, precision in precisions if kind == "FullyConnected"} == {"bf16"}
 
 
-@pytest.mark.parametrize(("text", "kept"), [(NORMALISED_SUMS, True), (BETWEEN_CONVERSIONS, False), (FLOAT16, False)])
-def test_only_what_float32_reaches_is_kept(small_unet, tmp_path, text, kept):
-    if text == FLOAT16:
-        build_engine(Component(small_unet.component.spec, parse(text)), TARGETS["cpu"], tmp_path)
-    else:
-        _build_with_weights(text, tmp_path)
-    assert ("DisablePrecisionConversion" in (tmp_path / "openvino_model.xml").read_text()) == kept
+def test_a_small_addend_of_a_large_sum_is_not_rounded_away(tmp_path):
+    """bf16 has no number between 1024 and 1032."""
+    with open_session(_build_with_weights(TOTALS, tmp_path)) as session:
+        found = session.run({"x": np.full((4, 64), 1024, np.float32)})["normalised"]
+    np.testing.assert_allclose(found, 3.0, atol=2**-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "precision"), [(NORMALISED_SUMS, "f32"), (TOTALS, "f32"), (BETWEEN_CONVERSIONS, "auto")]
+)
+def test_what_float32_sums_need(tmp_path, text, precision):
+    assert _build_with_weights(text, tmp_path).options == {"inference_precision": precision}
 
 
 def test_scale_and_shift_of_a_norm_reach_the_kernel_in_float32(tmp_path):

@@ -16,7 +16,7 @@ def write_engine(path: Path, *chains: tuple[str, str, tuple[str, ...]]) -> Path:
     for element, shape, kinds in chains:
         layers.append(f'<layer id="{number}" type="Const"><data element_type="{element}" shape="{shape}"/></layer>')
         for kind in kinds:
-            layers.append(f'<layer id="{number + 1}" type="{kind}"/>')
+            layers.append(f'<layer id="{number + 1}" name="{kind} {number + 1}" type="{kind}"/>')
             edges.append(f'<edge from-layer="{number}" to-layer="{number + 1}"/>')
             number += 1
         number += 1
@@ -52,20 +52,30 @@ def test_a_constant_in_all_its_forms(
 
 
 @pytest.mark.parametrize(
-    ("element", "kinds", "shape", "each"),
+    ("element", "kinds", "each"),
     [
-        ("f16", ("Convolution",), "7,15,1,1", 2),
-        ("f16", ("Convolution",), "7,5,3,1", 4 + 2),
-        ("f16", ("Convert", "Add"), "7,15,1,1", 4),
-        ("bf16", ("Convolution",), "7,15,1,1", 2),
-        ("i8", ("Convert", "Multiply", "Convolution"), "7,15,1,1", 1),
+        ("f16", ("Convolution",), 2),
+        ("f16", ("Convert", "Convolution"), 2),
+        ("f16", ("Add",), 4),
+        ("bf16", ("Convolution",), 2),
+        ("i8", ("Convert", "Multiply", "Convolution"), 1),
     ],
 )
-def test_kernels_hold_the_weights_of_products_as_they_are_packed(
-    tmp_path: Path, element: str, kinds: tuple[str, ...], shape: str, each: int
+def test_kernels_hold_float16_weights_packed_alone(
+    tmp_path: Path, element: str, kinds: tuple[str, ...], each: int
 ) -> None:
-    path = write_engine(tmp_path / "engine.xml", (element, shape, kinds))
-    assert read_held_engine(path, 16, packs_products=True).weight_bytes == 7 * 15 * each
+    path = write_engine(tmp_path / "engine.xml", (element, "7,15,1,1", kinds), ("f16", "4", ("Convolution",)))
+    packed = {f"Convolution {len(kinds)}"}
+    assert read_held_engine(path, 16, packed=packed).weight_bytes == 7 * 15 * each + 4 * (4 + 2)
+
+
+@pytest.mark.parametrize(("floating", "bf16", "each"), [(32, 16, 2), (32, 32, 4), (16, None, 2), (32, None, 4)])
+def test_bfloat16_of_an_engine_in_float32_is_packed_as_the_processor_computes_it(
+    tmp_path: Path, floating: int, bf16: int | None, each: int
+) -> None:
+    path = write_engine(tmp_path / "engine.xml", ("bf16", "7,15", ("MatMul",)), ("f32", "2", ("MatMul",)))
+    held = read_held_engine(path, floating, bf16_bits=bf16)
+    assert held.weight_bytes == 7 * 15 * each + 2 * floating // 8
 
 
 @pytest.mark.parametrize(

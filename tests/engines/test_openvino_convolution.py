@@ -11,7 +11,7 @@ from openvino import opset13 as operators
 from openvino_models import constant, executed, named, open_model
 
 from sdc.engines.kernels.convolution import Quantisation
-from sdc.engines.sessions.openvino_convolution import replace_convolutions
+from sdc.engines.sessions.openvino_convolution import convolutions_taken, replace_convolutions
 from sdc.engines.sessions.openvino_layout import interleave_channels_last
 from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
@@ -295,6 +295,26 @@ def test_leaves_small_and_large_ones_alone_and_shapes_free(packer):
     assert not replaced(model, packer, {"x": (2, 4, 33, 32)})
     assert replaced(model, packer)
     assert [port.get_partial_shape() for port in model.inputs] == free
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "count"),
+    [
+        ({"joined": 1}, (2, 4, 16, 16), 2),
+        ({"bytes": True}, (2, 4, 16, 16), 1),
+        ({"half": True, "element_type": "f16"}, (2, 4, 16, 16), 1),
+        ({"joined": 1}, (1, 4, 2, 2), 0),
+        ({"strides": (2, 2)}, (2, 4, 16, 16), 0),
+    ],
+)
+def test_what_will_be_taken_is_known_beforehand(packer, options, shape, count):
+    model = build_model(**options)
+    free = model.inputs[0].get_partial_shape()
+    taken = convolutions_taken(model, {"x": shape})
+    assert model.inputs[0].get_partial_shape() == free
+    large = {node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "Convolution"}
+    assert taken <= large
+    assert len(taken) == len(replaced(model, packer, {"x": shape})) == count
 
 
 def build_phases(*, block: int = 2, mode: str = "blocks_first", outputs: int = CHANNELS) -> openvino.Model:
