@@ -144,7 +144,9 @@ class OpenVinoSession:
 
 
 def read_engine(source: EngineSource) -> openvino.Model:
-    """The model of an engine, its weights mapped into memory.
+    """The model of an engine, its weights mapped into memory, small constants copied.
+
+    It has to live as long as what is compiled from it: OpenVINO tells weights that it has packed by where they lie.
 
     Raises:
         BundleError: the files are not those of an engine with this interface.
@@ -157,6 +159,7 @@ def read_engine(source: EngineSource) -> openvino.Model:
     found = {name for port in (*model.inputs, *model.outputs) for name in port.names}
     if not expected <= found:
         raise source.unreadable(f"expected tensors {sorted(expected)}, found {sorted(found)}")
+    copy_small_constants(model)
     return model
 
 
@@ -181,7 +184,6 @@ def compile_engine(
             model.reshape({name: list(shape) for name, shape in shapes.items()})
         _use_kernels(model, settings["INFERENCE_PRECISION_HINT"], shapes or _usual(source.spec), replacements)
         round_constants(model)
-        copy_small_constants(model)
         compiled = openvino_core().compile_model(model, "CPU", settings)
     except BaseException as error:
         replacements.release()
@@ -216,10 +218,11 @@ def _usual(spec: ComponentSpec) -> Shapes:
 
 
 def _weights_address(model: openvino.Model) -> int | None:
-    """Where a constant of the model lies, in its mapped file; one of 8 bits or more, as others have no array."""
+    """Where the largest constant of the model lies, in its mapped file; of 8 bits or more, as others have no array."""
     constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
-    wide = (node for node in constants if node.get_output_element_type(0).bitwidth >= 8)
-    return next((int(node.data.ctypes.data) for node in wide), None)
+    wide = [node for node in constants if node.get_output_element_type(0).bitwidth >= 8]
+    largest = max(wide, key=lambda node: int(node.get_byte_size()), default=None)
+    return None if largest is None else int(largest.data.ctypes.data)
 
 
 def engine_settings(source: EngineSource, threads: int | None) -> dict[str, Any]:
