@@ -64,7 +64,8 @@ def read_held_engine(
     4. Where a scalar multiplies the product (a Gemm's alpha, even 1), it is multiplied into a bfloat16 weight: a copy
        of the weight. A float32 one has none.
     5. A float16 weight of a convolution that runs in a kernel of our own is packed from the file, and never expanded.
-    6. Other constants are read where they are, in the mapped file, whose pages do not stay.
+    6. Other constants are read where they are, in the mapped file, whose pages do not stay; small ones are copied, and
+       not counted.
 
     Weights alone of 8 or 4 bits (``w8``, ``w4``), which some products expand, are counted as they are stored.
 

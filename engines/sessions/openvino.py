@@ -146,7 +146,8 @@ class OpenVinoSession:
 def read_engine(source: EngineSource) -> openvino.Model:
     """The model of an engine, its weights mapped into memory, small constants copied.
 
-    It has to live as long as what is compiled from it: OpenVINO tells weights that it has packed by where they lie.
+    It has to live as long as what is compiled from it: OpenVINO seems to tell weights that it
+    has packed by where they lie.
 
     Raises:
         BundleError: the files are not those of an engine with this interface.
