@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from sdc.engines.errors import InputError
+
 
 def cache_folder() -> Path:
     """The folder for what can be made again: ``$SDC_CACHE``, else ``sdc`` in the user's cache folder. Not created."""
@@ -37,6 +39,16 @@ def kernels_beyond_attention() -> bool:
     return "attention" not in _kernels()
 
 
+_KERNEL_WORDS = ("0", "1", "attention", "avx512", "bf16")
+
+
 def _kernels() -> list[str]:
-    """The words of ``$SDC_KERNELS``, which commas separate."""
-    return os.environ.get("SDC_KERNELS", "").split(",")
+    """The words of ``$SDC_KERNELS``, which commas separate.
+
+    Raises:
+        InputError: one of them means nothing.
+    """
+    words = [word.strip() for word in os.environ.get("SDC_KERNELS", "").split(",")]
+    if unknown := [word for word in words if word and word not in _KERNEL_WORDS]:
+        raise InputError(f"$SDC_KERNELS says {unknown[0]!r}; expected of {', '.join(_KERNEL_WORDS)}, joined by commas")
+    return words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -30,6 +31,9 @@ UNEXPECTED_ERROR = 70
 """Exit code of a defect of sdc. Source: ``EX_SOFTWARE`` of BSD's sysexits(3)."""
 INTERRUPTED, TERMINATED, CLOSED_PIPE = 128 + 2, 128 + 15, 128 + 13
 """Exit codes after SIGINT, SIGTERM and SIGPIPE, as a shell reports them."""
+
+_OF_THE_PATH = frozenset({errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS})
+"""What an operating system says of a path that was given, whatever sdc does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,10 +69,12 @@ def _run(arguments: list[str], *, verbose: bool) -> int:
         return _complain("terminated", TERMINATED)
     except BrokenPipeError:
         raise
+    except OSError as error:
+        if error.filename is None or error.errno not in _OF_THE_PATH:
+            return _complain_of_defect(error, verbose)
+        return _complain(f"{error.filename} cannot be used: {error.strerror}", InputError.exit_code)
     except Exception as error:
-        what = f"unexpected {type(error).__name__}: {error}"
-        advice = "" if verbose else "; run with --verbose for the traceback"
-        return _complain(what + advice, UNEXPECTED_ERROR, with_traceback=verbose)
+        return _complain_of_defect(error, verbose)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -116,6 +122,12 @@ def _complain(message: str, code: int, *, with_traceback: bool = False) -> int:
         traceback.print_exc()
     print(f"sdc: {message}", file=sys.stderr)
     return code
+
+
+def _complain_of_defect(error: Exception, verbose: bool) -> int:
+    what = f"unexpected {type(error).__name__}: {error}"
+    advice = "" if verbose else "; run with --verbose for the traceback"
+    return _complain(what + advice, UNEXPECTED_ERROR, with_traceback=verbose)
 
 
 class _Terminated(BaseException):

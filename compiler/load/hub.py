@@ -106,6 +106,7 @@ def _explain(text: str) -> Iterator[None]:
         hint = "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE, or give a folder or a .safetensors file"
         raise InputError(f"{text} is not whole in the local cache and the hub is not reachable", hint=hint) from error
     except HFValidationError as error:
-        raise InputError(f"{text} is no hub id: {error}") from error
+        hint = "give a folder or a .safetensors file that is there, or a hub id such as owner/name"
+        raise InputError(f"there is no {text}, and it is no hub id", hint=hint) from error
     except OSError as error:
         raise InputError(f"downloading {text} failed: {error}", hint="check the connection and the disk") from error

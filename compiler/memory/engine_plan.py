@@ -11,15 +11,17 @@ import onnx_ir as ir
 from sdc.compiler.memory.engine_graphs import computes_in_bf16, engine_graphs, floating_bits
 from sdc.compiler.memory.onnxruntime_arena import touched_bytes
 from sdc.compiler.memory.onnxruntime_engines import read_onnx_engine
+from sdc.compiler.memory.openvino_activations import as_openvino_holds
 from sdc.compiler.memory.openvino_engines import HeldEngine, read_held_engine
 from sdc.engines.bundle import Bundle
 from sdc.engines.errors import BundleError
 from sdc.engines.generation import largest_batch, takes_two_batches
-from sdc.engines.kernels.library import find_convolver
+from sdc.engines.kernels.library import find_convolver, find_normaliser
 from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.sessions import EngineSource
 from sdc.engines.sessions.openvino import read_engine
 from sdc.engines.sessions.openvino_convolution import convolutions_taken
+from sdc.engines.sessions.openvino_group_norm import sums_taken
 from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO
 from sdc.passes.memory.buffers import SizedGraph
@@ -138,6 +140,8 @@ class EnginePlanner:
         if key not in self._plans:
             bits, in_openvino = self._bits(component), self.entry.backend == OPENVINO
             graph = self.graphs[component].at(sizes, floating_bits=bits)
+            if in_openvino:
+                graph = as_openvino_holds(graph, self._sums(component, sizes))
             memory = plan_memory(graph, in_place=in_openvino)  # its kernels write over operands where they can
             in_arena = self.entry.backend == ONNXRUNTIME
             self._plans[key] = EnginePlan(
@@ -180,9 +184,18 @@ class EnginePlanner:
 
     def _packed(self, component: str, sizes: Mapping[str, int]) -> frozenset[str]:
         """Names of the convolutions that run in our own kernels, as `OpenVinoSession` decides."""
-        convolver = find_convolver() if self._bits(component) == 16 else None
-        if convolver is None:
+        if self._bits(component) != 16 or find_convolver() is None:
             return frozenset()
+        return convolutions_taken(*self._model(component, sizes))
+
+    def _sums(self, component: str, sizes: Mapping[str, int]) -> frozenset[str]:
+        """Names of the sums that our own kernels compute with the norm behind them, as `OpenVinoSession` decides."""
+        if self._bits(component) != 16 or find_normaliser() is None:
+            return frozenset()
+        return sums_taken(*self._model(component, sizes))
+
+    def _model(self, component: str, sizes: Mapping[str, int]) -> tuple[Any, dict[str, tuple[int, ...]]]:
+        """An engine of OpenVINO as it is read, and the shapes of its inputs."""
         spec = self.bundle.manifest.components[component]
         if component not in self._models:
             engine = self.entry.engines[component]
@@ -192,7 +205,7 @@ class EnginePlanner:
             tensor.name: tuple(size if isinstance(size, int) else sizes[size] for size in tensor.shape)
             for tensor in spec.inputs
         }
-        return convolutions_taken(self._models[component], shapes)
+        return self._models[component], shapes
 
 
 def _attention_bytes(graph: SizedGraph) -> int:

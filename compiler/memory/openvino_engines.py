@@ -25,10 +25,12 @@ Source: as above; 54 MB of its own and 76 of files.
 """
 
 READ_PAGES_BYTES = 25_000_000
-"""Pages of a file of weights that are in memory while it is compiled, at most; of a small file half of it.
+"""Pages of a file of weights that are in memory while it is compiled, at most; of a small file a fifth of it.
 
-They are let go of every 0.05 s (`sdc.engines.sessions.mapped_files`). Source: as above, where activations are small.
+They are let go of every 0.05 s or sooner (`sdc.engines.sessions.mapped_files`). Source: as above, where activations are
+small.
 """
+_PART_IN_PAGES = 5
 
 _PRODUCTS = frozenset({"Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul"})
 _SCALING = frozenset({"Convert", "Multiply", "Reshape", "Subtract", "Transpose"})
@@ -108,7 +110,7 @@ def read_held_engine(
         if product is not None and element == "bf16" and _is_scaled(product, kinds, readers, scalars):
             weights += _elements(shape) * _BITS[element] // 8
     stored = sum(_elements(shape) * _BITS.get(element, 0) // 8 for element, shape in constants.values())
-    return HeldEngine(weights, GRAPH_BYTES_PER_NODE * len(nodes), min(stored // 2, READ_PAGES_BYTES))
+    return HeldEngine(weights, GRAPH_BYTES_PER_NODE * len(nodes), min(stored // _PART_IN_PAGES, READ_PAGES_BYTES))
 
 
 def _constant_bytes(element: str, count: int, product: str | None, floating_bits: int) -> int:

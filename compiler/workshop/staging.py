@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sdc.engines.errors import InputError
+
 log = logging.getLogger(__name__)
 
 
@@ -24,8 +26,16 @@ def exclusive(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> Iter
     Args:
         path: the file or folder; its parent is created.
         on_wait: called once if another process holds the right, before waiting for it.
+
+    Raises:
+        InputError: nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass  # a lock on a file that cannot be made would be waited for, as if another held it
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}", hint="choose another place") from error
     lock = FileLock(path.parent / f".{path.name}.lock")
     try:
         lock.acquire(blocking=False)

@@ -164,9 +164,15 @@ def missing_to_build(cpuinfo: Path = CPUINFO) -> str | None:
         return f"they could not be built: {error}"
 
 
+def is_built() -> bool:
+    """Whether the library for this machine is there already."""
+    toolchain = find_toolchain()
+    return isinstance(toolchain, Toolchain) and _is_whole(toolchain.folder() / _LIBRARY)
+
+
 def _compile(toolchain: Toolchain, library: Path) -> Path | str:
     """Build beside the library's place, then rename into it."""
-    log.info("building CPU kernels with %s, once", toolchain.compiler)
+    log.warning("building CPU kernels with %s, once; it takes some 20 seconds", toolchain.compiler)
     failure = library.parent / _FAILURE
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         output = Path(folder) / library.name

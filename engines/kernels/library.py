@@ -319,8 +319,14 @@ def find_kernels() -> Kernels | str:
 
 def find_convolver() -> Convolver | None:
     """What computes convolutions and products of matrices; None where that is left to the backend."""
+    normaliser = find_normaliser()
+    return None if normaliser is None else normaliser.convolver
+
+
+def find_normaliser() -> Kernels | None:
+    """What computes norms and moves images; None where that is left to the backend."""
     kernels = find_kernels()
-    return kernels.convolver if isinstance(kernels, Kernels) and kernels_beyond_attention() else None
+    return kernels if isinstance(kernels, Kernels) and kernels_beyond_attention() else None
 
 
 def missing_for_kernels() -> str | None:

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _MAPS = Path("/proc/self/maps")
-_SECONDS = 0.05
-"""Between two rounds: a backend reads some 100 MB in that time."""
+_SECONDS = (0.001, 0.05)
+"""Between two rounds, at least and at most: a backend reads some 100 MB in the longer."""
+_BYTES_PER_SECOND = 10e9
+"""By which a file's size gives that time, so that of a small file too the smaller part is in memory."""
 _SHARED_READ_ONLY = "r--s"
 """Nothing but the file's own content can be in such a mapping; from a private one, what was written would be lost."""
 
@@ -35,9 +37,12 @@ def read_once(address: int | None) -> Iterator[None]:
         yield
         return
     done = threading.Event()
+    begin, end = mapping
+    least, most = _SECONDS
+    seconds = min(max((end - begin) / _BYTES_PER_SECOND, least), most)
 
     def work() -> None:
-        while not done.wait(_SECONDS):
+        while not done.wait(seconds):
             _let_go(*mapping)
 
     helper = threading.Thread(target=work, name="sdc-read-once", daemon=True)

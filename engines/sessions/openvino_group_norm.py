@@ -149,19 +149,32 @@ def replace_group_norms(
         shapes: of the inputs by name, with which small normalisations are told.
         replacements: to which the operators are added.
     """
+    found, sites = _sites(model, shapes)
+    for site in sites:
+        _replace(site, kernels, replacements)
+    if found:
+        log.info("%d of %d group normalisations run in the CPU kernels", len(sites), found)
+
+
+def sums_taken(model: openvino.Model, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """Names of tensors that are sums of images which `replace_group_norms` has the kernel compute."""
+    _, sites = _sites(model, shapes)
+    names = [site.add.output(0).get_names() for site in sites if site.sum is Sum.IMAGES]
+    return frozenset[str]().union(*names)
+
+
+def _sites(model: openvino.Model, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, list[_Site]]:
+    """How many group normalisations there are, and those that are large enough."""
     candidates = [node for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
     if not candidates:
-        return
+        return 0, []
     with static_shapes(model, shapes):
         found = [
             (site, math.prod(site.reshape.get_input_shape(0)))
             for node in candidates
             if (site := _match(node)) is not None
         ]
-    sites = [_without_broadcasts(site) for site, elements in found if elements >= _LEAST_ELEMENTS]
-    for site in sites:
-        _replace(site, kernels, replacements)
-    log.info("%d of %d group normalisations run in the CPU kernels", len(sites), len(found))
+    return len(found), [_without_broadcasts(site) for site, elements in found if elements >= _LEAST_ELEMENTS]
 
 
 def _without_broadcasts(site: _Site) -> _Site:

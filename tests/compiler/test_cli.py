@@ -57,6 +57,21 @@ def test_an_error_of_ours_tells_how_to_see_more(
     assert error.endswith("sdc: unexpected ZeroDivisionError: one by zero\n")
 
 
+def test_a_path_that_the_system_refuses_is_the_callers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = 300 * "a"
+    assert main(["run", str(tmp_path / name), "--prompt", "a bag"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"sdc: {tmp_path / name / 'sdc.json'} cannot be used: File name too long\n"
+
+
+def test_other_errors_of_the_system_are_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raise_in_doctor(monkeypatch, FileNotFoundError(2, "No such file", "forgotten"))
+    assert main(["doctor"]) == 70
+    assert "unexpected FileNotFoundError" in capsys.readouterr().err
+
+
 def test_an_interruption_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     raise_in_doctor(monkeypatch, KeyboardInterrupt())
     assert main(["doctor"]) == 130

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sdc.compiler.workshop.staging import exclusive, staged_folder
+from sdc.engines.errors import InputError
 
 
 def hidden(folder: Path) -> list[str]:
@@ -115,6 +116,16 @@ def test_leftovers_of_another_folder_are_left_alone(tmp_path: Path) -> None:
     with exclusive(tmp_path / "bundle"):
         pass
     assert other.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc takes no files, from anyone")
+@pytest.mark.parametrize("place", ["/proc/bundle", "/proc/deep/bundle"])
+def test_a_place_that_takes_no_files_is_not_waited_for(place: str) -> None:
+    with (
+        pytest.raises(InputError, match=f"{place} cannot be written: .*; choose another place"),
+        exclusive(Path(place)),
+    ):
+        pytest.fail("held")
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from sdc.engines.environment import (
     kernels_may_use_amx,
     kernels_wanted,
 )
+from sdc.engines.errors import InputError
 
 
 def test_the_cache_folder_is_the_chosen_one_then_the_users(monkeypatch):
@@ -44,7 +45,7 @@ def test_the_cache_folder_on_windows(monkeypatch, local):
         ("0", False, True, True, True),
         ("bf16", True, False, True, True),
         ("avx512", True, True, False, True),
-        ("avx512,bf16", True, False, False, True),
+        ("avx512, bf16", True, False, False, True),
         ("attention", True, True, True, False),
     ],
 )
@@ -57,3 +58,9 @@ def test_kernels_are_wanted_unless_switched_off(monkeypatch, value, wanted, in_b
     assert kernels_may_round_to_bytes() is in_bytes
     assert kernels_may_use_amx() is amx
     assert kernels_beyond_attention() is norms
+
+
+def test_a_word_that_means_nothing_is_refused(monkeypatch):
+    monkeypatch.setenv("SDC_KERNELS", "bf16,off")
+    with pytest.raises(InputError, match=r"\$SDC_KERNELS says 'off'; expected of 0, 1, attention, avx512, bf16, j"):
+        kernels_wanted()

@@ -9,7 +9,7 @@ from attention_reference import floats_from_bits
 from openvino import opset13 as operators
 from openvino_models import executed, named, open_model, operators_alive
 
-from sdc.engines.sessions.openvino_group_norm import KernelGroupNorm, Sum, replace_group_norms
+from sdc.engines.sessions.openvino_group_norm import KernelGroupNorm, Sum, replace_group_norms, sums_taken
 from sdc.engines.sessions.openvino_operators import Replacements, round_constants
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
@@ -252,3 +252,17 @@ def test_a_sum_that_broadcasts_is_left_alone(kernels):
             port.get_tensor().set_names({name})
         (operator,) = replaced(model, kernels, dict.fromkeys(("x", "other"), (1, CHANNELS, 48, 40)))
         assert operator.sum is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "shapes", "count"),
+    [({"sums": 2}, LARGE, 2), ({"sums": 2}, LARGE | {"x": (2, 4, 8, 8)}, 0), ({"time": True}, LARGE, 0)],
+)
+def test_sums_that_will_be_taken_are_known_beforehand(kernels, options, shapes, count):
+    model = build_model(**options)
+    sums = [node for node in model.get_ops() if node.get_type_name() == "Add"]
+    for node in sums:
+        node.output(0).get_tensor().set_names({f"sum {node.get_friendly_name()}"})
+    taken = sums_taken(model, shapes)
+    assert taken < {f"sum {node.get_friendly_name()}" for node in sums}
+    assert len(taken) == count == sum(each.sum is Sum.IMAGES for each in replaced(model, kernels, shapes))
