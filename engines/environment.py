@@ -39,6 +39,15 @@ def kernels_beyond_attention() -> bool:
     return "attention" not in _kernels()
 
 
+def check_environment() -> None:
+    """Refuse variables that mean nothing, before work is done under them.
+
+    Raises:
+        InputError: ``$SDC_KERNELS`` has a word that is unknown; as the functions that read it.
+    """
+    _kernels()
+
+
 _KERNEL_WORDS = ("0", "1", "attention", "avx512", "bf16")
 
 
@@ -50,5 +59,6 @@ def _kernels() -> list[str]:
     """
     words = [word.strip() for word in os.environ.get("SDC_KERNELS", "").split(",")]
     if unknown := [word for word in words if word and word not in _KERNEL_WORDS]:
-        raise InputError(f"$SDC_KERNELS says {unknown[0]!r}; expected of {', '.join(_KERNEL_WORDS)}, joined by commas")
+        hint = f"use {', '.join(_KERNEL_WORDS[:-1])} or {_KERNEL_WORDS[-1]}, or several with commas between them"
+        raise InputError(f"$SDC_KERNELS says {unknown[0]!r}, which means nothing", hint=hint)
     return words

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import NoReturn
 
+from sdc.engines.environment import check_environment
 from sdc.engines.errors import InputError, SdcError
 
 COMMANDS = (
@@ -33,7 +34,7 @@ INTERRUPTED, TERMINATED, CLOSED_PIPE = 128 + 2, 128 + 15, 128 + 13
 """Exit codes after SIGINT, SIGTERM and SIGPIPE, as a shell reports them."""
 
 _OF_THE_PATH = frozenset({errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS})
-"""What an operating system says of a path that was given, whatever sdc does."""
+"""What an operating system says of a path that whoever runs sdc chose, or may not use."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +55,7 @@ def _run(arguments: list[str], *, verbose: bool) -> int:
         with _unwinding_at_a_signal():
             args = _parse(arguments)
             _start_logging(verbose)
+            check_environment()
             try:
                 code: int = args.run(args)
             except ModuleNotFoundError as error:
@@ -72,7 +74,8 @@ def _run(arguments: list[str], *, verbose: bool) -> int:
     except OSError as error:
         if error.filename is None or error.errno not in _OF_THE_PATH:
             return _complain_of_defect(error, verbose)
-        return _complain(f"{error.filename} cannot be used: {error.strerror}", InputError.exit_code)
+        what = f"{error.filename} cannot be used: {error.strerror}"
+        return _complain(what, InputError.exit_code, with_traceback=verbose)
     except Exception as error:
         return _complain_of_defect(error, verbose)
 

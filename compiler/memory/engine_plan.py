@@ -16,7 +16,7 @@ from sdc.compiler.memory.openvino_engines import HeldEngine, read_held_engine
 from sdc.engines.bundle import Bundle
 from sdc.engines.errors import BundleError
 from sdc.engines.generation import largest_batch, takes_two_batches
-from sdc.engines.kernels.library import find_convolver, find_normaliser
+from sdc.engines.kernels.library import find_convolver, find_image_kernels
 from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.sessions import EngineSource
 from sdc.engines.sessions.openvino import read_engine
@@ -190,7 +190,7 @@ class EnginePlanner:
 
     def _sums(self, component: str, sizes: Mapping[str, int]) -> frozenset[str]:
         """Names of the sums that our own kernels compute with the norm behind them, as `OpenVinoSession` decides."""
-        if self._bits(component) != 16 or find_normaliser() is None:
+        if self._bits(component) != 16 or find_image_kernels() is None:
             return frozenset()
         return sums_taken(*self._model(component, sizes))
 

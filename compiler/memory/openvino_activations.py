@@ -15,7 +15,7 @@ def as_openvino_holds(graph: SizedGraph, sums: Collection[str] = ()) -> SizedGra
     """The graph with what the session does otherwise.
 
     1. Outputs leave for tensors of the caller's type as they are written, so no buffer is held for them to the end, and
-       none for what a Cast makes of them.
+       none for what a Cast makes of them that nothing else reads.
     2. Sums of `sums` are computed with the norm behind them: both operands, the sum and the normalised images are in
        memory together, and none in another's place.
 
@@ -23,7 +23,8 @@ def as_openvino_holds(graph: SizedGraph, sums: Collection[str] = ()) -> SizedGra
         graph: in the order in which it runs.
         sums: names of buffers, from `sums_taken`.
     """
-    steps = [step for step in graph.steps if step.operator != "Cast" or graph.outputs.isdisjoint(step.writes)]
+    leaving = graph.outputs - {buffer for step in graph.steps for buffer in step.reads}
+    steps = [step for step in graph.steps if step.operator != "Cast" or not leaving.issuperset(step.writes)]
     for number, step in enumerate(steps):
         if step.operator == "Add" and graph.names[step.writes[0]] in sums:
             norm = _reader(steps, number)

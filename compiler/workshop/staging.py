@@ -28,13 +28,14 @@ def exclusive(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> Iter
         on_wait: called once if another process holds the right, before waiting for it.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: the folder takes no files at all, as those of /proc.
+        OSError: another reason why nothing can be written there.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
-            pass  # a lock on a file that cannot be made would be waited for, as if another held it
-    except OSError as error:
+            pass  # there FileLock would wait for ever
+    except FileNotFoundError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}", hint="choose another place") from error
     lock = FileLock(path.parent / f".{path.name}.lock")
     try:

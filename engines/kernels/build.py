@@ -167,7 +167,10 @@ def missing_to_build(cpuinfo: Path = CPUINFO) -> str | None:
 def is_built() -> bool:
     """Whether the library for this machine is there already."""
     toolchain = find_toolchain()
-    return isinstance(toolchain, Toolchain) and _is_whole(toolchain.folder() / _LIBRARY)
+    try:
+        return isinstance(toolchain, Toolchain) and _is_whole(toolchain.folder() / _LIBRARY)
+    except _FAILURES:
+        return False
 
 
 def _compile(toolchain: Toolchain, library: Path) -> Path | str:

@@ -319,12 +319,12 @@ def find_kernels() -> Kernels | str:
 
 def find_convolver() -> Convolver | None:
     """What computes convolutions and products of matrices; None where that is left to the backend."""
-    normaliser = find_normaliser()
-    return None if normaliser is None else normaliser.convolver
+    kernels = find_image_kernels()
+    return None if kernels is None else kernels.convolver
 
 
-def find_normaliser() -> Kernels | None:
-    """What computes norms and moves images; None where that is left to the backend."""
+def find_image_kernels() -> Kernels | None:
+    """The kernels for images: norms, convolutions, layouts; None where these are left to the backend."""
     kernels = find_kernels()
     return kernels if isinstance(kernels, Kernels) and kernels_beyond_attention() else None
 

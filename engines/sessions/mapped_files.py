@@ -15,7 +15,7 @@ from pathlib import Path
 
 _MAPS = Path("/proc/self/maps")
 _SECONDS = (0.001, 0.05)
-"""Between two rounds, at least and at most: a backend reads some 100 MB in the longer."""
+"""Between two rounds, at least and at most: a backend reads up to 100 MB in the longer."""
 _BYTES_PER_SECOND = 10e9
 """By which a file's size gives that time, so that of a small file too the smaller part is in memory."""
 _SHARED_READ_ONLY = "r--s"
@@ -37,9 +37,7 @@ def read_once(address: int | None) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-    begin, end = mapping
-    least, most = _SECONDS
-    seconds = min(max((end - begin) / _BYTES_PER_SECOND, least), most)
+    seconds = seconds_between_rounds(mapping[1] - mapping[0])
 
     def work() -> None:
         while not done.wait(seconds):
@@ -53,6 +51,12 @@ def read_once(address: int | None) -> Iterator[None]:
         done.set()
         helper.join()
         _let_go(*mapping)
+
+
+def seconds_between_rounds(count: int) -> float:
+    """Of letting go of a file of so many bytes."""
+    least, most = _SECONDS
+    return min(max(count / _BYTES_PER_SECOND, least), most)
 
 
 def _let_go(begin: int, end: int) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import openvino
 
-from sdc.engines.environment import kernels_beyond_attention, kernels_may_round_to_bytes
+from sdc.engines.environment import kernels_may_round_to_bytes
 from sdc.engines.errors import TargetError
 from sdc.engines.freed_memory import give_memory_back
-from sdc.engines.kernels.library import Kernels, find_convolver, find_kernels
+from sdc.engines.kernels.library import Kernels, find_convolver, find_image_kernels, find_kernels
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
 from sdc.engines.sessions.mapped_files import read_once
@@ -200,7 +200,7 @@ def _use_kernels(model: openvino.Model, precision: str, shapes: Shapes, replacem
     kernels = find_kernels() if precision == "bf16" else None
     if isinstance(kernels, Kernels):
         replace_attention(model, kernels, shapes, replacements, eight_bits=kernels_may_round_to_bytes())
-        if kernels_beyond_attention():
+        if find_image_kernels() is not None:
             replace_group_norms(model, kernels, shapes, replacements)
             interleave_channels_last(model, kernels, replacements)
             if (convolver := find_convolver()) is not None:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,8 @@ from sdc.compiler.cli.doctor import describe
 from sdc.compiler.doctor import diagnose, parse_cpuinfo
 from sdc.engines import targets
 from sdc.engines.gpu import Gpu
-from sdc.engines.kernels.library import find_kernels, missing_for_kernels
+from sdc.engines.kernels.build import build_kernels
+from sdc.engines.kernels.library import missing_for_kernels
 from sdc.engines.targets import TARGETS
 
 CPUINFO = """processor\t: 0
@@ -71,12 +73,11 @@ def test_says_whether_there_are_cpu_kernels(monkeypatch, tmp_path):
     monkeypatch.delenv("SDC_KERNELS", raising=False)
     missing = missing_for_kernels()
     what = "Kernels    sdc's own for bf16 and int8 on the target cpu"
-    monkeypatch.setenv("SDC_CACHE", str(tmp_path))
+    found = "built" if isinstance(build_kernels(), Path) else f"none: {missing}"
+    assert f"{what}: {found}" in describe(diagnose())
+    monkeypatch.setenv("SDC_CACHE", str(tmp_path / "empty"))
     found = "built at first use" if missing is None else f"none: {missing}"
     assert f"{what}: {found}" in describe(diagnose())
-    monkeypatch.delenv("SDC_CACHE")
-    if not isinstance(find_kernels(), str):
-        assert f"{what}: built" in describe(diagnose())
     monkeypatch.setenv("SDC_KERNELS", "0")
     text = "\n".join(describe(diagnose()))
     assert (
@@ -93,3 +94,9 @@ def test_needs_none_of_the_compilers_dependencies():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "cpu        no    yes   the CPU, with openvino" in result.stdout
+
+
+def test_a_cache_that_cannot_be_read_is_no_defect(monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("SDC_CACHE", str(tmp_path / "cache"))
+    assert not diagnose().cpu_kernels_built

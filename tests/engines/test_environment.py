@@ -62,5 +62,5 @@ def test_kernels_are_wanted_unless_switched_off(monkeypatch, value, wanted, in_b
 
 def test_a_word_that_means_nothing_is_refused(monkeypatch):
     monkeypatch.setenv("SDC_KERNELS", "bf16,off")
-    with pytest.raises(InputError, match=r"\$SDC_KERNELS says 'off'; expected of 0, 1, attention, avx512, bf16, j"):
+    with pytest.raises(InputError, match=r"\$SDC_KERNELS says 'off', .*; use 0, 1, attention, avx512 or bf16,"):
         kernels_wanted()

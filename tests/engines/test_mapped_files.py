@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mapped_pages import resident_bytes
 
-from sdc.engines.sessions.mapped_files import read_once
+from sdc.engines.sessions.mapped_files import read_once, seconds_between_rounds
 
 SIZE = 1 << 22
 
@@ -91,3 +91,8 @@ def test_nothing_is_mapped_there(path, place):
 def test_an_error_in_the_block_comes_out(path):
     with pytest.raises(ZeroDivisionError), read_once(address(opened(path))):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(1, 0.001), (10**8, 0.01), (10**9, 0.05)])
+def test_rounds_come_sooner_for_small_files(count: int, seconds: float) -> None:
+    assert seconds_between_rounds(count) == pytest.approx(seconds)
