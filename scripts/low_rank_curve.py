@@ -40,14 +40,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    base = replace(settings_for(JUDGED_MODEL), parameters=0.0, recover_steps=0)
+    base = settings_for(JUDGED_MODEL)
     pictures = TinyPictures(options.data, seed=base.seed)
     whole = weight_macs(exported(JUDGED_MODEL, options.out / "whole"))
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     print_headings("ranks by", "energy", "layers", "multiply-adds", "SNR, dB", "less")
     for by in get_args(Moments):
         for energy in options.energies:
-            settings = replace(base, low_rank=energy, low_rank_by=by)
+            settings = replace(base, parameters=0.0, recover_steps=0, low_rank=energy, low_rank_by=by)
             name = f"{by}-{energy:g}"
             folder, report = compressed(name, settings, pictures, options.out)
             found: dict[str, Any] = report["rounds"][-1]
