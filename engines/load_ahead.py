@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,9 +19,16 @@ def loads_unet_ahead(backend: str, *, prefetch: bool) -> bool:
 
 @dataclass(frozen=True)
 class _Loading:
-    """An engine on its way, and what it is made ready for."""
+    """An engine on its way.
+
+    Attributes:
+        shapes: that it is made ready for.
+        may_take_memory: set when it need not wait for memory any more.
+        session: it, in the end.
+    """
 
     shapes: tuple[Shapes, ...]
+    may_take_memory: threading.Event
     session: Future[Session]
 
 
@@ -35,16 +43,29 @@ class LoadAhead:
         self._load_session = load_session
         self._loading: dict[str, _Loading] = {}
 
-    def begin(self, component: str, shapes: Sequence[Shapes]) -> None:
-        """Load an engine and make it ready for inputs of these shapes; what is loaded for others is released first."""
+    def begin(self, component: str, shapes: Sequence[Shapes], *, waits: bool = False) -> None:
+        """Load an engine and make it ready for inputs of these shapes; what is loaded for others is released first.
+
+        If it `waits`, it does not take the memory of its weights until `go_on` is called, or it is taken or released;
+        one of these has to come, as the interpreter waits for all threads at its end.
+        """
         wanted = tuple(shapes)
         loading = self._loading.get(component)
         if loading is not None and loading.shapes == wanted:
             return
         self.release(but=self._loading.keys() - {component})
+        may_take_memory = threading.Event()
+        if not waits:
+            may_take_memory.set()
         executor = ThreadPoolExecutor(1, f"sdc-load-{component}")
-        self._loading[component] = _Loading(wanted, executor.submit(self._load, component, wanted))
+        session = executor.submit(self._load, component, wanted, may_take_memory)
+        self._loading[component] = _Loading(wanted, may_take_memory, session)
         executor.shutdown(wait=False)  # the thread ends with its work
+
+    def go_on(self) -> None:
+        """There is memory now for what waits for it."""
+        for loading in self._loading.values():
+            loading.may_take_memory.set()
 
     def is_loading(self, component: str) -> bool:
         """Whether an engine was begun and not taken yet."""
@@ -59,6 +80,7 @@ class LoadAhead:
         loading = self._loading.get(component)
         if loading is None:
             return None
+        loading.may_take_memory.set()
         loading.session.exception()  # if this wait is interrupted, `release` still knows the engine
         del self._loading[component]
         return loading.session.result()
@@ -67,15 +89,16 @@ class LoadAhead:
         """Wait for all engines, or all but some, and release them; if one failed, nobody needs it any more."""
         for component in [name for name in self._loading if name not in but]:
             loading = self._loading[component]
+            loading.may_take_memory.set()
             if loading.session.exception() is None:
                 loading.session.result().close()
             del self._loading[component]
 
-    def _load(self, component: str, shapes: tuple[Shapes, ...]) -> Session:
+    def _load(self, component: str, shapes: tuple[Shapes, ...], may_take_memory: threading.Event) -> Session:
         session = self._load_session(component)
         if isinstance(session, Preparable):
             try:
-                session.prepare(*shapes)
+                session.prepare(*shapes, before_weights=may_take_memory.wait)
             except BaseException:
                 session.close()
                 raise

@@ -71,17 +71,18 @@ class Networks:
             self._sessions[component] = self._ahead.take(component) or self._load_session(component)
         return self._sessions[component]
 
-    def load_unet_ahead(self, samples: Iterable[Sequence[int]]) -> None:
+    def load_unet_ahead(self, samples: Iterable[Sequence[int]], *, waits: bool = False) -> None:
         """Begin to load the UNet's engine in another thread, if it is not loaded; `session` waits for it.
 
         Meanwhile other engines may be loaded and run. What fails is raised where the engine is asked for.
 
         Args:
             samples: shapes of the samples that it will be run on, for which it is made ready.
+            waits: whether it takes the memory of its weights only after the next `release`, which has to come.
         """
         if "unet" not in self._sessions:
             distinct = sorted({tuple(sample) for sample in samples})
-            self._ahead.begin("unet", [input_shapes(self.specs["unet"], sample) for sample in distinct])
+            self._ahead.begin("unet", [input_shapes(self.specs["unet"], sample) for sample in distinct], waits=waits)
 
     def encode_text(self, input_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """[N, 77], int64, to the text encoder's last hidden states, [N, 77, D], float32."""
@@ -188,6 +189,7 @@ class Networks:
         self._ahead.release(but=but)
         for component in [name for name in self._sessions if name not in but]:
             self._sessions.pop(component).close()
+        self._ahead.go_on()
 
     def _release_what_is_known(self) -> None:
         """Release engines that give the same for every picture, as what they give is kept; they may be loaded again."""

@@ -234,9 +234,8 @@ class Pipeline:
         trajectory = trajectory or sampler.plan(self.schedule, generation.steps)
         denoiser = DENOISERS[self.schedule.prediction_type]
         latent_size = (generation.height_px // settings.vae_reduction, generation.width_px // settings.vae_reduction)
-        if self._load_ahead:
-            self.networks.load_unet_ahead(self._sample_shapes(generation, latent_size))
-        predictors = self._predictors(generation, [now.timestep for now, _ in trajectory.transitions], on_step)
+        states = self._encode_beside_unet(generation, latent_size)
+        predictors = self._predictors(generation, states, [now.timestep for now, _ in trajectory.transitions], on_step)
         made = []
         for rows, predict in zip(generation.groups, predictors, strict=True):
             # Noise does not depend on the groups: each takes its rows of the same stream.
@@ -269,6 +268,19 @@ class Pipeline:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _encode_beside_unet(self, generation: Generation, latent_size: tuple[int, int]) -> NDArray[np.float32]:
+        """`encode_prompts`, while the UNet is loaded, if it is loaded ahead.
+
+        If engines are released, that has no weights in memory until the text encoder's are gone.
+        """
+        try:
+            if self._load_ahead:
+                samples = self._sample_shapes(generation, latent_size)
+                self.networks.load_unet_ahead(samples, waits=not self._keep_loaded)
+            return self.encode_prompts(generation)
+        finally:
+            self._leave_only("unet", SHALLOW)
+
     def _sample_shapes(self, generation: Generation, latent_size: tuple[int, int]) -> set[tuple[int, ...]]:
         """Of all samples that the UNet gets."""
         guided = takes_two_batches(generation.guidance_scale, self.settings)
@@ -278,13 +290,17 @@ class Pipeline:
             rows |= pictures
         return {(count, self.settings.latent_channels, *latent_size) for count in rows}
 
-    def _predictors(self, generation: Generation, timesteps: Sequence[float], on_step: OnStep | None) -> list[Predict]:
-        """For each group of pictures the UNet with its conditions, and guidance around it."""
-        states = self.encode_prompts(generation)
+    def _predictors(
+        self,
+        generation: Generation,
+        states: NDArray[np.float32],
+        timesteps: Sequence[float],
+        on_step: OnStep | None,
+    ) -> list[Predict]:
+        """For each group of pictures the UNet with its conditions, from `encode_prompts`, and guidance around it."""
         guided = takes_two_batches(generation.guidance_scale, self.settings)
         width = self.settings.time_cond_proj_dim
         interval = generation.guidance_steps
-        self._leave_only("unet", SHALLOW)
         predictors = []
         for rows in generation.groups:
             pictures = rows.stop - rows.start

@@ -55,8 +55,14 @@ class Session(Protocol):
 class Preparable(Protocol):
     """A session that gets ready for the sizes of its inputs when it is first run, or is told them before."""
 
-    def prepare(self, *shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def prepare(
+        self, *shapes: Mapping[str, tuple[int, ...]], before_weights: Callable[[], object] = lambda: None
+    ) -> None:
         """Get ready for inputs of these shapes, by name; all of them are given. Of several, runs will have any.
+
+        Args:
+            shapes: by name of the input.
+            before_weights: called before what takes most of the engine's memory; may wait, for memory to be free.
 
         Raises:
             BundleError: the backend cannot.

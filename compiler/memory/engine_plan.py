@@ -21,6 +21,7 @@ from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.sessions import EngineSource
 from sdc.engines.sessions.openvino import read_engine
 from sdc.engines.sessions.openvino_convolution import convolutions_taken
+from sdc.engines.sessions.openvino_gate import gates_taken
 from sdc.engines.sessions.openvino_group_norm import sums_taken
 from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO
@@ -129,7 +130,7 @@ class EnginePlanner:
         self.bundle = bundle
         self.graphs = engine_graphs(bundle, target)
         self.entry = bundle.manifest.targets[target]
-        self._held: dict[tuple[str, frozenset[str]], HeldEngine] = {}
+        self._held: dict[tuple[str, frozenset[str], frozenset[str]], HeldEngine] = {}
         self._models: dict[str, Any] = {}
         self._plans: dict[tuple[str, tuple[tuple[str, int], ...]], EnginePlan] = {}
 
@@ -168,25 +169,27 @@ class EnginePlanner:
         if self.entry.backend not in (OPENVINO, ONNXRUNTIME):
             return HeldEngine(self.graphs[component].weight_bytes, 0)
         path = self.bundle.file(self.entry.engines[component].files[0])
-        packed = self._packed(component, sizes) if self.entry.backend == OPENVINO else frozenset()
-        if (component, packed) not in self._held:
-            self._held[component, packed] = (
+        packed, gated = self._in_kernels(component, sizes) if self.entry.backend == OPENVINO else (frozenset(),) * 2
+        if (component, packed, gated) not in self._held:
+            self._held[component, packed, gated] = (
                 read_held_engine(
                     path,
                     self._bits(component) or 32,
                     bf16_bits=16 if computes_in_bf16() else 32,
                     packed=packed,
+                    gated=gated,
                 )
                 if self.entry.backend == OPENVINO
                 else read_onnx_engine(path)
             )
-        return self._held[component, packed]
+        return self._held[component, packed, gated]
 
-    def _packed(self, component: str, sizes: Mapping[str, int]) -> frozenset[str]:
-        """Names of the convolutions that run in our own kernels, as `OpenVinoSession` decides."""
+    def _in_kernels(self, component: str, sizes: Mapping[str, int]) -> tuple[frozenset[str], frozenset[str]]:
+        """Names of the convolutions and of the MatMuls that run in our own kernels, as `OpenVinoSession` decides."""
         if self._bits(component) != 16 or find_convolver() is None:
-            return frozenset()
-        return convolutions_taken(*self._model(component, sizes))
+            return frozenset(), frozenset()
+        model = self._model(component, sizes)
+        return convolutions_taken(*model), gates_taken(*model)
 
     def _sums(self, component: str, sizes: Mapping[str, int]) -> frozenset[str]:
         """Names of the sums that our own kernels compute with the norm behind them, as `OpenVinoSession` decides."""

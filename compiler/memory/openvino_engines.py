@@ -47,15 +47,22 @@ class HeldEngine:
         weight_bytes: constants, in all the forms in which they are kept.
         graph_bytes: all else.
         page_bytes: of its file, while it is compiled: before it has activations.
+        packed_bytes: part of the weights that kernels of our own have packed before it is compiled.
     """
 
     weight_bytes: int
     graph_bytes: int
     page_bytes: int = 0
+    packed_bytes: int = 0
 
 
 def read_held_engine(
-    path: Path, floating_bits: int, *, bf16_bits: int | None = None, packed: Collection[str] = ()
+    path: Path,
+    floating_bits: int,
+    *,
+    bf16_bits: int | None = None,
+    packed: Collection[str] = (),
+    gated: Collection[str] = (),
 ) -> HeldEngine:
     """What an engine in OpenVINO's representation takes once it is compiled.
 
@@ -79,6 +86,7 @@ def read_held_engine(
         bf16_bits: 16 where the processor computes in bfloat16 what has this type in the graph, 32 where it does not;
             by default `floating_bits`.
         packed: names of the convolutions that run in kernels of our own.
+        gated: names of the MatMuls that do.
 
     Raises:
         BundleError: the file cannot be read.
@@ -98,11 +106,14 @@ def read_held_engine(
     except (ElementTree.ParseError, KeyError, ValueError, OSError) as error:
         raise BundleError(f"{path} is no engine of OpenVINO: {error}", hint="export the bundle again") from error
     scalars = {number for number, (_, shape) in constants.items() if _elements(shape) == 1}
-    weights = 0
+    weights = in_kernels = 0
     for number, (element, shape) in constants.items():
         product = _product(number, kinds, readers)
         kind = None if product is None else kinds[product]
-        if element == "f16" and product is not None and nodes[product].attrib.get("name") in packed:
+        name = None if product is None else nodes[product].attrib.get("name")
+        if name in packed or name in gated:
+            in_kernels += _elements(shape) * (16 if element in _FLOATING else _BITS.get(element, 0)) // 8
+        if element == "f16" and name in packed:
             weights += 2 * _elements(shape)
             continue
         bits = bf16_bits if element == "bf16" and bf16_bits is not None else floating_bits
@@ -110,7 +121,8 @@ def read_held_engine(
         if product is not None and element == "bf16" and _is_scaled(product, kinds, readers, scalars):
             weights += _elements(shape) * _BITS[element] // 8
     stored = sum(_elements(shape) * _BITS.get(element, 0) // 8 for element, shape in constants.values())
-    return HeldEngine(weights, GRAPH_BYTES_PER_NODE * len(nodes), min(stored // _PART_IN_PAGES, READ_PAGES_BYTES))
+    pages = min(stored // _PART_IN_PAGES, READ_PAGES_BYTES)
+    return HeldEngine(weights, GRAPH_BYTES_PER_NODE * len(nodes), pages, min(in_kernels, weights))
 
 
 def _constant_bytes(element: str, count: int, product: str | None, floating_bits: int) -> int:

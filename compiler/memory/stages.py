@@ -79,8 +79,9 @@ def plan_stages(
 
     Engines that are `passing` are released when they have run (`Networks.predictor`).
 
-    A UNet that is loaded ahead counts as compiled when the text encoder runs, and its file's last pages as not yet let
-    go of: how far it is then depends on the machine, so this is the most that can be held at the same time.
+    A UNet that is loaded ahead counts as compiled when an engine runs, and its file's last pages as not yet let go of:
+    how far it is then depends on the machine, so this is the most that can be held at the same time. Where engines are
+    released it is not compiled while the text encoder is in memory, and has what our kernels have packed.
     """
     stages: list[Stage] = []
     loaded: dict[str, None] = {}
@@ -99,9 +100,9 @@ def plan_stages(
         running = engine.activation_bytes + workspace + inputs + pictures
         if component not in (*UNETS, "vae_decoder"):  # the UNet is being compiled
             running += sum(engines[name].held.page_bytes for name in ahead)
-        needed, uncompiled = _needed(component, loaded, ahead), _uncompiled(component, ahead, backend)
+        needed = _needed(component, loaded, ahead)
         held = sum(engines[name].held.graph_bytes for name in needed)
-        held += sum(engines[name].held.weight_bytes for name in needed if name not in uncompiled)
+        held += sum(_weights_in_memory(engines[name], component, ahead, backend) for name in needed)
         stages.append(
             Stage(
                 component=component,
@@ -130,10 +131,13 @@ def _needed(component: str, loaded: Iterable[str], ahead: Sequence[str]) -> list
     return [component, *ahead] if component == "text_encoder" else [component]
 
 
-def _uncompiled(component: str, ahead: Sequence[str], backend: str) -> list[str]:
-    """UNets that were opened and have no weights yet while an engine runs: OpenVINO compiles at the first run."""
-    waits = backend == OPENVINO and component not in UNETS
-    return [name for name in UNETS if waits and name not in ahead]
+def _weights_in_memory(engine: EnginePlan, running: str, ahead: Sequence[str], backend: str) -> int:
+    """Bytes of an engine's weights while another runs, if engines are released; OpenVINO compiles at the first run."""
+    if backend != OPENVINO or engine.component not in UNETS or running in UNETS:
+        return engine.held.weight_bytes
+    if engine.component not in ahead:
+        return 0
+    return engine.held.packed_bytes if running == "text_encoder" else engine.held.weight_bytes
 
 
 def decoded_bytes(decoder: EnginePlan, request: Request) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +100,10 @@ class OpenVinoSession:
 
         return run
 
-    def prepare(self, *shapes: Shapes) -> None:
+    def prepare(self, *shapes: Shapes, before_weights: Callable[[], object] = lambda: None) -> None:
         """Compile for inputs of these shapes, of several for every size; see `Preparable.prepare`."""
         self._has_sizes_to_come |= any(other != shapes[0] for other in shapes)
-        self._request_for(shapes[0])
+        self._request_for(shapes[0], before_weights)
 
     @property
     def memory_bytes(self) -> int:
@@ -122,14 +122,16 @@ class OpenVinoSession:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _request_for(self, shapes: Shapes) -> openvino.InferRequest:
+    def _request_for(
+        self, shapes: Shapes, before_weights: Callable[[], object] = lambda: None
+    ) -> openvino.InferRequest:
         """The request of an engine that takes inputs of these shapes; of all inputs, where one has to be compiled."""
         assert self._model is not None, "the session is closed"
         if self._request is None or self._engine is None or not self._engine.takes(shapes):
             wanted = shapes if self._engine is None and not self._has_sizes_to_come else None
             self._release()
             with read_once(_weights_address(self._model)):  # OpenVINO copies weights into a layout of its own
-                engine = compile_engine(self._model, self._source, self._settings, wanted)
+                engine = compile_engine(self._model, self._source, self._settings, wanted, before_weights)
             give_memory_back()  # graphs as they were before they were compiled
             weakref.finalize(self, engine.replacements.release)
             self._request = engine.model.create_infer_request()
@@ -165,7 +167,11 @@ def read_engine(source: EngineSource) -> openvino.Model:
 
 
 def compile_engine(
-    model: openvino.Model, source: EngineSource, settings: Mapping[str, Any], shapes: Shapes | None
+    model: openvino.Model,
+    source: EngineSource,
+    settings: Mapping[str, Any],
+    shapes: Shapes | None,
+    before_weights: Callable[[], object] = lambda: None,
 ) -> CompiledEngine:
     """An engine as a session runs it.
 
@@ -174,6 +180,7 @@ def compile_engine(
         source: where it was read from.
         settings: from `engine_settings`.
         shapes: of the inputs by name, all that it will be run with; None if that is not known.
+        before_weights: called when the kernels have packed their weights, before OpenVINO packs its own.
 
     Raises:
         BundleError: OpenVINO cannot compile it.
@@ -185,6 +192,7 @@ def compile_engine(
             model.reshape({name: list(shape) for name, shape in shapes.items()})
         _use_kernels(model, settings["INFERENCE_PRECISION_HINT"], shapes or _usual(source.spec), replacements)
         round_constants(model)
+        before_weights()
         compiled = openvino_core().compile_model(model, "CPU", settings)
     except BaseException as error:
         replacements.release()

@@ -74,16 +74,30 @@ def replace_gates(
         shapes: of the inputs by name, with which small layers are told.
         replacements: to which the operators are added.
     """
-    gates = [node for node in model.get_ordered_ops() if node.get_type_name() == "Gelu"]
-    if not gates:
-        return
-    with static_shapes(model, shapes):
-        worthwhile = [node for node in gates if (site := _match(node)) is not None and _is_worthwhile(site)]
+    gates = _gelus(model)
+    worthwhile = _worthwhile(model, gates, shapes)
     for node in worthwhile:
         site = _match(node)
         if site is not None:  # what it reads may be another one's result, which was replaced just now
             _replace(site, convolver, replacements)
     log.info("%d of %d gated layers run in the CPU kernels", len(worthwhile), len(gates))
+
+
+def gates_taken(model: openvino.Model, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """Names of the products that `replace_gates` would find in a model that nothing was replaced in."""
+    sites = [_match(node) for node in _worthwhile(model, _gelus(model), shapes)]
+    return frozenset(product.get_friendly_name() for site in sites if site is not None for product in site.products)
+
+
+def _gelus(model: openvino.Model) -> list[Any]:
+    return [node for node in model.get_ordered_ops() if node.get_type_name() == "Gelu"]
+
+
+def _worthwhile(model: openvino.Model, gates: list[Any], shapes: Mapping[str, tuple[int, ...]]) -> list[Any]:
+    if not gates:
+        return []
+    with static_shapes(model, shapes):
+        return [node for node in gates if (site := _match(node)) is not None and _is_worthwhile(site)]
 
 
 def _is_worthwhile(site: _Site) -> bool:

@@ -45,7 +45,7 @@ def pipelines(draw: strategies.DrawFn) -> dict[str, EnginePlan]:
             component=name,
             sizes={"B": 1},
             weight_bytes=0,
-            held=HeldEngine(draw(BYTES), draw(BYTES), draw(BYTES)),
+            held=HeldEngine(weights := draw(BYTES), draw(BYTES), draw(BYTES), draw(strategies.integers(0, weights))),
             memory=MemoryPlan(0, *[Arrangement((), (), Arena((), draw(BYTES)), 0)] * 2, input_bytes=draw(BYTES)),
             workspace_bytes=draw(BYTES),
         )
@@ -58,7 +58,8 @@ def most_held(engines: Mapping[str, EnginePlan], backend: str, *, prefetch: bool
     """The most bytes at one time, over every point at which a thread that loads the UNet can be.
 
     Events of `Pipeline` in order; an engine is read, compiled, with pages of its file, and run; what is released is
-    gone. OpenVINO compiles at the first run. Workspace is shared, and stays.
+    gone. OpenVINO compiles at the first run, the UNet not before the text encoder is gone. Workspace is shared, and
+    stays.
     """
     lazy, ahead = backend == OPENVINO, backend == OPENVINO and prefetch
     held: dict[str, int] = {}
@@ -78,8 +79,10 @@ def most_held(engines: Mapping[str, EnginePlan], backend: str, *, prefetch: bool
 
     unet = engines["unet"].held
     compiled = unet.weight_bytes + unet.graph_bytes
-    progress = (0, unet.graph_bytes, compiled, compiled + unet.page_bytes) if ahead else (0,)
-    use("text_encoder", engines["text_encoder"].memory.input_bytes, 0, progress)
+    packed = unet.graph_bytes + unet.packed_bytes
+    waiting = (0, unet.graph_bytes, packed, packed + unet.page_bytes) if ahead else (0,)
+    progress = (0, unet.graph_bytes, packed, compiled, compiled + unet.page_bytes) if ahead else (0,)
+    use("text_encoder", engines["text_encoder"].memory.input_bytes, 0, waiting)
     del held["text_encoder"]
     for name in (each for each in UNETS if each in engines and not (ahead and each == "unet")):
         held[name] = engines[name].held.graph_bytes + (0 if lazy else engines[name].held.weight_bytes)
@@ -117,21 +120,21 @@ def test_loading_ahead_costs_only_while_it_loads(engines: dict[str, EnginePlan])
         if name in (*UNETS, "vae_decoder"):
             assert more == 0
         elif name == "text_encoder":
-            assert more >= unet.weight_bytes + unet.graph_bytes
+            assert more >= unet.packed_bytes + unet.graph_bytes
 
 
 class Ledger:
     """What sessions of the runtime hold by a plan's figures, and the most at one time.
 
-    Where the UNet is loaded ahead, it is compiled before the text encoder runs, and lets go of its file afterwards: of
-    all orders in which the two threads can do their work, the one that takes most.
+    Where the UNet is loaded ahead, it has all that it can have when the text encoder runs: of all orders in which the
+    two threads can do their work, the one that takes most.
     """
 
     def __init__(self, engines: Mapping[str, EnginePlan], request: Request) -> None:
         self.engines, self.request = engines, request
         self.peak_bytes = 0
         self.loading_threads: set[str] = set()
-        self.compiled, self.text_has_run = threading.Event(), threading.Event()
+        self.packed, self.text_has_run = threading.Event(), threading.Event()
         self._held: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
 
@@ -156,15 +159,20 @@ class Accounted:
         self._is_compiled = False
         ledger.hold(self.spec.name, "graph", self._plan.held.graph_bytes)
 
-    def prepare(self, *shapes: Shapes) -> None:
+    def prepare(self, *shapes: Shapes, before_weights: Callable[[], object]) -> None:
         assert isinstance(self._session, Preparable)
-        self._session.prepare(*shapes)
-        ledger = self._ledger
+        ledger, held = self._ledger, self._plan.held
         ledger.loading_threads.add(threading.current_thread().name)
-        let_go = self._compile()
-        ledger.compiled.set()
-        assert ledger.text_has_run.wait(PATIENCE_SECONDS)
-        let_go()
+
+        def wait() -> None:
+            ledger.hold(self.spec.name, "weights", held.packed_bytes)
+            ledger.hold(self.spec.name, "pages", held.page_bytes)
+            ledger.packed.set()
+            before_weights()
+            assert ledger.text_has_run.is_set()
+
+        self._session.prepare(*shapes, before_weights=wait)
+        self._compile()()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.hold({})(feeds)
@@ -176,7 +184,7 @@ class Accounted:
             if not self._is_compiled:
                 self._compile()()
             if name == "text_encoder" and ledger.request.prefetch:
-                assert ledger.compiled.wait(PATIENCE_SECONDS)
+                assert ledger.packed.wait(PATIENCE_SECONDS)
             pictures = decoded_bytes(self._plan, ledger.request) if name == "vae_decoder" else 0
             ledger.hold(name, "run", self._plan.activation_bytes + self._plan.memory.input_bytes + pictures)
             results = run(others)

@@ -69,6 +69,20 @@ def test_kernels_hold_float16_weights_packed_alone(
     assert read_held_engine(path, 16, packed=packed).weight_bytes == 7 * 15 * each + 4 * (4 + 2)
 
 
+def test_what_kernels_pack_is_in_memory_before_the_rest(tmp_path: Path) -> None:
+    int8 = ("Convert", "Multiply", "MatMul")
+    path = write_engine(
+        tmp_path / "engine.xml",
+        ("f16", "7,15", ("Convolution",)),
+        ("i8", "7,11", int8),
+        ("bf16", "5,3", ("MatMul",)),
+        ("i8", "100", int8),
+    )
+    held = read_held_engine(path, 16, packed={"Convolution 1"}, gated={"MatMul 5", "MatMul 7"})
+    assert held.packed_bytes == 2 * 7 * 15 + 7 * 11 + 2 * 5 * 3
+    assert held.weight_bytes == held.packed_bytes + 100
+
+
 @pytest.mark.parametrize(("floating", "bf16", "each"), [(32, 16, 2), (32, 32, 4), (16, None, 2), (32, None, 4)])
 def test_bfloat16_of_an_engine_in_float32_is_packed_as_the_processor_computes_it(
     tmp_path: Path, floating: int, bf16: int | None, each: int

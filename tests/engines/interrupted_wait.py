@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 from sdc.engines.networks import Networks
 from sdc.engines.sessions.feeds import Shapes
@@ -32,7 +33,8 @@ class Slow:
     spec = SPEC
     memory_bytes = 0
 
-    def prepare(self, *_: Shapes) -> None:
+    def prepare(self, *_: Shapes, before_weights: Callable[[], object]) -> None:
+        before_weights()
         while not waits_for_an_engine(MAIN_THREAD):
             time.sleep(0.001)
         signal.pthread_kill(MAIN_THREAD, signal.SIGINT)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,14 @@ class Ready:
         self.memory_bytes = 0
         self.session, self._loaded = session, loaded
 
-    def prepare(self, *shapes: Shapes) -> None:
+    def prepare(self, *shapes: Shapes, before_weights: Callable[[], object]) -> None:
         self._loaded.note("prepare")
         self._loaded.prepared.append(shapes)
         self._loaded.slow()
+        self._loaded.note("before weights")
+        before_weights()
+        self._loaded.weights_beside = self._loaded.open_engines()
+        self._loaded.note("weights")
 
     def close(self) -> None:
         self.session.close()
@@ -59,7 +64,9 @@ class Loader:
         events: in the order in which they happened, each with the name of its thread.
         prepared: what the UNet was made ready for, by loading.
         slow: called while the UNet is made ready.
+        when_loaded: called when an engine is loaded, by name.
         failure: what loading an engine fails with, by name.
+        weights_beside: engines that were in memory when the UNet took its weights.
     """
 
     def __init__(self, theirs: Any, tokenizer: Path) -> None:
@@ -70,8 +77,14 @@ class Loader:
         self.events: list[tuple[str, str]] = []
         self.prepared: list[tuple[Shapes, ...]] = []
         self.slow: Callable[[], None] = lambda: None
+        self.when_loaded: defaultdict[str, Callable[[], None]] = defaultdict(lambda: lambda: None)
         self.failure: dict[str, Exception] = {}
         self.sessions: list[TorchSession] = []
+        self.weights_beside: list[str] = []
+
+    def open_engines(self) -> list[str]:
+        """Those that are loaded, but the UNet's."""
+        return [each.spec.name for each in self.sessions if not each.closed and each.spec.name != "unet"]
 
     def note(self, event: str) -> None:
         self.events.append((event, threading.current_thread().name))
@@ -87,6 +100,7 @@ class Loader:
         session = self.ours.networks.session(component)
         assert isinstance(session, TorchSession)
         self.sessions.append(session)
+        self.note(f"open {component}")
         self.ours.networks._sessions.clear()
         run = session.run
 
@@ -95,6 +109,7 @@ class Loader:
             return run(feeds)
 
         session.run = noted  # type: ignore[method-assign]
+        self.when_loaded[component]()
         return Ready(session, self) if component == "unet" else session
 
     def pipeline(self, *, load_ahead: bool = True, keep_loaded: bool = True) -> Pipeline:
@@ -132,6 +147,13 @@ def wait_for_threads() -> None:
     assert not loading_threads()
 
 
+def wait_until(loader: Loader, event: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while event not in loader.names():
+        assert time.monotonic() < deadline, f"{event!r} has to come"
+        time.sleep(0.001)
+
+
 def plan(pipe: Pipeline, **options: Any) -> Any:
     return pipe.plan("a red bag", steps=2, seed=1, **{"guidance_scale": 3.0, **options})
 
@@ -139,17 +161,11 @@ def plan(pipe: Pipeline, **options: Any) -> Any:
 def test_the_text_encoder_runs_while_the_unet_is_made_ready(loader: Loader) -> None:
     usual = loader.pipeline(load_ahead=False)
     wanted = usual.denoise(plan(usual))
-    order = ["load text_encoder", "run text_encoder", "load unet", "run unet", "run unet"]
-    assert loader.names() == order, "without, they take turns"
+    order = ["open text_encoder", "run text_encoder", "open unet", "run unet", "run unet"]
+    assert [name for name in loader.names() if not name.startswith("load")] == order, "without, they take turns"
     loader.forget()
 
-    def until_the_text_is_encoded() -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while "run text_encoder" not in loader.names():
-            assert time.monotonic() < deadline, "the text encoder waits for the UNet"
-            time.sleep(0.001)
-
-    loader.slow = until_the_text_is_encoded
+    loader.slow = lambda: wait_until(loader, "run text_encoder")
     pipe = loader.pipeline()
     assert pipe.denoise(plan(pipe)).tobytes() == wanted.tobytes()
     assert loader.names().index("prepare") < loader.names().index("run text_encoder")
@@ -223,6 +239,32 @@ def test_what_fails_in_the_thread_is_raised_where_the_picture_is_asked_for(loade
     assert np.isfinite(pipe.denoise(plan(pipe))).all(), "it is tried again"
     pipe.close()
     wait_for_threads()
+
+
+@pytest.mark.parametrize("keep_loaded", [False, True])
+def test_the_unet_takes_no_weights_beside_a_text_encoder_that_is_released(loader: Loader, keep_loaded: bool) -> None:
+    def until_the_unet_lacks_its_weights() -> None:
+        wait_until(loader, "weights" if keep_loaded else "before weights")
+        time.sleep(0.0 if keep_loaded else 0.2)  # that it does not wait would be seen
+
+    loader.slow = lambda: wait_until(loader, "open text_encoder")
+    loader.when_loaded["text_encoder"] = until_the_unet_lacks_its_weights
+    pipe = loader.pipeline(keep_loaded=keep_loaded)
+    pipe.draw(plan(pipe))
+    assert loader.weights_beside == (["text_encoder"] if keep_loaded else [])
+    pipe.close()
+    wait_for_threads()
+
+
+@pytest.mark.parametrize("keep_loaded", [False, True])
+def test_the_unet_that_waits_is_no_hindrance_if_the_text_is_never_encoded(loader: Loader, keep_loaded: bool) -> None:
+    pipe = loader.pipeline(keep_loaded=keep_loaded)
+    loader.failure["text_encoder"] = BundleError("the file is damaged")
+    with pytest.raises(BundleError, match="damaged"):
+        pipe.denoise(plan(pipe))
+    wait_for_threads()
+    assert loader.names().count("weights") == 1
+    pipe.close()
 
 
 def test_the_unet_is_released_if_it_is_never_needed(loader: Loader) -> None:

@@ -9,7 +9,7 @@ from openvino import opset13 as operators
 from openvino_models import constant, executed, named, open_model
 
 from sdc.engines.kernels.convolution import Quantisation
-from sdc.engines.sessions.openvino_gate import _match, replace_gates
+from sdc.engines.sessions.openvino_gate import _match, gates_taken, replace_gates
 from sdc.engines.sessions.openvino_operators import Replacements
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
@@ -160,3 +160,17 @@ def test_weights_are_not_copied_before_they_are_packed(packer):
     sites = [site for node in model.get_ordered_ops() if node.get_type_name() == "Gelu" and (site := _match(node))]
     (site,) = sites
     assert not any(operands.weights.flags.owndata for operands in site.operands)
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens", "count"),
+    [({}, 192, 2), ({"bytes": True}, 192, 2), ({}, 50, 0), ({"mode": "tanh"}, 192, 0)],
+)
+def test_what_will_be_taken_is_known_beforehand(packer, options, tokens, count):
+    model, shapes = build_model(**options), {"x": (2, tokens, WIDTH)}
+    free = model.inputs[0].get_partial_shape()
+    taken = gates_taken(model, shapes)
+    assert model.inputs[0].get_partial_shape() == free
+    first = [node.get_friendly_name() for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"][:2]
+    assert taken == set(first[:count])
+    assert len(replaced(model, packer, shapes)) == count // 2

@@ -216,6 +216,16 @@ def test_refuses_an_engine_with_other_tensors(source, small_unet):
         open_session(source)
 
 
+def test_what_waits_for_memory_waits_before_it_is_compiled(source: EngineSource) -> None:
+    compiled: list[bool] = []
+    shapes = {"sample": (2, 3, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 5, 7)}
+    with open_session(source) as session:
+        for _ in range(2):
+            session.prepare(shapes, before_weights=lambda: compiled.append(session._engine is not None))
+        assert session._engine is not None
+    assert compiled == [False], "a second time there is nothing to wait for"
+
+
 AFTER_SESSIONS = """
 import faulthandler, gc, os, signal, sys
 from pathlib import Path
