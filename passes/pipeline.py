@@ -38,6 +38,7 @@ from sdc.passes.lowering.move_conv_bias import MoveConvBias
 from sdc.passes.lowering.narrow_inputs import NarrowInputs
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.lowering.split_geglu import SplitGeGlu
+from sdc.passes.lowering.widen_fp16 import WidenFp16
 from sdc.passes.precision.cast_bf16 import CastBf16
 from sdc.passes.precision.cast_fp16 import CastFp16
 from sdc.passes.precision.formats import FLOATING, Format
@@ -238,7 +239,7 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
     """Passes before and after the fused operators are inlined, and the operator domains that the backend reads."""
     standard = frozenset({""})
     if backend == "onnxruntime":
-        before = (MergeProjections(), LowerMultiHeadAttention(), LowerBiasSums())
+        before = (MergeProjections(), WidenFp16(), LowerMultiHeadAttention(), LowerBiasSums())
         return (
             before,
             (LowerGroupNorm(), ShiftQdqToUint8(), LowerConvToBytes(), LowerQuantisedConv()),

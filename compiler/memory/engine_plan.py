@@ -9,8 +9,9 @@ from typing import Any
 import onnx_ir as ir
 
 from sdc.compiler.memory.engine_graphs import computes_in_bf16, engine_graphs, floating_bits
+from sdc.compiler.memory.onnxruntime_activations import as_onnxruntime_holds, expanded_weights
 from sdc.compiler.memory.onnxruntime_arena import touched_bytes
-from sdc.compiler.memory.onnxruntime_engines import read_onnx_engine
+from sdc.compiler.memory.onnxruntime_engines import held_by_onnxruntime, read_graph
 from sdc.compiler.memory.openvino_activations import as_openvino_holds
 from sdc.compiler.memory.openvino_engines import HeldEngine, read_held_engine
 from sdc.engines.bundle import Bundle
@@ -26,6 +27,7 @@ from sdc.engines.sessions.openvino_group_norm import sums_taken
 from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO
 from sdc.passes.memory.buffers import SizedGraph
+from sdc.passes.memory.lifetimes import write_in_place
 from sdc.passes.memory.plan import MemoryPlan, plan_memory
 
 UNETS = ("unet", SHALLOW)
@@ -143,15 +145,18 @@ class EnginePlanner:
             graph = self.graphs[component].at(sizes, floating_bits=bits)
             if in_openvino:
                 graph = as_openvino_holds(graph, self._sums(component, sizes))
-            memory = plan_memory(graph, in_place=in_openvino)  # its kernels write over operands where they can
             in_arena = self.entry.backend == ONNXRUNTIME
+            if in_arena:
+                graph = as_onnxruntime_holds(graph, expanded_weights(self._onnx_graph(component)))
+            # Kernels of both write over operands where they can.
+            memory = plan_memory(graph, in_place=in_openvino or in_arena)
             self._plans[key] = EnginePlan(
                 component,
                 sizes,
                 weight_bytes=self.graphs[component].weight_bytes,
                 held=self._holds(component, sizes),
                 memory=memory,
-                growth_bytes=touched_bytes(graph) - memory.written.arena.bytes if in_arena else 0,
+                growth_bytes=touched_bytes(write_in_place(graph)) - memory.written.arena.bytes if in_arena else 0,
                 workspace_bytes=_attention_bytes(graph) if in_openvino and bits == 16 else 0,
                 result_bytes=self._result_bytes(component, sizes) if in_openvino else 0,
             )
@@ -166,23 +171,26 @@ class EnginePlanner:
         return sum(graph.buffers[output].bytes_at(sizes) for output in graph.outputs)
 
     def _holds(self, component: str, sizes: Mapping[str, int]) -> HeldEngine:
-        if self.entry.backend not in (OPENVINO, ONNXRUNTIME):
+        if self.entry.backend == ONNXRUNTIME:
+            return held_by_onnxruntime(self._onnx_graph(component))
+        if self.entry.backend != OPENVINO:
             return HeldEngine(self.graphs[component].weight_bytes, 0)
-        path = self.bundle.file(self.entry.engines[component].files[0])
-        packed, gated = self._in_kernels(component, sizes) if self.entry.backend == OPENVINO else (frozenset(),) * 2
+        packed, gated = self._in_kernels(component, sizes)
         if (component, packed, gated) not in self._held:
-            self._held[component, packed, gated] = (
-                read_held_engine(
-                    path,
-                    self._bits(component) or 32,
-                    bf16_bits=16 if computes_in_bf16() else 32,
-                    packed=packed,
-                    gated=gated,
-                )
-                if self.entry.backend == OPENVINO
-                else read_onnx_engine(path)
+            self._held[component, packed, gated] = read_held_engine(
+                self.bundle.file(self.entry.engines[component].files[0]),
+                self._bits(component) or 32,
+                bf16_bits=16 if computes_in_bf16() else 32,
+                packed=packed,
+                gated=gated,
             )
         return self._held[component, packed, gated]
+
+    def _onnx_graph(self, component: str) -> ir.Graph:
+        if component not in self._models:
+            self._models[component] = read_graph(self.bundle.file(self.entry.engines[component].files[0]))
+        graph: ir.Graph = self._models[component]
+        return graph
 
     def _in_kernels(self, component: str, sizes: Mapping[str, int]) -> tuple[frozenset[str], frozenset[str]]:
         """Names of the convolutions and of the MatMuls that run in our own kernels, as `OpenVinoSession` decides."""

@@ -18,7 +18,7 @@ from sdc.passes.precision.operator_types import accepts, output_dtype
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Attention"})
 """A float32 island ends here: what feeds a sinusoid through one of these is an activation like any other."""
 
-_DTYPE_ATTRIBUTES = {"Cast": "to", "EyeLike": "dtype", "RandomNormal": "dtype", "DequantizeLinear": "output_dtype"}
+DTYPE_ATTRIBUTES = {"Cast": "to", "EyeLike": "dtype", "RandomNormal": "dtype", "DequantizeLinear": "output_dtype"}
 """Attributes that name the element type of the output."""
 
 
@@ -73,7 +73,7 @@ class CastHalf(Pass):
         Raises:
             PassError: a precondition does not hold, or a node that is named does not exist.
         """
-        _check_convertible(model, self.name)
+        check_convertible(model, self.name)
         island = _island_nodes(model.graph, self.islands) | self._named_nodes(model.graph)
         if self.products:
             island |= {node for node in model.graph if not _is_product(node)}
@@ -118,7 +118,12 @@ def _is_product(node: ir.Node) -> bool:
     return node.op_type in _HEAVY or node.op_type == domain.MULTI_HEAD_ATTENTION
 
 
-def _check_convertible(model: ir.Model, name: str) -> None:
+def check_convertible(model: ir.Model, name: str) -> None:
+    """Check that a pass of this name can tell the type of every value of a graph.
+
+    Raises:
+        PassError: it holds subgraphs, or functions that are not ours.
+    """
     foreign = [str(key) for key, function in model.functions.items() if function.domain != domain.DOMAIN]
     if foreign:
         raise PassError(f"{name}: functions {foreign} have bodies of unknown types", hint="run inline-functions first")
@@ -225,7 +230,7 @@ class _Conversion:
         return twin
 
     def _retype_attributes(self, node: ir.Node) -> None:
-        name = _DTYPE_ATTRIBUTES.get(node.op_type, "") if node.domain == "" else ""
+        name = DTYPE_ATTRIBUTES.get(node.op_type, "") if node.domain == "" else ""
         if node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == self.half:
             return  # asked for float32 where 16 bits are at hand: an island of the graph's author
         if name in node.attributes and node.attributes.get_int(name) == ir.DataType.FLOAT:

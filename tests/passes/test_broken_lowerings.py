@@ -13,6 +13,7 @@ from broken import (
     attribute,
     check_noticed,
     entry,
+    initializers,
     names,
     nodes,
     operand,
@@ -40,6 +41,8 @@ from test_quantised_results import make_conv as make_conv_to_bytes
 from test_quantised_results import make_inputs as make_images
 from test_shift_qdq_to_uint8 import PAIR
 from test_split_geglu import make_gate, make_quantised
+from test_widen_fp16 import FEEDS as WIDEN_FEEDS
+from test_widen_fp16 import ROUNDED, make_half_matmul
 from transformer_graph import FEEDS, make_transformer
 
 from sdc.passes import domain
@@ -57,7 +60,9 @@ from sdc.passes.lowering.move_conv_bias import MoveConvBias
 from sdc.passes.lowering.narrow_inputs import NarrowInputs
 from sdc.passes.lowering.shift_qdq_to_uint8 import ShiftQdqToUint8
 from sdc.passes.lowering.split_geglu import SplitGeGlu
+from sdc.passes.lowering.widen_fp16 import WidenFp16
 from sdc.passes.pipeline import canonical_passes, fusion_passes
+from sdc.passes.simplify.cancel_no_ops import CancelNoOps
 
 SCALED = ATTENTION.replace("Attention (", "Attention <scale = 0.7> (")
 CAUSAL = ATTENTION.replace("MatMul (context, wk)", "MatMul (x, wq)").replace("MatMul (context, wv)", "MatMul (x, wq)")
@@ -190,6 +195,21 @@ CASES = {
             ),
         },
         MergeProjections(),
+    ),
+    "onnxruntime: widen-fp16": Case(
+        make_half_matmul,
+        WIDEN_FEEDS,
+        (WidenFp16(), CancelNoOps()),
+        {
+            "small constants are others": patched(
+                "lowering.widen_fp16:_widened",
+                lambda widened: lambda tensor: ir.tensor(widened(tensor).numpy() + np.float32(4), name=tensor.name),
+            ),
+            "weights of another matrix": initializers(lambda value: value.dtype == ir.DataType.FLOAT16, np.negative),
+            "bias forgotten": operand("Add", 1, 0),
+        },
+        WidenFp16,
+        tolerance=ROUNDED,
     ),
     "onnxruntime: lower-multi-head-attention": lowers(
         fused(lambda: make_attention(SCALED)), ATTENTION_FEEDS, ATTENTION_KINDS, LowerMultiHeadAttention()
