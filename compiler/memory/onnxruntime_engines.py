@@ -43,8 +43,8 @@ def held_by_onnxruntime(graph: ir.Graph) -> HeldEngine:
     1. Constants of 16-bit floats are cast to float32, by the graph or because the CPU has no kernels for them, and only
        that stays.
     2. Other constants take what they take in the file, packed for a kernel or not. Their originals are freed.
-    3. While it is loaded, a constant of 16-bit floats is there three times: as it is stored, in float32, and packed. Those
-       that convolutions read, blocked by channels, are so all at once, others one after the other.
+    3. While it is loaded, a constant of 16-bit floats is there three times: as it is stored, in float32, and packed.
+       Those that convolutions read, blocked by channels, are so all at once, others one after the other.
     4. A table of which a Gather reads rows stays in the mapped file.
 
     Source: ONNX Runtime 1.31, by the sizes and callers of its live blocks after loading, its arena switched off.
