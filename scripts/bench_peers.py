@@ -45,6 +45,7 @@ from peers.store import Store, load_store, open_store
 from peers.worker import SideError, prepare_side
 
 STEPS = 20
+BUNDLES = ("bf16", "int8", "int8-deepcache")
 NAMES = {"unet": "unet", "vae": "vae_decoder", "text": "text_encoder", "picture": "picture", "start": "start"}
 
 
@@ -90,8 +91,8 @@ def arguments() -> argparse.Namespace:
         type=bundle_of,
         nargs="+",
         default=[],
-        metavar="bf16=DIR",
-        help="exported for cpu already",
+        metavar="PRECISION=DIR",
+        help="bf16, int8 or int8-deepcache, exported for cpu already",
     )
     parser.add_argument("--prepare-only", action="store_true", help="measure nothing")
     parser.add_argument("--retry", action="store_true", help="try again what has failed in an earlier call")
@@ -108,11 +109,11 @@ def names(text: str) -> list[str]:
 
 
 def bundle_of(text: str) -> tuple[str, Path]:
-    """Precision and folder of "int8=build/sd15-int8"."""
-    precision, _, folder = text.partition("=")
-    if precision not in ("bf16", "int8") or not folder:
-        raise argparse.ArgumentTypeError(f"expected bf16=DIR or int8=DIR, found {text}")
-    return precision, Path(folder).resolve()
+    """What sdc's bundles are called, and folder, of "int8=build/sd15-int8"."""
+    name, _, folder = text.partition("=")
+    if name not in BUNDLES or not folder:
+        raise argparse.ArgumentTypeError(f"expected NAME=DIR with one of {', '.join(BUNDLES)}, found {text}")
+    return name, Path(folder).resolve()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -136,8 +137,8 @@ def set_up(options: argparse.Namespace, store: Store, sides: list[Side]) -> Benc
     if not (folder / "checkpoint").exists():
         check_room(options.work.resolve(), ARCHITECTURES[options.architecture].needed_bytes)
     checkpoint = make_checkpoint(options, folder)
-    for precision, bundle in options.bundles:
-        link_bundle(folder / "made", precision, bundle, ARCHITECTURES[options.architecture])
+    for name, bundle in options.bundles:
+        link_bundle(folder / "made", name, bundle, ARCHITECTURES[options.architecture])
     inputs = folder / "inputs.npz"
     if not inputs.exists():
         write_inputs(checkpoint, inputs)

@@ -13,6 +13,7 @@ import numpy as np
 from peers.environments import SetUpError
 from sdc.engines.bundle import open_bundle
 from sdc.engines.noise import noise_from_seeds
+from sdc.engines.specs import SHALLOW
 from sdc.engines.tokenizer import load_tokenizer
 
 PROMPT = "a photo of a red dress on a white background"
@@ -59,18 +60,25 @@ def check_room(folder: Path, needed_bytes: int) -> None:
         raise SetUpError(f"expected {needed_bytes / 2**30:.0f} GiB on the disk, {found}; give another --work")
 
 
-def link_bundle(made: Path, precision: str, bundle: Path, architecture: Architecture) -> None:
-    """Let sdc's sides of a precision use a bundle that is there already, unless they have one.
+def link_bundle(made: Path, name: str, bundle: Path, architecture: Architecture) -> None:
+    """Let sdc's sides use a bundle that is there already, unless they have one.
+
+    Args:
+        made: folder of what sides have made.
+        name: precision of the bundle, with "-deepcache" if it has a shallow UNet.
+        bundle: its folder.
+        architecture: of all sides.
 
     Raises:
-        SetUpError: it is a bundle of another model or precision.
+        SetUpError: it is a bundle of another model or precision, or has no shallow UNet where it should.
     """
     manifest = open_bundle(bundle).manifest
-    found = (manifest.model.name, manifest.model.weights.partition(",")[0], manifest.precision)
-    wanted = (architecture.model, architecture.weights, precision)
+    shallow = "-deepcache" if SHALLOW in manifest.components else ""
+    found = (manifest.model.name, manifest.model.weights.partition(",")[0], f"{manifest.precision}{shallow}")
+    wanted = (architecture.model, architecture.weights, name)
     if found != wanted:
         raise SetUpError(f"expected a bundle of {', '.join(wanted)}, found {', '.join(found)} in {bundle}")
-    place = made / f"sdc-{precision}"
+    place = made / f"sdc-{name}"
     if not place.exists():
         place.mkdir(parents=True)
         (place / "bundle").symlink_to(bundle)

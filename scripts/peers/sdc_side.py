@@ -1,6 +1,8 @@
 """sdc itself: a bundle of its target `cpu`.
 
-Options: "precision"; "model" and "weights" as for `sdc export`; "calibration_table", a file or None. Kernels are
+Options: "precision"; "model" and "weights" as for `sdc export`; "calibration_table", a file or None; "deepcache",
+whether it has a shallow UNet; "way", what pictures are drawn with beside the settings of all sides. A LoRA that is
+folded in changes no engine, so LCM takes the time that it takes with one. Kernels are
 switched by the environment variable SDC_KERNELS. A step has a new timestep in every call, so that what was hoisted out
 of the UNet and runs once a timestep counts; what runs once a picture counts in the picture.
 """
@@ -29,7 +31,7 @@ def prepare(job: Job) -> None:
 
 def bundle_name(job: Job) -> str:
     """Of the folder below `made` that holds the bundle."""
-    return f"sdc-{job.options['precision']}"
+    return f"sdc-{job.options['precision']}{'-deepcache' if job.options.get('deepcache') else ''}"
 
 
 def export(job: Job, folder: Path) -> None:
@@ -40,6 +42,8 @@ def export(job: Job, folder: Path) -> None:
     for name in ("model", "weights", "precision", "calibration_table"):
         if job.options.get(name) and not (name == "calibration_table" and job.options["precision"] != "int8"):
             arguments += [f"--{name.replace('_', '-')}", job.options[name]]
+    if job.options.get("deepcache"):
+        arguments.append("--deepcache")
     if main_of_sdc(arguments):
         raise RuntimeError(f"sdc {' '.join(arguments)} failed")
 
@@ -105,14 +109,13 @@ def drawing(path: Path, job: Job) -> Work:
                 ends.append((time.monotonic() - step.seconds, time.monotonic()))
 
             begin = time.perf_counter()
+            way = {"sampler": "ddim", "steps": steps, "guidance_scale": job.picture["guidance_scale"]}
             generation = pipeline.plan(
                 job.picture["prompt"],
-                sampler="ddim",
-                steps=steps,
-                guidance_scale=job.picture["guidance_scale"],
                 seed=job.picture["seed"],
                 height=job.picture["size_px"],
                 width=job.picture["size_px"],
+                **(way | job.options.get("way", {})),
             )
             picture = pipeline.decode(pipeline.denoise(generation, on_step=note))
             seconds.append(time.perf_counter() - begin)

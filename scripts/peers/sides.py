@@ -170,6 +170,18 @@ SIDES = (
         variables={"SDC_KERNELS": "1"},
         components=UNET_ONLY,
     ),
+    Side(
+        *("sdc-int8-cached", "sdc int8, DeepCache 3, guidance at 0:15", OWN, "sdc_side", "int8"),
+        options={"precision": "int8", "deepcache": True, "way": {"deepcache": 3, "guidance_steps": (0, 15)}},
+        variables={"SDC_KERNELS": "1"},
+        components=("picture",),
+    ),
+    Side(
+        *("sdc-int8-lcm", "sdc int8, LCM in 4 steps", OWN, "sdc_side", "int8"),
+        options={"precision": "int8", "way": {"sampler": "lcm", "steps": 4, "guidance_scale": 1.0}},
+        variables={"SDC_KERNELS": "1"},
+        components=("picture",),
+    ),
 )
 
 ROOFLINES = (
