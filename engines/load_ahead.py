@@ -17,18 +17,56 @@ def loads_unet_ahead(backend: str, *, prefetch: bool) -> bool:
     return prefetch and backend == OPENVINO
 
 
+class _GivenUpError(Exception):
+    """Nobody waits for an engine any more."""
+
+
+class _Gate:
+    """What an engine waits at before it takes the memory of its weights."""
+
+    def __init__(self, *, is_open: bool) -> None:
+        self._is_settled = threading.Event()
+        self._is_given_up = False
+        if is_open:
+            self.open()
+
+    @property
+    def waits(self) -> bool:
+        """Whether nobody has said yet what comes of it."""
+        return not self._is_settled.is_set()
+
+    def open(self) -> None:
+        """There is memory now."""
+        self._is_settled.set()
+
+    def give_up(self) -> None:
+        """Nobody needs the engine; one that is past the gate goes on all the same."""
+        self._is_given_up = self.waits
+        self._is_settled.set()
+
+    def wait(self) -> None:
+        """Until it is open.
+
+        Raises:
+            _GivenUpError: it will not be.
+        """
+        self._is_settled.wait()
+        if self._is_given_up:
+            raise _GivenUpError
+
+
 @dataclass(frozen=True)
 class _Loading:
     """An engine on its way.
 
     Attributes:
         shapes: that it is made ready for.
-        may_take_memory: set when it need not wait for memory any more.
+        gate: that it waits at.
         session: it, in the end.
     """
 
     shapes: tuple[Shapes, ...]
-    may_take_memory: threading.Event
+    gate: _Gate
     session: Future[Session]
 
 
@@ -46,26 +84,32 @@ class LoadAhead:
     def begin(self, component: str, shapes: Sequence[Shapes], *, waits: bool = False) -> None:
         """Load an engine and make it ready for inputs of these shapes; what is loaded for others is released first.
 
-        If it `waits`, it does not take the memory of its weights until `go_on` is called, or it is taken or released;
-        one of these has to come, as the interpreter waits for all threads at its end.
+        If it `waits`, it does not take the memory of its weights until `go_on` is called or it is taken; one of these,
+        `give_up` or `release` has to come, as the interpreter waits for all threads at its end.
         """
         wanted = tuple(shapes)
         loading = self._loading.get(component)
         if loading is not None and loading.shapes == wanted:
             return
         self.release(but=self._loading.keys() - {component})
-        may_take_memory = threading.Event()
-        if not waits:
-            may_take_memory.set()
+        gate = _Gate(is_open=not waits)
         executor = ThreadPoolExecutor(1, f"sdc-load-{component}")
-        session = executor.submit(self._load, component, wanted, may_take_memory)
-        self._loading[component] = _Loading(wanted, may_take_memory, session)
+        try:
+            session = executor.submit(self._load, component, wanted, gate)
+            self._loading[component] = _Loading(wanted, gate, session)
+        except BaseException:  # an interrupt between the two
+            gate.give_up()
+            raise
         executor.shutdown(wait=False)  # the thread ends with its work
 
     def go_on(self) -> None:
         """There is memory now for what waits for it."""
         for loading in self._loading.values():
-            loading.may_take_memory.set()
+            loading.gate.open()
+
+    def give_up(self) -> None:
+        """Release what waits for memory, or would."""
+        self.release(but=[component for component, loading in self._loading.items() if not loading.gate.waits])
 
     def is_loading(self, component: str) -> bool:
         """Whether an engine was begun and not taken yet."""
@@ -80,7 +124,7 @@ class LoadAhead:
         loading = self._loading.get(component)
         if loading is None:
             return None
-        loading.may_take_memory.set()
+        loading.gate.open()
         loading.session.exception()  # if this wait is interrupted, `release` still knows the engine
         del self._loading[component]
         return loading.session.result()
@@ -89,16 +133,16 @@ class LoadAhead:
         """Wait for all engines, or all but some, and release them; if one failed, nobody needs it any more."""
         for component in [name for name in self._loading if name not in but]:
             loading = self._loading[component]
-            loading.may_take_memory.set()
+            loading.gate.give_up()
             if loading.session.exception() is None:
                 loading.session.result().close()
             del self._loading[component]
 
-    def _load(self, component: str, shapes: tuple[Shapes, ...], may_take_memory: threading.Event) -> Session:
+    def _load(self, component: str, shapes: tuple[Shapes, ...], gate: _Gate) -> Session:
         session = self._load_session(component)
         if isinstance(session, Preparable):
             try:
-                session.prepare(*shapes, before_weights=may_take_memory.wait)
+                session.prepare(*shapes, before_weights=gate.wait)
             except BaseException:
                 session.close()
                 raise

@@ -78,7 +78,8 @@ class Networks:
 
         Args:
             samples: shapes of the samples that it will be run on, for which it is made ready.
-            waits: whether it takes the memory of its weights only after the next `release`, which has to come.
+            waits: whether it takes the memory of its weights only when other engines have been released, or it is
+                asked for; `release` or `give_up_waiting` has to come.
         """
         if "unet" not in self._sessions:
             distinct = sorted({tuple(sample) for sample in samples})
@@ -186,10 +187,16 @@ class Networks:
 
     def release(self, *, but: Container[str] = ()) -> None:
         """Release all engines, or all but some; they are loaded again if they are needed again."""
-        self._ahead.release(but=but)
-        for component in [name for name in self._sessions if name not in but]:
-            self._sessions.pop(component).close()
-        self._ahead.go_on()
+        try:
+            self._ahead.release(but=but)
+            for component in [name for name in self._sessions if name not in but]:
+                self._sessions.pop(component).close()
+        finally:
+            self._ahead.go_on()
+
+    def give_up_waiting(self) -> None:
+        """Release an engine that is loaded ahead and waits for memory: what would free it did not come about."""
+        self._ahead.give_up()
 
     def _release_what_is_known(self) -> None:
         """Release engines that give the same for every picture, as what they give is kept; they may be loaded again."""

@@ -271,15 +271,18 @@ class Pipeline:
     def _encode_beside_unet(self, generation: Generation, latent_size: tuple[int, int]) -> NDArray[np.float32]:
         """`encode_prompts`, while the UNet is loaded, if it is loaded ahead.
 
-        If engines are released, that has no weights in memory until the text encoder's are gone.
+        If engines are released, the backend packs the UNet's weights once the text encoder is gone.
         """
         try:
             if self._load_ahead:
                 samples = self._sample_shapes(generation, latent_size)
                 self.networks.load_unet_ahead(samples, waits=not self._keep_loaded)
-            return self.encode_prompts(generation)
-        finally:
-            self._leave_only("unet", SHALLOW)
+            states = self.encode_prompts(generation)
+        except BaseException:
+            self.networks.give_up_waiting()
+            raise
+        self._leave_only("unet", SHALLOW)
+        return states
 
     def _sample_shapes(self, generation: Generation, latent_size: tuple[int, int]) -> set[tuple[int, ...]]:
         """Of all samples that the UNet gets."""

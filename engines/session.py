@@ -62,7 +62,8 @@ class Preparable(Protocol):
 
         Args:
             shapes: by name of the input.
-            before_weights: called before what takes most of the engine's memory; may wait, for memory to be free.
+            before_weights: called before what takes most of the engine's memory; may wait until there is some, or raise
+                to give up.
 
         Raises:
             BundleError: the backend cannot.

@@ -239,7 +239,7 @@ def _arrangement(backend: str) -> tuple[tuple[Pass, ...], tuple[Pass, ...], froz
     """Passes before and after the fused operators are inlined, and the operator domains that the backend reads."""
     standard = frozenset({""})
     if backend == "onnxruntime":
-        before = (MergeProjections(), WidenFp16(), LowerMultiHeadAttention(), LowerBiasSums())
+        before = (MergeProjections(), WidenFp16(), CancelNoOps(), LowerMultiHeadAttention(), LowerBiasSums())
         return (
             before,
             (LowerGroupNorm(), ShiftQdqToUint8(), LowerConvToBytes(), LowerQuantisedConv()),

@@ -20,6 +20,7 @@ reason.
   is a turn by itself, after one call that does not count; stable-diffusion.cpp takes part in two rounds only.
 - Peak memory is VmHWM of the process of one component, with files that are mapped; of torch.compile without the
   compilers that it starts.
+- Two rows of sdc draw pictures of less work, and say so in their names; they have no error and no roofline.
 - Errors are relative to float32 torch; rooflines are products of large matrices, measured before the UNet.
 """
 
@@ -91,7 +92,7 @@ def arguments() -> argparse.Namespace:
         type=bundle_of,
         nargs="+",
         default=[],
-        metavar="PRECISION=DIR",
+        metavar="NAME=DIR",
         help="bf16, int8 or int8-deepcache, exported for cpu already",
     )
     parser.add_argument("--prepare-only", action="store_true", help="measure nothing")

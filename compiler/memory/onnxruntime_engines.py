@@ -52,7 +52,8 @@ def held_by_onnxruntime(graph: ir.Graph) -> HeldEngine:
     weights = blocked = largest = 0
     for value in graph.initializers.values():
         tensor, readers = value.const_value, _readers(value)
-        if tensor is None or readers <= _ROWS:
+        is_cast = any(node.op_type == "Cast" for node in value.consumers())
+        if tensor is None or (readers <= _ROWS and not is_cast):
             continue
         expands = tensor.dtype in _HALVES
         held = _FLOAT32_BYTES * tensor.size if expands else tensor.nbytes

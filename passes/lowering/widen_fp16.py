@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,13 +10,14 @@ import onnx_ir as ir
 
 from sdc.passes.base import Pass, PassReport
 from sdc.passes.matching import consumers, is_operator
-from sdc.passes.precision.cast_half import DTYPE_ATTRIBUTES, check_convertible
+from sdc.passes.precision.cast_half import DTYPE_ATTRIBUTES, cast_of, check_convertible
 from sdc.passes.precision.half_tensors import EXACT_CONSTANT
+from sdc.passes.simplify.fold_constants import FoldConstants
 
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 _SCALED = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_MOST_SMALL_ELEMENTS = 8192
-"""Constants of no more elements are kept in float32: all biases, and what `FoldConstants` would cast anyway."""
+_MOST_SMALL_ELEMENTS = FoldConstants.input_size_limit
+"""Constants of no more elements are kept in float32: all biases, and what would be folded anyway."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class WidenFp16(Pass):
 
     Preconditions are those of `CastHalf`: no functions outside of domain `sdc`, no subgraphs.
 
+    Not matched: bfloat16, which this provider does not run at all.
+
     Source: ONNX Runtime 1.31, profiles of SD 1.5's VAE decoder.
     """
 
@@ -51,27 +55,28 @@ class WidenFp16(Pass):
         """
         check_convertible(model, self.name)
         graph = model.graph
-        inside = [node for node in graph if not _casts_output(node) and not _picks_stored_rows(node)]
+        kept = [node for node in graph if _casts_output(node) or _picks_stored_rows(node)]
+        inside = [node for node in graph if node not in kept]
         for node in inside:
             _name_float32(node)
         written = {value for node in inside for value in node.outputs if value.dtype == _HALF}
         for value in written:
             value.type = ir.TensorType(_SINGLE)  # not shared with another value
         constants = [value for value in graph.initializers.values() if value.dtype == _HALF]
-        stored = [value for value in constants if not _widen_small(value)]
+        small = [value for value in constants if _is_small(value)]
+        for value in small:
+            _widen(value)
+        stored = [value for value in constants if value.dtype == _HALF]
         inputs = [value for value in graph.inputs if value.dtype == _HALF]
-        rows = [node.outputs[0] for node in graph if _picks_stored_rows(node)]
-        for value in (*stored, *inputs, *rows):
-            _cast_for_readers(graph, value)
-        for index, value in enumerate(graph.outputs):
-            if value in written:
-                _cast_output(graph, index, value)
-        details = {"stored": len(stored), "constants": len(constants) - len(stored)}
-        return PassReport(self.name, len(written), details=details)
+        for value in (*stored, *inputs, *(node.outputs[0] for node in kept)):
+            if value.dtype == _HALF:
+                _cast_for_readers(graph, value)
+        _cast_outputs(graph, written)
+        return PassReport(self.name, len(written), details={"stored": len(stored), "constants": len(small)})
 
 
 def _casts_output(node: ir.Node) -> bool:
-    """Whether an output of the graph is its other values in float16."""
+    """Whether an output of the graph is its other values in another type."""
     return is_operator(node, "Cast") and node.outputs[0].is_graph_output()
 
 
@@ -88,21 +93,18 @@ def _name_float32(node: ir.Node) -> None:
         node.attributes["value"] = ir.AttrTensor("value", _widened(node.attributes["value"].as_tensor()))
 
 
-def _widen_small(value: ir.Value) -> bool:
-    """Whether a constant is small, and was given its values in float32."""
-    if not _is_small(value):
-        return False
+def _is_small(value: ir.Value) -> bool:
+    """Whether a constant becomes float32: a small one or scales, but no output of the graph."""
+    assert value.const_value is not None
+    is_scale = any(node.op_type in _SCALED and index == 1 for node, index in value.uses())
+    return (is_scale or value.const_value.size <= _MOST_SMALL_ELEMENTS) and not value.is_graph_output()
+
+
+def _widen(value: ir.Value) -> None:
     assert value.const_value is not None
     exact = value.meta.get(EXACT_CONSTANT)
     value.const_value = _widened(value.const_value if exact is None else exact)
     value.type = ir.TensorType(_SINGLE)
-    return True
-
-
-def _is_small(value: ir.Value) -> bool:
-    assert value.const_value is not None
-    is_scale = any(node.op_type in _SCALED for node in value.consumers())
-    return is_scale or value.const_value.size <= _MOST_SMALL_ELEMENTS
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -114,9 +116,7 @@ def _cast_for_readers(graph: ir.Graph, value: ir.Value) -> None:
     readers = [node for node in consumers(value) if not is_operator(node, "Cast") and not _picks_stored_rows(node)]
     if not readers:
         return
-    cast = ir.node("Cast", [value], {"to": _SINGLE.value})
-    cast.outputs[0].name = f"{value.name}.float"
-    cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, _SINGLE
+    cast = cast_of(value, _SINGLE)
     for node in readers:
         for index, operand in enumerate(node.inputs):
             if operand is value:
@@ -128,13 +128,16 @@ def _cast_for_readers(graph: ir.Graph, value: ir.Value) -> None:
         graph.insert_after(producer, cast)
 
 
-def _cast_output(graph: ir.Graph, index: int, value: ir.Value) -> None:
-    """Give an output of the graph its type back, under its name."""
-    producer, name = value.producer(), value.name
-    assert producer is not None
-    value.name = f"{name}.float"
-    cast = ir.node("Cast", [value], {"to": _HALF.value})
-    cast.outputs[0].name = name
-    cast.outputs[0].shape, cast.outputs[0].dtype = value.shape, _HALF
-    graph.insert_after(producer, cast)
-    graph.outputs[index] = cast.outputs[0]
+def _cast_outputs(graph: ir.Graph, written: Collection[ir.Value]) -> None:
+    """Give outputs of the graph that were float16 their type back, under their names."""
+    casts: dict[ir.Value, ir.Value] = {}
+    for index, value in enumerate(graph.outputs):
+        producer, name = value.producer(), value.name
+        if producer is None or value not in written:
+            continue
+        if value not in casts:
+            cast = cast_of(value, _HALF)
+            value.name, cast.outputs[0].name = f"{name}.float", name
+            graph.insert_after(producer, cast)
+            casts[value] = cast.outputs[0]
+        graph.outputs[index] = casts[value]

@@ -195,7 +195,7 @@ class _Conversion:
                 continue
             name = value.name
             value.name = f"{name}.{self.half.name.lower()}"
-            cast = _cast(value, ir.DataType.FLOAT)
+            cast = cast_of(value, ir.DataType.FLOAT)
             cast.outputs[0].name = name
             self.graph.insert_after(node, cast)
             self.graph.outputs[index] = cast.outputs[0]
@@ -207,7 +207,7 @@ class _Conversion:
             if value.is_initializer():
                 self.twins[key] = self._half_initializer(value)
             else:
-                cast = _cast(value, wanted)
+                cast = cast_of(value, wanted)
                 self.graph.insert_before(before, cast)
                 self.twins[key] = cast.outputs[0]
                 self.counts["casts"] += 1
@@ -240,7 +240,8 @@ class _Conversion:
             node.attributes["value"] = ir.AttrTensor("value", half_from_tensor(fill, self.half).tensor)
 
 
-def _cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+def cast_of(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    """A Cast of a value, which is not in the graph yet; its result is named after both."""
     node = ir.node("Cast", [value], {"to": dtype.value})
     output = node.outputs[0]
     output.name, output.shape, output.dtype = f"{value.name}.{dtype.name.lower()}", value.shape, dtype

@@ -66,8 +66,8 @@ def row(store: Store, side: Side, component: str, found: dict[str, list[Measurem
     alike = best_peer([each for each in sides if each.precision == side.precision], found)
     any_peer = best_peer(sides, found)
     disturbed = sum(each.disturbed for each in mine)
-    error = store.errors.get(side.key, {}).get(component)
-    ideal = ideal_seconds(store, side, component, mine[0].threads)
+    error = None if side.draws_otherwise else store.errors.get(side.key, {}).get(component)
+    ideal = None if side.draws_otherwise else ideal_seconds(store, side, component, mine[0].threads)
     return markdown_row(
         side.title,
         written(middle),

@@ -1,8 +1,8 @@
 """sdc itself: a bundle of its target `cpu`.
 
 Options: "precision"; "model" and "weights" as for `sdc export`; "calibration_table", a file or None; "deepcache",
-whether it has a shallow UNet; "way", what pictures are drawn with beside the settings of all sides. A LoRA that is
-folded in changes no engine, so LCM takes the time that it takes with one. Kernels are
+whether it has a shallow UNet; "way", what pictures are drawn with in place of the settings of all sides, its own number
+of steps too. A LoRA that is folded in changes no engine, so LCM takes the time that it takes with one. Kernels are
 switched by the environment variable SDC_KERNELS. A step has a new timestep in every call, so that what was hoisted out
 of the UNet and runs once a timestep counts; what runs once a picture counts in the picture.
 """

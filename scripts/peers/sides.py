@@ -90,6 +90,11 @@ class Side:
     most_rounds: int | None = None
 
     @property
+    def draws_otherwise(self) -> bool:
+        """Whether its pictures are of less work than the others'."""
+        return "way" in self.options
+
+    @property
     def ours(self) -> bool:
         """Whether it is no peer."""
         return self.environment == OWN
@@ -172,7 +177,11 @@ SIDES = (
     ),
     Side(
         *("sdc-int8-cached", "sdc int8, DeepCache 3, guidance at 0:15", OWN, "sdc_side", "int8"),
-        options={"precision": "int8", "deepcache": True, "way": {"deepcache": 3, "guidance_steps": (0, 15)}},
+        options={
+            "precision": "int8",
+            "deepcache": True,
+            "way": {"steps": 20, "deepcache": 3, "guidance_steps": (0, 15)},
+        },
         variables={"SDC_KERNELS": "1"},
         components=("picture",),
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from sdc.compiler.memory.onnxruntime_activations import as_onnxruntime_holds, expanded_weights
@@ -18,8 +19,10 @@ from sdc.compiler.memory.onnxruntime_engines import (
     read_graph,
 )
 from sdc.engines.errors import BundleError
+from sdc.engines.sessions.onnxruntime import session_options
 from sdc.passes.memory.buffers import SizedGraph, Step
 from sdc.passes.memory.from_graph import buffers_from_graph
+from sdc.passes.memory.lifetimes import lower_bound, write_in_place
 
 sys.path.append(str(Path(__file__).parents[1] / "passes"))
 from equality import make_model
@@ -47,7 +50,6 @@ def graph_of(operator: str, dtype: type, *, cast: bool = False) -> ir.Graph:
         ("Conv", np.float16, 4, 2 + 4),
         ("Conv", np.float32, 4, 0),
         ("MatMul", np.int8, 1, 0),
-        ("Gather", np.float16, 0, 0),
     ],
 )
 def test_a_constant_by_its_type_and_reader(
@@ -58,6 +60,11 @@ def test_a_constant_by_its_type_and_reader(
     assert held.graph_bytes == SESSION_BYTES + GRAPH_BYTES_PER_NODE, "casts of constants are gone"
 
 
+def test_rows_are_read_in_the_file_unless_the_table_is_cast() -> None:
+    assert held_by_onnxruntime(graph_of("Gather", np.float16)).weight_bytes == 0
+    assert held_by_onnxruntime(graph_of("Gather", np.float16, cast=True)).weight_bytes == 4 * 105
+
+
 @pytest.mark.parametrize(("operator", "times"), [("MatMul", 1), ("Conv", 2)])
 def test_constants_are_cast_one_by_one_but_those_of_convolutions(operator: str, times: int) -> None:
     given, weights = ir.Value(name="x"), [make_constant(name) for name in "vw"]
@@ -66,25 +73,68 @@ def test_constants_are_cast_one_by_one_but_those_of_convolutions(operator: str, 
     assert held_by_onnxruntime(graph).page_bytes == times * 105 * (2 + 4)
 
 
-PRODUCTS = """<ir_version: 10, opset_import: ["": 23]> g
-    (float[5, 8] x) => (float[5, 6] y, float[5, 6] z, float[5, 6] u)
-    <float scale = {0.5}> {
-        d = DequantizeLinear (w, scale)  y = Gemm (x, d)
-        q = QuantizeLinear (x, scale)  a = DequantizeLinear (q, scale)
-        e = DequantizeLinear (v, scale)  z = Gemm (a, e)
-        f = DequantizeLinear (v, scale)  u = MatMul (x, f) }"""
+PRODUCTS = {
+    "Gemm <transB = 1> (x, d)": True,
+    "Gemm (x, d)": False,
+    "MatMul (x, d)": False,
+}
 
 
-def test_weights_that_no_kernel_takes_in_integers_are_expanded_in_every_run() -> None:
-    model = make_model(PRODUCTS, {name: np.ones((8, 6), np.int8) for name in "wv"})
-    assert expanded_weights(model.graph) == {"y": 4 * 48}
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_weights_that_no_kernel_takes_in_integers_are_expanded_in_every_run(product: str, tmp_path: Path) -> None:
+    """Beside what is left of ONNX Runtime's own optimisations."""
+    model = make_product(product)
+    assert expanded_weights(model.graph) == ({"y": 4 * 2048} if PRODUCTS[product] else {})
     graph = buffers_from_graph(model).at({})
     held = as_onnxruntime_holds(graph, expanded_weights(model.graph))
-    operators = [step.operator for step in held.steps]
-    assert operators == ["DequantizeLinear", *(step.operator for step in graph.steps)]
-    assert (held.names[-1], held.bytes[-1]) == ("y.weight", 4 * 48)
-    weight = len(held.names) - 1
-    assert [number for number, step in enumerate(held.steps) if weight in (*step.reads, *step.writes)] == [0, 1]
+    expected = (
+        [Step("DequantizeLinear", (), (1,)), Step("Gemm", (1,), (0,))] if PRODUCTS[product] else list(graph.steps)
+    )
+    assert list(held.steps) == expected
+    assert held.bytes == ((*graph.bytes, 4 * 2048) if PRODUCTS[product] else graph.bytes)
+    options = session_options(None)
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    kinds = {node.op_type for node in ir.load(tmp_path / "optimised.onnx").graph}
+    assert ("DequantizeLinear" in kinds) == PRODUCTS[product]
+
+
+def make_product(text: str) -> ir.Model:
+    graph = f"""<ir_version: 10, opset_import: ["": 23]> g (float[5, 64] x) => (float[5, 32] y) {{
+        d = DequantizeLinear (w, scale)  y = {text} }}"""
+    weight = np.ones((32, 64) if "transB" in text else (64, 32), np.int8)
+    return make_model(graph, {"w": weight, "scale": np.array(0.5, np.float32)})
+
+
+def test_weights_of_products_of_integers_are_not_expanded() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]> g (float[5, 64] x) => (float[5, 32] y) <float scale = {0.5}> {
+        q = QuantizeLinear (x, scale)  a = DequantizeLinear (q, scale)
+        d = DequantizeLinear (w, scale)  y = Gemm <transB = 1> (a, d) }"""
+    assert expanded_weights(make_model(text, {"w": np.ones((32, 64), np.int8)}).graph) == {}
+
+
+CHAINS = {
+    "silu": ("s = Sigmoid (x)  y = Mul (x, s)", 1),
+    "sigmoid": ("y = Sigmoid (t)", 1),
+    "add": ("y = Add (t, t)", 2),
+    "sum": ("y = Sum (t, t, t)", 3),
+    "residual of a convolution": ("r = Neg (x)  c = Conv (x, k)  y = Add (r, c)", 1),
+    "of two convolutions": ("c = Conv (x, k)  d = Conv (x, k)  y = Add (c, d)", 1),
+    "of a convolution that is read again": ("r = Neg (x)  c = Conv (x, k)  a = Add (r, c)  y = Neg (c)", 3),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_which_operators_have_memory_of_their_own(name: str) -> None:
+    """In images: what lives at the same time, the input aside."""
+    text, images = CHAINS[name]
+    text = f"t = Neg (x)  {text}" if "(t" in text else text
+    graph = (
+        f"""<ir_version: 10, opset_import: ["": 23]> g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) {{ {text} }}"""
+    )
+    weights = {"k": np.ones((16, 16, 1, 1), np.float32)} if "k)" in text else {}
+    sized = buffers_from_graph(make_model(graph, weights)).at({})
+    assert lower_bound(write_in_place(as_onnxruntime_holds(sized, {}))) == images * 4 * 16 * 64
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:

@@ -256,14 +256,43 @@ def test_the_unet_takes_no_weights_beside_a_text_encoder_that_is_released(loader
     wait_for_threads()
 
 
-@pytest.mark.parametrize("keep_loaded", [False, True])
-def test_the_unet_that_waits_is_no_hindrance_if_the_text_is_never_encoded(loader: Loader, keep_loaded: bool) -> None:
-    pipe = loader.pipeline(keep_loaded=keep_loaded)
-    loader.failure["text_encoder"] = BundleError("the file is damaged")
-    with pytest.raises(BundleError, match="damaged"):
+@pytest.mark.parametrize(
+    "error", [BundleError("the file is damaged"), KeyboardInterrupt()], ids=["fails", "interrupted"]
+)
+def test_the_unet_that_waits_is_given_up_if_the_text_is_never_encoded(loader: Loader, error: BaseException) -> None:
+    """Without a call of `close`: its thread would keep the interpreter from ending."""
+
+    def fail() -> None:
+        wait_until(loader, "before weights")
+        raise error
+
+    loader.when_loaded["text_encoder"] = fail
+    pipe = loader.pipeline(keep_loaded=False)
+    with pytest.raises(type(error)):
         pipe.denoise(plan(pipe))
     wait_for_threads()
+    assert "weights" not in loader.names()
+    assert loader.names().count("close unet") == 1
+    loader.when_loaded.clear()
+    assert np.isfinite(pipe.denoise(plan(pipe))).all(), "it is tried again"
     assert loader.names().count("weights") == 1
+    pipe.close()
+
+
+def test_the_unet_that_waits_goes_on_even_if_releasing_fails(loader: Loader) -> None:
+    pipe = loader.pipeline(keep_loaded=False)
+
+    def fail() -> None:
+        raise OSError("no close")
+
+    def break_close() -> None:
+        wait_until(loader, "before weights")
+        loader.sessions[-1].close = fail  # type: ignore[method-assign]
+
+    loader.when_loaded["text_encoder"] = break_close
+    with pytest.raises(OSError, match="no close"):
+        pipe.denoise(plan(pipe))
+    wait_for_threads()
     pipe.close()
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -216,14 +217,22 @@ def test_refuses_an_engine_with_other_tensors(source, small_unet):
         open_session(source)
 
 
-def test_what_waits_for_memory_waits_before_it_is_compiled(source: EngineSource) -> None:
-    compiled: list[bool] = []
+def test_what_waits_for_memory_waits_before_it_is_compiled(
+    source: EngineSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    compile_model = openvino.Core.compile_model
+
+    def noted(*arguments: Any) -> Any:
+        events.append("compile")
+        return compile_model(*arguments)
+
+    monkeypatch.setattr(type(openvino_core()), "compile_model", noted)
     shapes = {"sample": (2, 3, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 5, 7)}
     with open_session(source) as session:
         for _ in range(2):
-            session.prepare(shapes, before_weights=lambda: compiled.append(session._engine is not None))
-        assert session._engine is not None
-    assert compiled == [False], "a second time there is nothing to wait for"
+            session.prepare(shapes, before_weights=lambda: events.append("wait"))
+    assert events == ["wait", "compile"], "a second time there is nothing to wait for"
 
 
 AFTER_SESSIONS = """

@@ -99,6 +99,22 @@ def test_inputs_and_outputs_keep_their_type() -> None:
     assert halves(model) == ["Cast", "Cast"], "for the outputs"
 
 
+def test_an_output_that_is_read_inside_too() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]> g (float[5, 128] x) => (float16[5, 128] h, float16[5, 96] y) {
+        h = Cast <to = 10> (x) n = Neg (h) y = MatMul (n, w) }"""
+    model = make_model(text, {"w": normal(0, 128, 96).astype(np.float16)})
+    apply_proven([WidenFp16()], model, FEEDS, tolerance=ROUNDED)
+    assert [value.dtype for value in model.graph.outputs] == [HALF, HALF]
+
+
+def test_a_constant_that_is_an_output_keeps_its_type() -> None:
+    text = """<ir_version: 10, opset_import: ["": 23]> g (float16[3] x) => (float16[3] y, float16[3] c) {
+        y = Add (x, c) }"""
+    model = make_model(text, {"c": normal(0, 3).astype(np.float16)})
+    apply_proven([WidenFp16()], model, [{"x": normal(2, 3).astype(np.float16)}], tolerance=ROUNDED)
+    assert [(value.name, value.dtype) for value in model.graph.outputs] == [("y", HALF), ("c", HALF)]
+
+
 def test_operators_that_name_their_type_name_float32() -> None:
     model = make_model(TYPED, {"scale": np.array(0.25, np.float16)})
     (report, _) = run_passes([WidenFp16(), CancelNoOps()], model)

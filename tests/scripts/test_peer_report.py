@@ -51,6 +51,27 @@ def cells(text: str, title: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def test_pictures_of_less_work_have_no_error_and_no_roofline(store: Store) -> None:
+    for side, seconds in (("openvino-int8", 20.0), ("sdc-int8", 10.0), ("sdc-int8-lcm", 2.0)):
+        store.measurements += [measured(side, "picture", round_, seconds) for round_ in range(3)]
+        store.errors[side] = {"picture": 0.5}
+    store.measurements.append(measured("roofline-torch", "gemm-int8", 0, 1.0, flops=2e12))
+    whole, less = (cells(report(store), find_side(key).title) for key in ("openvino-int8", "sdc-int8-lcm"))
+    assert (less[3], less[7]) == ("", "")
+    assert less[4].startswith("0.10")
+    assert "" not in (whole[3], whole[7])
+
+
+def test_ways_have_their_own_number_of_steps() -> None:
+    """Others take one step to warm up: what a way runs late would be compiled in the first picture that counts."""
+    ways = [(side.components, side.options["way"]) for side in SIDES if side.draws_otherwise]
+    assert len(ways) == 2
+    for components, way in ways:
+        assert isinstance(way, dict)
+        assert components == ("picture",)
+        assert way["steps"] >= max(way.get("guidance_steps", (0, 1)))
+
+
 def test_ratios_are_to_the_best_peer_of_each_round(store: Store) -> None:
     row = cells(report(store), "sdc bf16")
     assert row[1:3] == ["1.000", "1.000 to 1.500"]
