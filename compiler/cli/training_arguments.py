@@ -25,7 +25,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, *, data_required: bo
         type=Path,
         required=data_required,
         metavar="DIR",
-        help="of tiny: the gzipped files of Fashion-MNIST; else pictures and a metadata.jsonl of file_name and text",
+        help="of tiny, and what was made of it: the gzipped files of Fashion-MNIST; else pictures and a metadata.jsonl "
+        "of file_name and text",
     )
     parser.add_argument("--seed", type=int, help="of the first weights, batches and noise (0)")
     parser.add_argument("--size", metavar="HEIGHTxWIDTH", help="of a folder's pictures, in pixels (the model's own)")
@@ -78,19 +79,25 @@ def parse_range(text: str) -> tuple[float, float]:
 
 
 def open_pictures(args: argparse.Namespace, checkpoint: Checkpoint, seed: int) -> Pictures:
-    """The pictures of ``--data`` in the size that was asked for.
+    """The pictures of ``--data`` in the size that was asked for: those of tiny, if that is what the folder holds.
 
     Raises:
         InputError: they cannot be read, or the size makes no sense.
     """
     from sdc.compiler.distill.pictures import FolderPictures, TinyPictures
+    from sdc.compiler.tiny.data import IMAGE_SIZE_PX, holds_grey_pictures
     from sdc.compiler.trace.interfaces import pipeline_settings
 
-    if args.model == "tiny":
+    own = pipeline_settings({name: source.config for name, source in checkpoint.networks.items()})
+    if args.model == "tiny" or holds_grey_pictures(args.data):
         if args.size is not None:
             raise InputError("the pictures of tiny have a size of their own", hint="leave --size out")
+        if own.default_height_px != IMAGE_SIZE_PX:
+            raise InputError(
+                f"{args.data} has pictures of {IMAGE_SIZE_PX} px, and {args.model} draws {own.default_height_px}",
+                hint="give a folder of pictures with a metadata.jsonl",
+            )
         return TinyPictures(args.data, seed=seed)
-    own = pipeline_settings({name: source.config for name, source in checkpoint.networks.items()})
     if args.size is None:
         return FolderPictures(args.data, size_px=(own.default_height_px, own.default_width_px))
     levels = len(checkpoint.config("unet")["block_out_channels"]) - 1

@@ -62,15 +62,24 @@ class GreyPictures:
     garments: np.ndarray
 
 
+def holds_grey_pictures(folder: Path) -> bool:
+    """Whether a folder has the files that `load_grey_pictures` reads for training."""
+    return _images(folder, "train").is_file()
+
+
 def load_grey_pictures(folder: Path, split: str) -> GreyPictures:
     """Read one split ("train" or "t10k") of the gzipped IDX files.
 
     Raises:
         InputError: a file is missing or is not in IDX format.
     """
-    pixels = _read_idx(folder / f"{split}-images-idx3-ubyte.gz")
+    pixels = _read_idx(_images(folder, split))
     garments = _read_idx(folder / f"{split}-labels-idx1-ubyte.gz").astype(np.int64)
     return GreyPictures(pixels, garments)
+
+
+def _images(folder: Path, split: str) -> Path:
+    return folder / f"{split}-images-idx3-ubyte.gz"
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,3 +21,12 @@ def write_plain_pictures(folder: Path, sizes: Mapping[str, tuple[int, int]]) -> 
         lines.append(json.dumps({"file_name": name, "text": f"plain picture number {index}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def write_grey_pictures(folder: Path, garments: Iterable[int]) -> None:
+    """The files of Fashion-MNIST for training, of noise: a header of IDX, then bytes."""
+    labels = np.array(list(garments), np.uint8)
+    pixels = np.random.default_rng(1).integers(256, size=(len(labels), 28, 28), dtype=np.uint8)
+    for name, values in (("labels-idx1", labels), ("images-idx3", pixels)):
+        header = b"\x00\x00\x08" + bytes([values.ndim]) + np.array(values.shape, ">i4").tobytes()
+        (folder / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import subprocess
 import sys
@@ -9,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from picture_folders import write_grey_pictures
 
 from sdc.compiler.cli import main
-from sdc.compiler.cli.training_arguments import parse_range, parse_size
+from sdc.compiler.cli.training_arguments import open_pictures, parse_range, parse_size
+from sdc.compiler.distill.pictures import TinyPictures
+from sdc.compiler.load import load_checkpoint
 from sdc.engines.errors import InputError
 
 STEPS = 60
@@ -101,6 +105,20 @@ def test_what_makes_no_sense_is_refused(
     assert main([*arguments, *change]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_the_pictures_of_tiny_are_taken_for_what_was_made_of_it(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the folder is called: what they are is told by the files, and whether they fit by their size."""
+    write_grey_pictures(tmp_path, range(7))
+    args = argparse.Namespace(model="smaller/tiny", data=tmp_path, size=None)
+    pictures = open_pictures(args, load_checkpoint("tiny"), seed=0)
+    assert isinstance(pictures, TinyPictures)
+    assert len(pictures) == 7
+    out = tmp_path / "a.safetensors"
+    assert main(["distill", "lcm-lora", "--model", str(model), "--data", str(tmp_path), "--out", str(out)]) == 2
+    assert "has pictures of 32 px, and" in capsys.readouterr().err
 
 
 def test_the_kind_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:

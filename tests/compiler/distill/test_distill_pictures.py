@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from picture_folders import write_grey_pictures
 from PIL import Image
 
 from sdc.compiler.distill.pictures import FolderPictures, Pictures, TinyPictures, encode_once
@@ -109,16 +109,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         FolderPictures(tmp_path / "nowhere", size_px=(40, 40))
 
 
-def write_idx(path: Path, values: np.ndarray) -> None:
-    header = b"\x00\x00\x08" + bytes([values.ndim]) + np.array(values.shape, ">i4").tobytes()
-    path.write_bytes(gzip.compress(header + values.tobytes()))
-
-
 def test_pictures_of_tiny_are_captioned_by_what_they_show(tmp_path: Path) -> None:
-    random = np.random.default_rng(1)
     garments = np.arange(40, dtype=np.uint8) % 10
-    write_idx(tmp_path / "train-labels-idx1-ubyte.gz", garments)
-    write_idx(tmp_path / "train-images-idx3-ubyte.gz", random.integers(256, size=(40, 28, 28), dtype=np.uint8))
+    write_grey_pictures(tmp_path, garments)
     pictures = TinyPictures(tmp_path, seed=0)
     assert len(pictures) == 40
     assert pictures.read(3, 10).shape == (7, 3, 32, 32)
