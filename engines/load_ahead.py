@@ -41,7 +41,7 @@ class _Gate:
 
     def give_up(self) -> None:
         """Nobody needs the engine; one that is past the gate goes on all the same."""
-        self._is_given_up = self.waits
+        self._is_given_up |= self.waits
         self._is_settled.set()
 
     def wait(self) -> None:

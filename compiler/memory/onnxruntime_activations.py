@@ -83,7 +83,7 @@ class _Rewriting:
 
     def _add(self, step: Step) -> None:
         written = self.graph.names[step.writes[0]] if len(step.writes) == 1 else ""
-        if step.operator == "Mul" and (gate := self._take("Sigmoid", step)) is not None:
+        if step.operator == "Mul" and (gate := self._take("Sigmoid", step, of_same=True)) is not None:
             step = replace(step, operator="QuickGelu", reads=gate.reads, overwrites=())
         elif step.operator == "Add" and (convolution := self._take("Conv", step)) is not None:
             others = tuple(each for each in step.reads if each not in convolution.writes)
@@ -99,12 +99,18 @@ class _Rewriting:
         keeps = step.overwrites if step.operator in (*_IN_PLACE, "Conv") else ()
         self.steps.append(replace(step, overwrites=keeps))
 
-    def _take(self, operator: str, reader: Step) -> Step | None:
-        """The last step of an operator whose result nothing but `reader` reads, which is taken out."""
+    def _take(self, operator: str, reader: Step, *, of_same: bool = False) -> Step | None:
+        """The last step of an operator whose result nothing but `reader` reads, which is taken out.
+
+        If it is `of_same`, both have to read the same beside.
+        """
         for number in reversed(range(len(self.steps))):
             step = self.steps[number]
             is_read = len(step.writes) == 1 and step.writes[0] in reader.reads and step.writes[0] in self.single
-            if step.operator == operator and is_read and not (operator == "Conv" and step.overwrites):
+            others = {*reader.reads} - {*step.writes}
+            if step.operator != operator or not is_read or (of_same and others != {*step.reads}):
+                continue
+            if not (operator == "Conv" and step.overwrites):
                 return self.steps.pop(number)
         return None
 

@@ -115,6 +115,7 @@ def test_weights_of_products_of_integers_are_not_expanded() -> None:
 
 CHAINS = {
     "silu": ("s = Sigmoid (x)  y = Mul (x, s)", 1),
+    "gate of another": ("s = Sigmoid (x)  y = Mul (t, s)", 3),
     "sigmoid": ("y = Sigmoid (t)", 1),
     "add": ("y = Add (t, t)", 2),
     "sum": ("y = Sum (t, t, t)", 3),
