@@ -41,8 +41,8 @@ def as_onnxruntime_holds(graph: SizedGraph, expanded: Mapping[str, int]) -> Size
     """The graph with what the provider does otherwise.
 
     1. Sigmoid and the product with its operand are one kernel (QuickGelu), which writes the product alone.
-    2. A sum with the result of a convolution that nothing else reads is one kernel with it, and written over the other
-       term. Of other element-wise operators, few write over their operand.
+    2. A sum of two images, one of them the result of a convolution that nothing else reads, is one kernel with that,
+       and written over the other image. Of other element-wise operators, few write over their operand.
     3. A Sum, of three terms as `LowerBiasSums` writes it, has a temporary beside.
     4. Weights of `expanded` are written right before the product that reads them.
 
@@ -85,7 +85,7 @@ class _Rewriting:
         written = self.graph.names[step.writes[0]] if len(step.writes) == 1 else ""
         if step.operator == "Mul" and (gate := self._take("Sigmoid", step, of_same=True)) is not None:
             step = replace(step, operator="QuickGelu", reads=gate.reads, overwrites=())
-        elif step.operator == "Add" and (convolution := self._take("Conv", step)) is not None:
+        elif self._adds_images(step) and (convolution := self._take("Conv", step)) is not None:
             others = tuple(each for each in step.reads if each not in convolution.writes)
             step = replace(convolution, reads=(*convolution.reads, *others), writes=step.writes, overwrites=others)
         elif step.operator == "Sum":
@@ -98,6 +98,11 @@ class _Rewriting:
             step = replace(step, reads=(*step.reads, weight))
         keeps = step.overwrites if step.operator in (*_IN_PLACE, "Conv") else ()
         self.steps.append(replace(step, overwrites=keeps))
+
+    def _adds_images(self, step: Step) -> bool:
+        """Whether it is the sum of two buffers as large as its result."""
+        size = self.graph.bytes
+        return step.operator == "Add" and [size[each] for each in step.reads] == 2 * [size[step.writes[0]]]
 
     def _take(self, operator: str, reader: Step, *, of_same: bool = False) -> Step | None:
         """The last step of an operator whose result nothing but `reader` reads, which is taken out.

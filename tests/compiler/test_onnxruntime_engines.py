@@ -120,6 +120,7 @@ CHAINS = {
     "add": ("y = Add (t, t)", 2),
     "sum": ("y = Sum (t, t, t)", 3),
     "residual of a convolution": ("r = Neg (x)  c = Conv (x, k)  y = Add (r, c)", 1),
+    "of a convolution and less than an image": ("m = ReduceMean (t)  c = Conv (t, k)  y = Add (m, c)", 2 + 1 / 64),
     "of two convolutions": ("c = Conv (x, k)  d = Conv (x, k)  y = Add (c, d)", 1),
     "of a convolution that is read again": ("r = Neg (x)  c = Conv (x, k)  a = Add (r, c)  y = Neg (c)", 3),
 }
