@@ -144,6 +144,11 @@ def restore(folder: Path, prompts: Sequence[str], *, out: Path, lora: Path, tell
     check_source(folder, stored)
     _refuse_loras(stored)
     source = stored.request.source
+    if source.model == "tiny":  # the model of that name, whatever folder is so called here
+        raise InputError(
+            f"{folder} was made from tiny, which has no channels that are switched off",
+            hint="make a smaller network with `sdc compress --elastic`, and a bundle of that",
+        )
     elastic = read_elastic(Path(source.model))
     student = load_checkpoint(source.model, weights=cast(Weights, source.weights), seed=source.seed)
     if stored.request.base_digests != {name: student.digest(name) for name in COMPONENTS}:

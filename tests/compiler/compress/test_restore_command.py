@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -139,6 +140,28 @@ def test_what_makes_no_sense_is_refused(
     assert main(["compress", "restore", str(bundle), "--prompts", str(prompts), "--out", str(out), *more]) == 2
     assert message in capsys.readouterr().err
     assert contents(tmp_path) == before
+
+
+def test_a_folder_that_is_called_like_a_model_is_not_taken_for_it(
+    smaller: Path,
+    bundle: Path,
+    prompts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bundle is of tiny, and beside it lies a folder of that name with switched channels."""
+    of_tiny = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    request, manifest = (json.loads((of_tiny / name).read_text()) for name in ("request.json", "sdc.json"))
+    content = json.dumps({**request, "model": "tiny"}).encode()
+    manifest["files"]["request.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (of_tiny / "request.json").write_bytes(content)
+    (of_tiny / "sdc.json").write_text(json.dumps(manifest))
+    shutil.copytree(smaller, tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--prompts", str(prompts), "--out", str(tmp_path / "on")]
+    assert main(["compress", "restore", str(of_tiny), *arguments]) == 2
+    assert "was made from tiny, which has no channels that are switched off" in capsys.readouterr().err
 
 
 def test_models_without_such_channels_or_without_their_teacher_are_refused(
