@@ -148,7 +148,7 @@ class EnginePlanner:
             in_arena = self.entry.backend == ONNXRUNTIME
             if in_arena:
                 graph = as_onnxruntime_holds(graph, expanded_weights(self._onnx_graph(component)))
-            # Kernels of both write over operands where they can.
+            # OpenVINO's kernels write over operands where they can, ONNX Runtime's where its graph says so.
             memory = plan_memory(graph, in_place=in_openvino or in_arena)
             self._plans[key] = EnginePlan(
                 component,
