@@ -276,7 +276,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"cannot read the prompts {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"cannot read the prompts {path}: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:

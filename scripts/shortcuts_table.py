@@ -108,7 +108,7 @@ def rows_of(guidance: float, guided: int) -> tuple[Row, ...]:
     """
     plain = Way("ddim", 20, guidance)
     cached, interval = replace(plain, deepcache=3), replace(plain, guidance_steps=(0, guided))
-    few = Way("lcm", 4, 1.0)
+    few, more = Way("lcm", 4, 1.0), Way("lcm", 6, 1.0, deepcache=(0, 1, 2, 3, 5))
     return (
         Row(REFERENCE, "fp32", plain),
         Row("fp32, DDIM 50", "fp32", replace(plain, steps=50)),
@@ -120,8 +120,12 @@ def rows_of(guidance: float, guided: int) -> tuple[Row, ...]:
         Row(f"int8, DeepCache 3, guidance at 0:{guided}", "int8", replace(interval, deepcache=3)),
         Row("int8, LCM-LoRA, 4 steps", "int8-lcm", few),
         Row("int8, LCM-LoRA, 4 steps, DeepCache 2", "int8-lcm", replace(few, deepcache=2)),
+        Row("int8, LCM-LoRA, 6 steps, DeepCache in the fifth", "int8-lcm", more),
         Row("smaller, int8", "int8-smaller", plain),
+        Row("smaller, int8, DeepCache 3", "int8-smaller", cached),
+        Row("smaller, int8, LCM-LoRA, 4 steps", "int8-smaller-lcm", few),
         Row("smaller, int8, LCM-LoRA, 4 steps, DeepCache 2", "int8-smaller-lcm", replace(few, deepcache=2)),
+        Row("smaller, int8, LCM-LoRA, 6 steps, DeepCache in the fifth", "int8-smaller-lcm", more),
     )
 
 

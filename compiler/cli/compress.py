@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="the smaller model and its report")
     parser.add_argument(
-        "--parameters", type=float, metavar="SHARE", help="of the UNet's that shall go (0.41; 0 with --sparsity)"
+        "--parameters",
+        type=float,
+        metavar="SHARE",
+        help="of the UNet's that shall go (0.41; 0 with --sparsity or --low-rank)",
     )
     parser.add_argument(
         "--importance",

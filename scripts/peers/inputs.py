@@ -61,7 +61,7 @@ def check_room(folder: Path, needed_bytes: int) -> None:
 
 
 def link_bundle(made: Path, name: str, bundle: Path, architecture: Architecture) -> None:
-    """Let sdc's sides use a bundle that is there already, unless they have one.
+    """Let sdc's sides use a bundle that is there already, in place of one that was given before.
 
     Args:
         made: folder of what sides have made.
@@ -70,7 +70,8 @@ def link_bundle(made: Path, name: str, bundle: Path, architecture: Architecture)
         architecture: of all sides.
 
     Raises:
-        SetUpError: it is a bundle of another model or precision, or has no shallow UNet where it should.
+        SetUpError: it is a bundle of another model or precision, or has no shallow UNet where it should; or the sides
+            have exported one of their own.
     """
     manifest = open_bundle(bundle).manifest
     shallow = "-deepcache" if SHALLOW in manifest.components else ""
@@ -78,10 +79,12 @@ def link_bundle(made: Path, name: str, bundle: Path, architecture: Architecture)
     wanted = (architecture.model, architecture.weights, name)
     if found != wanted:
         raise SetUpError(f"expected a bundle of {', '.join(wanted)}, found {', '.join(found)} in {bundle}")
-    place = made / f"sdc-{name}"
-    if not place.exists():
-        place.mkdir(parents=True)
-        (place / "bundle").symlink_to(bundle)
+    place = made / f"sdc-{name}" / "bundle"
+    if place.exists() and not place.is_symlink():
+        raise SetUpError(f"expected no bundle in {place} beside the given {bundle}; leave out --bundles, or remove it")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(bundle)
 
 
 def picture_settings(architecture: Architecture, checkpoint: Path) -> dict[str, Any]:

@@ -110,6 +110,7 @@ def test_the_report_says_what_was_done(whole: Path, model: Path) -> None:
     text = (whole / "compression.txt").read_text()
     assert f"{100 * report['removed_share']:.1f} % fewer" in text
     assert f"{report['rounds'][1]['recovered']['lost_db']:.2f}" in text
+    assert "2 rounds with 12 steps of recovery between them, 20 steps of recovery at the end" in text
 
 
 def test_the_result_is_the_average_of_the_weights(whole: Path) -> None:
@@ -143,6 +144,7 @@ def test_zeros_outlast_recovery_and_being_killed(
     text = (sparse / "compression.txt").read_text()
     assert f"{found['zeros']:,} weights are zero" in text
     assert "the last convolution: conv_out" in text
+    assert "one round, 12 steps of recovery at the end" in text
     assert re.search("SNR, pruned +less +SNR, sparse +less +SNR, recovered +less", text)
 
     out, losses = tmp_path / "smaller", tmp_path / "smaller.work" / "losses.jsonl"
