@@ -25,13 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lora.add_argument("--model", required=True, help='"tiny", "sd15", an id on the hub, a diffusers folder or a file')
     lora.add_argument("--out", type=Path, required=True, metavar="FILE", help="the LoRA, a .safetensors file")
     lora.add_argument("--rank", type=int, help="of every layer's update (64; 4 for tiny)")
-    lora.add_argument("--steps", type=int, help="optimiser steps (1000; 700 for tiny)")
+    lora.add_argument("--steps", type=int, help="optimiser steps (1000; 1600 for tiny)")
     lora.add_argument("--batch", type=int, help="pictures a step (12; 32 for tiny)")
     lora.add_argument("--learning-rate", type=float, help="the largest (1e-4; 2e-3 for tiny)")
     lora.add_argument(
         "--guidance",
         metavar="LOW:HIGH",
-        help="range of the teacher's guidance scale, which the pictures will have without any (6:9; 1.6:2.2 for tiny)",
+        help="range of the teacher's guidance scale, which the pictures will have without any (6:9; 1.8:2.5 for tiny)",
     )
     add_training_arguments(lora, data_required=True)
     lora.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
