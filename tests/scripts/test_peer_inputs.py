@@ -39,6 +39,6 @@ def test_a_bundle_that_sides_have_made_is_not_passed_over(small_bundle: Path, tm
 
 def test_a_bundle_of_another_precision_is_refused(small_bundle: Path, tmp_path: Path) -> None:
     _, architecture = described(small_bundle)
-    with pytest.raises(SetUpError, match="expected a bundle of .*, w4, found"):
+    with pytest.raises(SetUpError, match=r"expected a bundle of .*, w4, found"):
         link_bundle(tmp_path / "made", "w4", small_bundle, architecture)
     assert not (tmp_path / "made").exists()
