@@ -35,6 +35,12 @@ def shards_of(specs: Mapping[str, ComponentSpec]) -> tuple[ComponentSpec, ...]:
     return tuple(specs[name] for name in map(shard_name, range(count)) if name in specs)
 
 
+def last_readers(unet: ComponentSpec, shards: Sequence[ComponentSpec]) -> dict[str, int]:
+    """Index of the last shard that reads a tensor, by its name; as many as there are for what the UNet gives."""
+    last = {tensor.name: index for index, shard in enumerate(shards) for tensor in shard.inputs}
+    return last | {tensor.name: len(shards) for tensor in unet.outputs}
+
+
 def changes_with_timestep(part: ComponentSpec) -> bool:
     """Whether a hoisted engine runs for every timestep, or else once for a run."""
     return any(tensor.name == TIMESTEP for tensor in part.inputs)

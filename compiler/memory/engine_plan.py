@@ -24,7 +24,7 @@ from sdc.engines.sessions.openvino import read_engine
 from sdc.engines.sessions.openvino_convolution import convolutions_taken
 from sdc.engines.sessions.openvino_gate import gates_taken
 from sdc.engines.sessions.openvino_group_norm import sums_taken
-from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec
+from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec, is_shard_name
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO
 from sdc.passes.memory.buffers import SizedGraph
 from sdc.passes.memory.lifetimes import write_in_place
@@ -142,7 +142,9 @@ class EnginePlanner:
         key = component, tuple(sizes.items())
         if key not in self._plans:
             bits, in_openvino = self._bits(component), self.entry.backend == OPENVINO
-            graph = self.graphs[component].at(sizes, floating_bits=bits)
+            # A shard's buffers have sizes of the whole network, which its own interface need not have.
+            of_graph = network_sizes(self.bundle.manifest.components[component], self.bundle, request) | sizes
+            graph = self.graphs[component].at(of_graph, floating_bits=bits)
             if in_openvino:
                 graph = as_openvino_holds(graph, self._sums(component, sizes))
             in_arena = self.entry.backend == ONNXRUNTIME
@@ -158,7 +160,7 @@ class EnginePlanner:
                 memory=memory,
                 growth_bytes=touched_bytes(write_in_place(graph)) - memory.written.arena.bytes if in_arena else 0,
                 workspace_bytes=_attention_bytes(graph) if in_openvino and bits == 16 else 0,
-                result_bytes=self._result_bytes(component, sizes) if in_openvino else 0,
+                result_bytes=self._result_bytes(component, of_graph) if in_openvino else 0,
             )
         return self._plans[key]
 
@@ -227,26 +229,32 @@ def _attention_bytes(graph: SizedGraph) -> int:
 
 def component_sizes(spec: ComponentSpec, bundle: Bundle, request: Request) -> dict[str, int]:
     """Sizes of a component's free dimensions, as `Pipeline` calls it."""
+    sizes = network_sizes(spec, bundle, request)
+    return {name: sizes[name] if name in sizes else _part_of(name, sizes) for name in spec.dimensions}
+
+
+def network_sizes(spec: ComponentSpec, bundle: Bundle, request: Request) -> dict[str, int]:
+    """Sizes by the names that interfaces of networks have for them, when a component is called."""
     settings, measures = bundle.manifest.pipeline, request.measures
     guided = takes_two_batches(request.guidance_scale, settings)
     height_px, width_px = request.height_px, request.width_px
     rows = request.pictures
     if spec.name == "text_encoder":
         rows = 2 if guided else 1  # equal prompts run once
-    elif spec.name in (*UNETS, *HOISTED):
+    elif spec.name in (*UNETS, *HOISTED) or is_shard_name(spec.name):
         rows = min(rows, measures.pictures_at_once or rows) * (2 if guided else 1)
     elif spec.name == "vae_decoder":
         rows = min(rows, measures.decoded_at_once or rows)
         if measures.tile_px is not None:
             height_px, width_px = min(height_px, measures.tile_px[0]), min(width_px, measures.tile_px[1])
-    sizes = {
-        "B": min(rows, largest_batch(spec)) if "B" in spec.dimensions else 1,
+    whole = bundle.manifest.components["unet"] if is_shard_name(spec.name) else spec
+    return {
+        "B": min(rows, largest_batch(whole)) if "B" in whole.dimensions else 1,
         "H": height_px // settings.vae_reduction,
         "W": width_px // settings.vae_reduction,
         "H_px": height_px,
         "W_px": width_px,
     }
-    return {name: sizes[name] if name in sizes else _part_of(name, sizes) for name in spec.dimensions}
 
 
 def _part_of(name: str, sizes: Mapping[str, int]) -> int:

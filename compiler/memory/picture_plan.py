@@ -8,6 +8,7 @@ from typing import Any
 
 from sdc.compiler.memory.engine_plan import EnginePlan, EnginePlanner, Request
 from sdc.compiler.memory.openvino_engines import PROCESS_BYTES
+from sdc.compiler.memory.shard_arrays import arrays_beside
 from sdc.compiler.memory.stages import Stage, plan_stages
 from sdc.engines.bundle import Bundle
 from sdc.engines.errors import BundleError, InputError
@@ -16,7 +17,7 @@ from sdc.engines.load_ahead import loads_unet_ahead
 from sdc.engines.pipeline import NEEDED
 from sdc.engines.specs import SHALLOW
 from sdc.engines.targets import OPENVINO
-from sdc.engines.wiring import depends_on_timestep_only, hoisted_parts, shards_of
+from sdc.engines.wiring import depends_on_timestep_only, hoisted_parts
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def plan_pictures(bundle: Bundle, target: str, request: Request) -> PicturePlan:
 
     Raises:
         BundleError: the bundle lacks a component, or says too little of an engine.
-        InputError: the request is outside of what the bundle takes, or its UNet is in shards.
+        InputError: the request is outside of what the bundle takes.
         TargetError: the bundle has no such target.
     """
     check_request(bundle, request)
@@ -98,11 +99,12 @@ def plan_with(planner: EnginePlanner, target: str, request: Request) -> PictureP
     running = {name: engine for name, engine in engines.items() if request.deepcache or name != SHALLOW}
     backend = planner.entry.backend
     process_bytes = PROCESS_BYTES if backend == OPENVINO else None
-    loads_ahead = loads_unet_ahead(backend, prefetch=request.prefetch)
+    shards = arrays_beside(planner.bundle, engines, request)
+    loads_ahead = loads_unet_ahead(backend, prefetch=request.prefetch) and not shards
     passing = [
         part.name for part in hoisted_parts(planner.bundle.manifest.components) if depends_on_timestep_only(part)
     ]
-    stages = plan_stages(running, backend, request, passing=passing)
+    stages = plan_stages(running, backend, request, passing=passing, shards=shards)
     return PicturePlan(target, request, engines, stages, loads_ahead, process_bytes)
 
 
@@ -119,11 +121,6 @@ def check_request(bundle: Bundle, request: Request) -> None:
         raise BundleError(f"the bundle {bundle.path} has no {', '.join(missing)}", hint="export the whole model")
     if request.deepcache and SHALLOW not in manifest.components:
         raise InputError(f"the bundle {bundle.path} has no shallow UNet", hint="export it with --deepcache")
-    if shards_of(manifest.components):
-        raise InputError(
-            f"the UNet of {bundle.path} is in shards, whose memory is not planned yet",
-            hint="plan the bundle that is exported without --shards",
-        )
     check_pictures(
         request.pictures,
         guidance_scale=request.guidance_scale,

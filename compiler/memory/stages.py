@@ -11,8 +11,11 @@ from sdc.engines.load_ahead import loads_unet_ahead
 from sdc.engines.specs import HOISTED
 from sdc.engines.targets import OPENVINO, TENSORRT_RTX
 
-STAGES = ("text_encoder", *HOISTED, *UNETS, "vae_decoder")
-"""Engines in the order in which `Pipeline` runs them."""
+BEFORE, BEHIND = ("text_encoder", *HOISTED), ("vae_decoder",)
+STAGES = (*BEFORE, *UNETS, *BEHIND)
+"""Engines in the order in which `Pipeline` runs them; shards stand in the place of the UNet's."""
+
+_WHOLE: Mapping[str, int] = {}
 
 _FLOAT32_BYTES = 4
 _COLOURS = 3
@@ -73,11 +76,22 @@ class Stage:
 
 
 def plan_stages(
-    engines: Mapping[str, EnginePlan], backend: str, request: Request, *, passing: Collection[str] = ()
+    engines: Mapping[str, EnginePlan],
+    backend: str,
+    request: Request,
+    *,
+    passing: Collection[str] = (),
+    shards: Mapping[str, int] = _WHOLE,
 ) -> tuple[Stage, ...]:
     """The stages of a picture, in their order; on a GPU plans share their activations' memory.
 
-    Engines that are `passing` are released when they have run (`Networks.predictor`).
+    Args:
+        engines: those that run.
+        backend: of them all.
+        request: what is drawn.
+        passing: engines that are released when they have run (`Networks.predictor`).
+        shards: of the UNet, in order, and bytes of the arrays that are there while each runs. A shard is released when
+            it has run too, and while it runs the next one is loaded, behind the last the first.
 
     A UNet that is loaded ahead counts as compiled when an engine runs, and its file's last pages as not yet let go of:
     how far it is then depends on the machine, so this is the most that can be held at the same time. Where engines are
@@ -89,18 +103,21 @@ def plan_stages(
     workspace = 0
     unets = [name for name in UNETS if name in engines]
     ahead = [name for name in unets[:1] if loads_unet_ahead(backend, prefetch=request.prefetch)]
-    for component in (name for name in STAGES if name in engines):
+    following = _following(shards) if request.prefetch else {}
+    for component in (name for name in (*BEFORE, *UNETS, *shards, *BEHIND) if name in engines):
         opened = unets if component in (*HOISTED, *UNETS) else ahead
-        loaded |= dict.fromkeys([*opened, component])
+        compiled = [following[component]] if component in following else ahead if component in BEFORE else []
+        loaded |= dict.fromkeys([*opened, component, *compiled])
         engine = engines[component]
         activations[component] = engine.activation_bytes
         pictures = decoded_bytes(engine, request) if component == "vae_decoder" else 0
-        inputs = engine.memory.input_bytes * (request.groups if component in UNETS else 1)
-        workspace = max(workspace, engine.workspace_bytes)
+        inputs = shards.get(component, engine.memory.input_bytes * (request.groups if component in UNETS else 1))
+        # From the second step on it is as large as a shard behind this one needs it.
+        sharing = shards if component in shards else [component]
+        workspace = max(workspace, *(engines[name].workspace_bytes for name in sharing))
         running = engine.activation_bytes + workspace + inputs + pictures
-        if component not in (*UNETS, "vae_decoder"):  # the UNet is being compiled
-            running += sum(engines[name].held.page_bytes for name in ahead)
-        needed = _needed(component, loaded, ahead)
+        running += sum(engines[name].held.page_bytes for name in compiled)
+        needed = [component, *compiled] if component in shards else _needed(component, loaded, ahead)
         held = sum(engines[name].held.graph_bytes for name in needed)
         held += sum(_weights_in_memory(engines[name], component, ahead, backend) for name in needed)
         stages.append(
@@ -114,12 +131,18 @@ def plan_stages(
                 largest_activation_bytes=workspace + max(activations.values()),
                 input_bytes=inputs,
                 picture_bytes=pictures,
-                released_bytes=held + max(running, engine.held.page_bytes),
+                released_bytes=held + max(running, shards.get(component, 0) + engine.held.page_bytes),
             )
         )
-        if component in passing:
+        if component in passing or component in shards:
             del loaded[component], activations[component]
     return tuple(stages)
+
+
+def _following(shards: Iterable[str]) -> dict[str, str]:
+    """The shard that is loaded while each runs."""
+    names = list(shards)
+    return dict(zip(names, [*names[1:], *names[:1]], strict=True))
 
 
 def _needed(component: str, loaded: Iterable[str], ahead: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.session import Preparable, Run, Session
 from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
 from sdc.engines.specs import ComponentSpec
+from sdc.engines.wiring import last_readers
 
 
 class ShardedSession:
@@ -43,8 +44,7 @@ class ShardedSession:
         self._next: tuple[int, Future[Session]] | None = None
         self._shapes: dict[int, Shapes] = {}
         self._fed: Shapes = {}
-        self._last_reader = {tensor.name: index for index, shard in enumerate(shards) for tensor in shard.inputs}
-        self._last_reader |= {tensor.name: len(shards) for tensor in spec.outputs}
+        self._last_reader = last_readers(spec, shards)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`."""

@@ -294,8 +294,6 @@ def test_a_bundle_in_shards_draws_the_same_pictures(
     with load(warm.cache.parent / precision, "ort-cpu") as pipe:
         whole = pipe("a bag", steps=3, seed=1)[0].tobytes()
     assert pictures == [whole] * 3
-    with pytest.raises(InputError, match="is in shards, whose memory is not planned yet; plan the bundle that"):
-        plan_pictures(open_bundle(out), "ort-cpu", Request(40, 40, 1, 5.0))
 
 
 @pytest.mark.parametrize(("count", "message"), [("1", "--shards 1 leaves nothing to cut"), ("999", "be cut into 2 to")])

@@ -25,7 +25,7 @@ from sdc.engines.bundle import open_bundle
 from sdc.engines.pipeline import Pipeline
 from sdc.engines.session import Preparable, Run, Session
 from sdc.engines.sessions.feeds import Shapes
-from sdc.engines.specs import HOISTED, SHALLOW
+from sdc.engines.specs import HOISTED, SHALLOW, shard_name
 from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
 from sdc.passes.memory.arena import Arena
 from sdc.passes.memory.from_graph import buffers_from_graph
@@ -40,18 +40,62 @@ REQUEST = Request(8, 8, 1, 5.0)
 def pipelines(draw: strategies.DrawFn) -> dict[str, EnginePlan]:
     """Engines of any sizes: the three that a picture needs, and any of the others."""
     others = draw(strategies.sets(strategies.sampled_from([*HOISTED, SHALLOW])))
-    return {
-        name: EnginePlan(
-            component=name,
-            sizes={"B": 1},
-            weight_bytes=0,
-            held=HeldEngine(weights := draw(BYTES), draw(BYTES), draw(BYTES), draw(strategies.integers(0, weights))),
-            memory=MemoryPlan(0, *[Arrangement((), (), Arena((), draw(BYTES)), 0)] * 2, input_bytes=draw(BYTES)),
-            workspace_bytes=draw(BYTES),
-        )
-        for name in STAGES
-        if name not in (*HOISTED, SHALLOW) or name in others
-    }
+    return {name: draw(engines(name)) for name in STAGES if name not in (*HOISTED, SHALLOW) or name in others}
+
+
+@strategies.composite
+def engines(draw: strategies.DrawFn, name: str) -> EnginePlan:
+    return EnginePlan(
+        component=name,
+        sizes={"B": 1},
+        weight_bytes=0,
+        held=HeldEngine(weights := draw(BYTES), draw(BYTES), draw(BYTES), draw(strategies.integers(0, weights))),
+        memory=MemoryPlan(0, *[Arrangement((), (), Arena((), draw(BYTES)), 0)] * 2, input_bytes=draw(BYTES)),
+        workspace_bytes=draw(BYTES),
+    )
+
+
+@strategies.composite
+def sharded_pipelines(draw: strategies.DrawFn) -> tuple[dict[str, EnginePlan], dict[str, int]]:
+    """Likewise with a UNet in shards, and bytes of the arrays beside each."""
+    others = draw(strategies.sets(strategies.sampled_from(HOISTED)))
+    arrays = {shard_name(index): draw(BYTES) for index in range(draw(strategies.integers(2, 4)))}
+    names = ("text_encoder", *others, *arrays, "vae_decoder")
+    return {name: draw(engines(name)) for name in names}, arrays
+
+
+def most_held_in_shards(plans: Mapping[str, EnginePlan], arrays: Mapping[str, int], *, prefetch: bool) -> int:
+    """The most bytes at one time: two runs of `ShardedSession`, at every point at which its thread can be."""
+    at_once: list[int] = []
+    workspace = 0
+
+    def moment(name: str, *loaded: int, beside: int = 0, pages: bool = True) -> None:
+        """An engine is compiled with pages of its file, then runs; a thread has got so far with another meanwhile."""
+        nonlocal workspace
+        plan = plans[name]
+        own, inputs = plan.held.weight_bytes + plan.held.graph_bytes, arrays.get(name, plan.memory.input_bytes)
+        if pages:
+            at_once.append(own + plan.held.page_bytes + arrays.get(name, 0))
+        workspace = max(workspace, plan.workspace_bytes)
+        running = own + plan.memory.written.arena.bytes + workspace + inputs + beside
+        at_once.extend(running + each for each in (0, *loaded))
+
+    moment("text_encoder")
+    hoisted = [name for name in HOISTED if name in plans]
+    for index, name in enumerate(hoisted):
+        before = sum(plans[each].held.weight_bytes + plans[each].held.graph_bytes for each in hoisted[:index])
+        at_once.append(before + sum(vars(plans[name].held).values()) - plans[name].held.packed_bytes)
+        moment(name, before)
+    names = list(arrays)
+    for run in range(2):
+        for index, name in enumerate(names):
+            following = plans[names[(index + 1) % len(names)]].held
+            compiled = following.graph_bytes + following.weight_bytes
+            ahead = (following.graph_bytes, compiled, compiled + following.page_bytes) if prefetch else ()
+            moment(name, *ahead, pages=not prefetch or (run == 0 and index == 0))
+    decoder = plans["vae_decoder"]
+    moment("vae_decoder", beside=decoded_bytes(decoder, REQUEST))
+    return max(at_once)
 
 
 def most_held(engines: Mapping[str, EnginePlan], backend: str, *, prefetch: bool) -> int:
@@ -107,6 +151,15 @@ def test_the_peak_is_what_is_held_at_the_same_time(
     request = Request(8, 8, 1, 5.0, deepcache=SHALLOW in engines, prefetch=prefetch)
     stages = plan_stages(engines, backend, request)
     assert max(stage.released_bytes for stage in stages) == most_held(engines, backend, prefetch=prefetch)
+
+
+@given(sharded_pipelines(), strategies.sampled_from([OPENVINO, ONNXRUNTIME]), strategies.booleans())
+def test_the_peak_in_shards_is_what_is_held_at_the_same_time(
+    pipeline: tuple[dict[str, EnginePlan], dict[str, int]], backend: str, prefetch: bool
+) -> None:
+    plans, arrays = pipeline
+    stages = plan_stages(plans, backend, Request(8, 8, 1, 5.0, prefetch=prefetch), shards=arrays)
+    assert max(stage.released_bytes for stage in stages) == most_held_in_shards(plans, arrays, prefetch=prefetch)
 
 
 @given(pipelines())
