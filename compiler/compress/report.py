@@ -80,11 +80,11 @@ class Report:
     def _pruning_lines(self) -> list[str]:
         settings = self.settings
         recovery = f"{settings.recover_steps} steps of recovery"
+        if not settings.parameters:
+            return [f"no channels removed, student {settings.student}, {recovery}"]
         rounds = "one round"
         if settings.rounds > 1:
             rounds = f"{settings.rounds} rounds with {settings.round_steps} steps of recovery between them"
-        if not settings.parameters:
-            return [f"no channels removed, student {settings.student}, {recovery}"]
         return [
             f"importance {settings.importance}, budgets {settings.budgets}, student {settings.student}, "
             f"multiples of {settings.multiple}, {rounds}, {recovery} at the end",

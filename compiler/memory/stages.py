@@ -15,7 +15,7 @@ BEFORE, BEHIND = ("text_encoder", *HOISTED), ("vae_decoder",)
 STAGES = (*BEFORE, *UNETS, *BEHIND)
 """Engines in the order in which `Pipeline` runs them; shards stand in the place of the UNet's."""
 
-_WHOLE: Mapping[str, int] = {}
+_NO_SHARDS: Mapping[str, int] = {}
 
 _FLOAT32_BYTES = 4
 _COLOURS = 3
@@ -81,7 +81,7 @@ def plan_stages(
     request: Request,
     *,
     passing: Collection[str] = (),
-    shards: Mapping[str, int] = _WHOLE,
+    shards: Mapping[str, int] = _NO_SHARDS,
 ) -> tuple[Stage, ...]:
     """The stages of a picture, in their order; on a GPU plans share their activations' memory.
 
