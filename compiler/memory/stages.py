@@ -118,8 +118,12 @@ def plan_stages(
         running = engine.activation_bytes + workspace + inputs + pictures
         running += sum(engines[name].held.page_bytes for name in compiled)
         needed = [component, *compiled] if component in shards else _needed(component, loaded, ahead)
-        held = sum(engines[name].held.graph_bytes for name in needed)
-        held += sum(_weights_in_memory(engines[name], component, ahead, backend) for name in needed)
+        held = {
+            name: engines[name].held.graph_bytes + _weights_in_memory(engines[name], component, ahead, backend)
+            for name in needed
+        }
+        # A shard is compiled before the next one is loaded.
+        compiling = shards[component] + held[component] if component in shards else sum(held.values())
         stages.append(
             Stage(
                 component=component,
@@ -131,7 +135,7 @@ def plan_stages(
                 largest_activation_bytes=workspace + max(activations.values()),
                 input_bytes=inputs,
                 picture_bytes=pictures,
-                released_bytes=held + max(running, shards.get(component, 0) + engine.held.page_bytes),
+                released_bytes=max(sum(held.values()) + running, compiling + engine.held.page_bytes),
             )
         )
         if component in passing or component in shards:

@@ -69,13 +69,12 @@ def most_held_in_shards(plans: Mapping[str, EnginePlan], arrays: Mapping[str, in
     at_once: list[int] = []
     workspace = 0
 
-    def moment(name: str, *loaded: int, beside: int = 0, pages: bool = True) -> None:
+    def moment(name: str, *loaded: int, beside: int = 0) -> None:
         """An engine is compiled with pages of its file, then runs; a thread has got so far with another meanwhile."""
         nonlocal workspace
         plan = plans[name]
         own, inputs = plan.held.weight_bytes + plan.held.graph_bytes, arrays.get(name, plan.memory.input_bytes)
-        if pages:
-            at_once.append(own + plan.held.page_bytes + arrays.get(name, 0))
+        at_once.append(own + plan.held.page_bytes + arrays.get(name, 0))
         workspace = max(workspace, plan.workspace_bytes)
         running = own + plan.memory.written.arena.bytes + workspace + inputs + beside
         at_once.extend(running + each for each in (0, *loaded))
@@ -87,12 +86,12 @@ def most_held_in_shards(plans: Mapping[str, EnginePlan], arrays: Mapping[str, in
         at_once.append(before + sum(vars(plans[name].held).values()) - plans[name].held.packed_bytes)
         moment(name, before)
     names = list(arrays)
-    for run in range(2):
+    for _ in range(2):
         for index, name in enumerate(names):
             following = plans[names[(index + 1) % len(names)]].held
             compiled = following.graph_bytes + following.weight_bytes
             ahead = (following.graph_bytes, compiled, compiled + following.page_bytes) if prefetch else ()
-            moment(name, *ahead, pages=not prefetch or (run == 0 and index == 0))
+            moment(name, *ahead)
     decoder = plans["vae_decoder"]
     moment("vae_decoder", beside=decoded_bytes(decoder, REQUEST))
     return max(at_once)
