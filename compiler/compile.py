@@ -230,6 +230,11 @@ def calibrate_unet(
         size_px=request.calibration.size_px,
         timesteps=request.calibration.timesteps,
     )
+    if request.calibration.reduce_range is None and request.calibration.reduces_range:
+        log.warning(
+            "int8 weights for CPUs have 7 bits, since this processor has no VNNI and its products of 8 bits saturate; "
+            "for processors that have it, use --no-reduce-range"
+        )
     return shop.produce("calibrate unet", "calibrate", plan.calibration_key, calibrate_stage, inputs, reports=True)
 
 

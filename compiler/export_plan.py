@@ -166,13 +166,12 @@ def plan_export(request: ExportRequest, opened: Opened, overflows: Mapping[str, 
         budget.check_model(opened.entry.name)
         judged = [digest_sources(JUDGE_SOURCES), _file_digest(JUDGE_PATH)] if budget.measure is Measure.FRECHET else []
         here = processor()
-        rules = [request.calibration.rule_for(target).label for target in request.targets]
-        ranges = [*rules, request.calibration.correct_bias]
+        ranges = [_range_options(request.calibration, target) for target in request.targets]
         automatic_key = digest_of(
             [
                 *("plan", calibration_key, half_key, budget.measure, str(budget.limit), automatic_defaults(request)),
                 *judged,
-                *(*ranges, *building, request.hoist),
+                *(ranges, *building, request.hoist),
                 *(export_keys[name] for name in COMPONENTS),
                 *((here.name, here.usable_cpus) if all(map(runs_here, request.targets)) else ()),
                 *((target.name, versions_of(BACKEND_TOOLS[target.backend])) for target in request.targets),
@@ -312,9 +311,10 @@ def _drawing_key(
     )
 
 
-def _range_options(options: CalibrationOptions, target: Target) -> list[str | bool]:
+def _range_options(options: CalibrationOptions, target: Target) -> list[str | bool | int]:
     """What decides the integers beside the calibration itself."""
-    return [options.rule_for(target).label, options.correct_bias]
+    rule = options.rule_for(target)
+    return [rule.label, options.correct_bias, rule.weight_bits]
 
 
 def _file_digest(path: Path) -> str:

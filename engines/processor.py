@@ -9,6 +9,9 @@ CPUINFO = Path("/proc/cpuinfo")
 _X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 """Source: Linux arch/x86/include/asm/cpufeatures.h."""
+MOST_WEIGHT_BITS = 8
+WEIGHT_BITS = "weight_bits"
+"""Option of an engine whose layers multiply bytes: how many of the 8 bits the weights use. Others do not have it."""
 
 
 def multiplies_bytes_exactly(machine: str | None = None, cpuinfo: Path = CPUINFO) -> bool:
@@ -24,6 +27,14 @@ def multiplies_bytes_exactly(machine: str | None = None, cpuinfo: Path = CPUINFO
     if (machine or platform.machine()).lower() not in _X86:
         return True
     return not _VNNI.isdisjoint(cpu_flags(cpuinfo))
+
+
+def exact_weight_bits() -> int:
+    """How many bits int8 weights may have so that this processor's products with activations of 8 bits are exact.
+
+    Without VNNI 7: two products of 255 and at most 64 stay below 2^15.
+    """
+    return MOST_WEIGHT_BITS if multiplies_bytes_exactly() else MOST_WEIGHT_BITS - 1
 
 
 def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:

@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+
+from sdc.engines.processor import MOST_WEIGHT_BITS, WEIGHT_BITS
+
+_TO_BYTES = ("QuantizeLinear", "DynamicQuantizeLinear")
+"""Operators that make activations integers."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,20 @@ def weights_path(path: Path) -> Path:
 def save_onnx(model: ir.Model, path: Path) -> None:
     """Write a model with its weights beside it (`weights_path`); the model is not changed."""
     ir.save(model, path, external_data=weights_path(path).name)
+
+
+def weight_bits_option(model: ir.Model) -> dict[str, int]:
+    """The option `WEIGHT_BITS` of an engine that multiplies bytes, by the largest weight; none of any other engine."""
+    if not any(node.op_type in _TO_BYTES for node in model.graph):
+        return {}
+    constants = (value.const_value for value in model.graph.initializers.values() if value.dtype == ir.DataType.INT8)
+    weights = (each for each in constants if each is not None and len(each.shape) > 1)  # the others are zero points
+    largest = max((_magnitude(weight.numpy()) for weight in weights), default=0)
+    return {WEIGHT_BITS: MOST_WEIGHT_BITS if largest >= 2 ** (MOST_WEIGHT_BITS - 2) else MOST_WEIGHT_BITS - 1}
+
+
+def _magnitude(integers: np.ndarray) -> int:
+    return max(int(integers.max()), -int(integers.min()))
 
 
 def one_line(error: object, *, limit: int = 600) -> str:

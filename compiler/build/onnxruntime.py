@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime
 
-from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
+from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging, weight_bits_option
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 from sdc.engines.sessions.onnxruntime_cuda import ALLOW_TF32, CUDA_GRAPH
@@ -37,7 +37,7 @@ def build_onnxruntime(component: Component, target: Target, folder: Path) -> Bui
         _check(component, path, on_gpu=on_gpu)
     return BuiltEngine(
         files=files,
-        options=_options(component) if on_gpu else {},
+        options=_options(component) if on_gpu else weight_bits_option(component.model),
         built_with={"onnxruntime": onnxruntime.__version__},
         seconds=time.perf_counter() - begin,
     )

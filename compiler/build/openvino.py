@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import openvino
 
-from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging
+from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging, weight_bits_option
 from sdc.compiler.build.fold_pairs import fold_pairs
 from sdc.compiler.build.fold_sizes import fold_sizes
 from sdc.compiler.component import Component
@@ -49,7 +49,7 @@ def build_openvino(component: Component, folder: Path) -> BuiltEngine:
         openvino.save_model(model, temporary / FILES[0], compress_to_fp16=False)
     return BuiltEngine(
         files=FILES,
-        options={"inference_precision": _inference_precision(component)},
+        options={"inference_precision": _inference_precision(component), **weight_bits_option(component.model)},
         built_with={"openvino": openvino.__version__.split("-")[0]},
         seconds=time.perf_counter() - begin,
         details={"operators": len(model.get_ops())},

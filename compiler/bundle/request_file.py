@@ -62,6 +62,7 @@ def request_json(request: ExportRequest, opened: Opened) -> dict[str, Any]:
             "method": calibration.method,
             "symmetric": calibration.symmetric,
             "correct_bias": calibration.correct_bias,
+            "reduce_range": calibration.reduces_range,
             "prompts": None if prompts is None else list(prompts),
         },
     }
@@ -93,6 +94,7 @@ def read_request(bundle: Bundle) -> StoredRequest:
         method=calibration.member("method").text(),
         symmetric=_optional(calibration.member("symmetric"), JsonValue.flag),
         correct_bias=calibration.member("correct_bias").flag(),
+        reduce_range=_optional(calibration.member("reduce_range"), JsonValue.flag),
         table_file=bundle.file(TABLE_PATH) if precision.calibrates else None,
     )
     request = ExportRequest(

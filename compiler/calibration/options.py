@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdc.engines.errors import InputError
-from sdc.engines.targets import ONNXRUNTIME, TENSORRT_RTX, Target
+from sdc.engines.processor import MOST_WEIGHT_BITS, multiplies_bytes_exactly
+from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX, Target
 from sdc.passes.precision.range_rules import DYNAMIC, LP, RangeRule, parse_rule
 from sdc.passes.precision.smoothing_rule import DEFAULT_SMOOTHING, SmoothingRule
 
@@ -24,6 +25,7 @@ class CalibrationOptions:
         symmetric: kind of range; None takes asymmetric ranges where the target runs them.
         smoothing: of SmoothQuant; None leaves the graph as it is.
         correct_bias: whether biases make up for the mean error of rounded weights.
+        reduce_range: whether weights for CPUs have 7 bits, for x86 processors without VNNI; None if this one has none.
         prompts_file: prompts to denoise, one a line; None for the model's own.
         steps: of each picture; None for what suits the network's size.
         size_px: height and width of the pictures; likewise.
@@ -35,6 +37,7 @@ class CalibrationOptions:
     symmetric: bool | None = None
     smoothing: SmoothingRule | None = DEFAULT_SMOOTHING
     correct_bias: bool = True
+    reduce_range: bool | None = None
     prompts_file: Path | None = None
     steps: int | None = None
     size_px: int | None = None
@@ -68,6 +71,11 @@ class CalibrationOptions:
                 hint="leave out --smooth-quant or --calibration-table",
             )
 
+    @property
+    def reduces_range(self) -> bool:
+        """Whether weights for CPUs have 7 bits; this processor decides where the user does not."""
+        return not multiplies_bytes_exactly() if self.reduce_range is None else self.reduce_range
+
     def rule_for(self, target: Target) -> RangeRule:
         """How ranges follow from what was seen, for one target.
 
@@ -89,7 +97,16 @@ class CalibrationOptions:
             )
         rule = parse_rule(self.method, symmetric=not asymmetric if self.symmetric is None else self.symmetric)
         # Its convolutions of bytes are fast where they write bytes; others take what a convolution writes as it is.
-        return replace(rule, results=target.backend == ONNXRUNTIME and not dynamic)
+        return replace(
+            rule,
+            results=target.backend == ONNXRUNTIME and not dynamic,
+            weight_bits=self._weight_bits(target),
+        )
+
+    def _weight_bits(self, target: Target) -> int:
+        if target.backend not in (OPENVINO, ONNXRUNTIME):
+            return MOST_WEIGHT_BITS
+        return MOST_WEIGHT_BITS - self.reduces_range
 
 
 DEFAULT_CALIBRATION = CalibrationOptions()

@@ -31,6 +31,12 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-bias-correction", action="store_true", help="leave the mean error of rounded weights in")
     group.add_argument(
+        "--reduce-range",
+        action=argparse.BooleanOptionalAction,
+        help="weights of 7 bits on cpu and ort-cpu, for x86 processors without VNNI, whose products of 8 bits saturate "
+        "(if this is one)",
+    )
+    group.add_argument(
         "--calibration-prompts", type=Path, metavar="FILE", help="prompts to denoise, one a line (the model's own)"
     )
     group.add_argument(
@@ -68,6 +74,7 @@ def calibration_options(args: argparse.Namespace) -> CalibrationOptions:
         symmetric=None if args.activations is None else args.activations == "symmetric",
         smoothing=default.smoothing if args.smooth_quant is None else parse_smoothing(args.smooth_quant),
         correct_bias=default.correct_bias and not args.no_bias_correction,
+        reduce_range=args.reduce_range,
         prompts_file=args.calibration_prompts,
         steps=args.calibration_steps,
         size_px=args.calibration_size,

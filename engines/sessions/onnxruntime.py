@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
+from sdc.engines.errors import TargetError
 from sdc.engines.freed_memory import give_memory_back
-from sdc.engines.processor import multiplies_bytes_exactly
+from sdc.engines.processor import WEIGHT_BITS, exact_weight_bits
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
 from sdc.engines.sessions.source import EngineSource
@@ -30,6 +31,7 @@ class OnnxRuntimeSession:
 
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
         self.spec = source.spec
+        _check_weight_bits(source)
         options = session_options(threads)
         # From the second run on it would hold one more block for all activations, and be no faster.
         options.enable_mem_pattern = False
@@ -83,6 +85,22 @@ class OnnxRuntimeSession:
         self.close()
 
 
+def _check_weight_bits(source: EngineSource) -> None:
+    """Refuse products of bytes that this processor would not sum exactly.
+
+    ONNX Runtime's own way out, the option "session.x64quantprecision", ends with an error for weights with a scale per
+    channel (1.31).
+
+    Raises:
+        TargetError: weights have too many bits.
+    """
+    if source.options.get(WEIGHT_BITS, 0) > exact_weight_bits():
+        raise TargetError(
+            f"cannot run {source.files[0]} here: products with weights of 8 bits saturate on x86 without VNNI",
+            hint="export the bundle on this machine, or with --reduce-range; the target cpu computes it in float32",
+        )
+
+
 def open_inference_session(source: EngineSource, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """Load an engine on the CPU.
 
@@ -119,9 +137,6 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     # Where weights alone are quantised it would round activations to 8 bits too (level 4): 0.5 % of error, unasked.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT32_LEVEL)
-    if not multiplies_bytes_exactly():
-        # Weights become uint8, whose products with uint8 are summed in 32 bits everywhere. Slower where VNNI is.
-        options.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

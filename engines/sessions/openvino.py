@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from sdc.engines.environment import kernels_may_round_to_bytes
 from sdc.engines.errors import TargetError
 from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.kernels.library import Kernels, find_convolver, find_image_kernels, find_kernels
+from sdc.engines.processor import WEIGHT_BITS, exact_weight_bits
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds, Shapes, shapes_of
 from sdc.engines.sessions.mapped_files import read_once
@@ -27,7 +29,13 @@ from sdc.engines.sessions.openvino_operators import Replacements, copy_small_con
 from sdc.engines.sessions.source import EngineSource
 from sdc.engines.specs import ComponentSpec
 
+log = logging.getLogger(__name__)
+
 PRECISIONS = ("auto", "f32", "bf16")
+_MULTIPLY_BYTES = "LP_TRANSFORMS_MODE"
+"""OpenVINO's property: whether products of dequantised tensors are computed in integers.
+
+Source: OpenVINO 2026.4, src/inference/dev_api/openvino/runtime/internal_properties.hpp, enable_lp_transformations."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +260,13 @@ def engine_settings(source: EngineSource, threads: int | None) -> dict[str, Any]
             openvino_core(), source.options.get("inference_precision", "f32")
         ),
     }
+    if source.options.get(WEIGHT_BITS, 0) > exact_weight_bits():
+        log.warning(
+            "%s computes in float32: products with its weights of 8 bits would saturate on this processor, which has "
+            "no VNNI; an export on it, or with --reduce-range, is faster",
+            source.spec.name,
+        )
+        settings[_MULTIPLY_BYTES] = "NO"
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     return settings

@@ -57,23 +57,16 @@ class InsertQdq(Pass):
     Attributes:
         table: ranges of the graph's activations; another graph is refused. None if no layer is "int8" or "fp8".
         plan: of this graph's layers; None for that of "int8" (`uniform_plan`).
-        weight_bits: of "int8" and "w8", 2 to 8; below 8 the integers are limited to the smaller range, in int8 storage.
-            4 with `per_channel` off is the known-bad control of evaluations.
         per_channel: one weight scale per output channel, or one for the whole weight.
-        rule: how activations' ranges follow from the table.
+        rule: how activations' ranges follow from the table, and how many bits the weights of "int8" and "w8" have.
     """
 
     name: ClassVar[str] = "insert-qdq"
 
     table: CalibrationTable | None
     plan: PrecisionPlan | None = None
-    weight_bits: int = 8
     per_channel: bool = True
     rule: RangeRule = DEFAULT_RULE
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= 8:
-            raise InputError(f"weights of {self.weight_bits} bits", hint="ask for 2 to 8 bits")
 
     def rewrite(self, model: ir.Model) -> PassReport:
         """Insert the pairs.
@@ -108,7 +101,7 @@ class InsertQdq(Pass):
         return None if self.plan is None else self.plan.graph_digest
 
     def _quantise(self, graph: ir.Graph, layers: list[tuple[Layer, Format]], block_size: int) -> dict[str, Any]:
-        weights = StoredWeights(graph, bits=self.weight_bits, per_channel=self.per_channel, block_size=block_size)
+        weights = StoredWeights(graph, bits=self.rule.weight_bits, per_channel=self.per_channel, block_size=block_size)
         pairs = self._pairs(graph, {wanted for _, wanted in layers})
         channels = {
             layer.node: layer.weight_shape[layer.output_axis]

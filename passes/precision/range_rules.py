@@ -49,6 +49,8 @@ class RangeRule:
             and zero has an integer of its own.
         results: whether what a quantised convolution writes is quantised too, each channel in a range a
             tenth wider than the one that it was seen in.
+        weight_bits: of the layers' weights, 2 to 8, in int8 storage: b bits hold -(2^(b-1) - 1) to 2^(b-1) - 1. With 7
+            no pair of products with an activation of 8 bits leaves 16 bits. 4 is the known-bad control of evaluations.
     """
 
     method: str = MAX
@@ -56,6 +58,7 @@ class RangeRule:
     symmetric: bool = True
     exponent: float = DEFAULT_EXPONENT
     results: bool = False
+    weight_bits: int = 8
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, DYNAMIC):
@@ -68,6 +71,8 @@ class RangeRule:
             raise InputError("dynamic ranges are asymmetric", hint="leave out --activations symmetric")
         if not 1 <= self.exponent <= 8:
             raise InputError(f"errors to the power of {self.exponent:g}", hint="give an exponent from 1 to 8")
+        if not 2 <= self.weight_bits <= 8:
+            raise InputError(f"weights of {self.weight_bits} bits", hint="ask for 2 to 8 bits")
 
     @property
     def label(self) -> str:

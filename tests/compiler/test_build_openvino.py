@@ -14,6 +14,7 @@ from sdc.compiler.build.openvino import has_reduced_precision
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
 from sdc.engines.kernels.library import find_kernels
+from sdc.engines.processor import exact_weight_bits
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.sessions.openvino_core import openvino_core
 from sdc.engines.sessions.openvino_group_norm import KernelGroupNorm
@@ -179,7 +180,7 @@ def test_a_graph_of_lower_precision_may_use_what_the_processor_has(small_unet, t
     model = parse(text)
     assert has_reduced_precision(model)
     built = build_engine(Component(small_unet.component.spec, model), TARGETS["cpu"], tmp_path)
-    assert built.options == {"inference_precision": precision}
+    assert built.options["inference_precision"] == precision
 
 
 @pytest.mark.parametrize("reads_images", [False, True])
@@ -250,9 +251,10 @@ g (float[B,32,H,W] sample) => (float[B,32,H,W] out_sample)
 def test_a_convolution_of_quantised_tensors_is_computed_in_integers(tmp_path, zero_point):
     """Also where zero is not in the middle of the integers, on whichever processor."""
     generator = np.random.default_rng(2)
+    largest = 2 ** (exact_weight_bits() - 1) - 1
     weights = {
         "steps": generator.uniform(0.001, 0.002, 32).astype(np.float32),
-        "integers": generator.integers(-127, 128, (32, 32, 3, 3), np.int8),
+        "integers": generator.integers(-largest, largest + 1, (32, 32, 3, 3), np.int8),
     }
     text = CONVOLUTION.replace("{ZERO}", f"{{{zero_point}}}")
     model = onnx.parser.parse_model(text.replace(", float[32] steps, int8[32,32,3,3] integers", ""))

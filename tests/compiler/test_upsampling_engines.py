@@ -17,6 +17,7 @@ from sdc.compiler.build import build_engine
 from sdc.compiler.component import Component
 from sdc.compiler.stages import MODEL_NAME, Recipe, build_stage, typed_component
 from sdc.compiler.workshop.cache import Entry
+from sdc.engines.processor import exact_weight_bits
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 from sdc.engines.targets import TARGETS
@@ -128,7 +129,7 @@ def test_integers_are_as_near_to_float32(tmp_path: Path) -> None:
     table = measure_table(model, feeds)
     errors = {}
     for backend in (None, TARGET.backend):
-        quantise = (InsertQdq(table, rule=RangeRule("max", symmetric=False)),)
+        quantise = (InsertQdq(table, rule=RangeRule("max", symmetric=False, weight_bits=exact_weight_bits())),)
         passes = precision_passes(
             "int8", quantise=quantise, correct=(CorrectBias(table),), remainder="fp32", backend=backend
         )

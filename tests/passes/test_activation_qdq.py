@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,15 @@ from small_denoiser import (
 from test_insert_qdq import LAYERS, make_layer, multiply, session_outputs
 
 from sdc.engines.errors import PassError
+from sdc.engines.processor import exact_weight_bits
 from sdc.passes.precision.activation_qdq import affine_from_range
 from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.range_rules import METHODS, Range, RangeRule
 from sdc.passes.precision.scales import scale_from_range
 
 ASYMMETRIC = RangeRule("max", symmetric=False)
+EXACT_HERE = replace(ASYMMETRIC, weight_bits=exact_weight_bits())
+"""With weights whose products this processor sums exactly."""
 
 
 def reference(name: str, model: ir.Model, x: np.ndarray, limits: Range) -> np.ndarray:
@@ -68,7 +72,7 @@ def test_backends_agree_on_zero_points(name: str, limits: Range, backend: str, t
     x = (step * (random.integers(lowest - 9, lowest + 264, shape) + random.uniform(-0.4, 0.4, shape))).astype(
         np.float32
     )
-    quantise_everything(model, make_table(model, {"x": limits}), rule=ASYMMETRIC)
+    quantise_everything(model, make_table(model, {"x": limits}), rule=EXACT_HERE)
     (expected,) = run_model(model, {"x": x})
     found = session_outputs(model, backend, {"x": x}, tmp_path)["y"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
@@ -79,7 +83,7 @@ def test_backends_agree_on_zero_points(name: str, limits: Range, backend: str, t
 def test_backends_agree_on_a_network(method: str, backend: str, tmp_path: Path):
     model, feeds = make_fused_denoiser(), make_feeds()
     (exact,) = run_model(model, feeds)
-    InsertQdq(measure_table(model, feeds), rule=RangeRule(method, symmetric=False)).run(model)
+    InsertQdq(measure_table(model, feeds), rule=replace(EXACT_HERE, method=method)).run(model)
     (expected,) = run_model(model, feeds)
     found = session_outputs(model, backend, feeds, tmp_path)["out_sample"]
     damage = np.abs(expected - exact).max()
@@ -106,7 +110,7 @@ def test_one_sided_values_get_twice_the_integers():
     for symmetric in (True, False):
         quantised = make_layer("matmul")
         table = make_table(quantised, {"x": (0.0, 3.0)})
-        quantise_everything(quantised, table, rule=RangeRule(symmetric=symmetric), weight_bits=8)
+        quantise_everything(quantised, table, rule=RangeRule(symmetric=symmetric))
         weights = quantised.graph.initializers["w.int8"].const_value.numpy()
         assert np.abs(weights).max() == 127
         (found,) = run_model(quantised, {"x": x})

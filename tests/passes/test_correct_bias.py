@@ -10,6 +10,7 @@ from small_denoiser import make_feeds, make_fused_denoiser, make_model, measure_
 from sdc.engines.errors import PassError
 from sdc.passes.precision.correct_bias import CorrectBias, dequantised_constant
 from sdc.passes.precision.insert_qdq import InsertQdq
+from sdc.passes.precision.range_rules import RangeRule
 
 HEAD = '<ir_version: 10, opset_import: ["": 23]> g (float[2, 6, 5, 7] x) => (float[A, B, C, D] y)'
 CASES = {
@@ -42,7 +43,7 @@ def test_means_are_those_of_the_exact_weight(name: str):
     for correct in (False, True):
         quantised = model.clone()
         # Weights of 3 bits, so that their rounding is what is seen.
-        quantise_everything(quantised, table, weight_bits=3)
+        quantise_everything(quantised, table, rule=RangeRule(weight_bits=3))
         if correct:
             assert CorrectBias(table).run(quantised).matched == 1
             assert CorrectBias(table).run(quantised).matched == 0
@@ -55,7 +56,7 @@ def test_means_are_those_of_the_exact_weight(name: str):
 def test_network_gets_closer_on_average():
     model, feeds = make_fused_denoiser(), make_feeds()
     table = measure_table(model, feeds)
-    InsertQdq(table, weight_bits=4).run(model)
+    InsertQdq(table, rule=RangeRule(weight_bits=4)).run(model)
     report = CorrectBias(table).run(model)
     # Three Convs and an attention's output projection have a bias or can have one; query, key and value have none.
     reasons = [skipped.reason for skipped in report.skipped]
@@ -90,7 +91,7 @@ def test_other_readers_of_a_shared_bias_keep_it():
     weights = {name: model.graph.initializers[name].const_value.numpy() for name in ("w", "b")}
     shared = make_model(text, weights)
     table = measure_table(shared, feeds)
-    quantise_everything(shared, table, weight_bits=3)
+    quantise_everything(shared, table, rule=RangeRule(weight_bits=3))
     assert CorrectBias(table).run(shared).matched == 1
     np.testing.assert_array_equal(run_model(shared, feeds)[1], -weights["b"])
 

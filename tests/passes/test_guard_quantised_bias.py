@@ -9,8 +9,10 @@ import onnx_ir as ir
 import pytest
 from small_denoiser import make_model, make_table, quantise_everything, run_model
 
+from sdc.engines.processor import exact_weight_bits
 from sdc.engines.sessions.openvino_core import openvino_core
 from sdc.passes.lowering.guard_quantised_bias import GuardQuantisedBias
+from sdc.passes.precision.range_rules import RangeRule
 
 BLOCK = """<ir_version: 10, opset_import: ["": 23]> g (float[B, 6, H, W] x) => (float[B, 9, H, W] y) {{
     a = Conv <pads = [1, 1, 1, 1]> (x, w_1{bias})
@@ -29,7 +31,8 @@ def make_block(bias: float | None) -> ir.Model:
     if bias is not None:
         weights["b_1"] = np.full(9, bias, np.float32)
     model = make_model(BLOCK.format(bias="" if bias is None else ", b_1"), weights)
-    quantise_everything(model, make_table(model, {"x": 3.0, "b": 1.0}))
+    rule = RangeRule(weight_bits=exact_weight_bits())
+    quantise_everything(model, make_table(model, {"x": 3.0, "b": 1.0}), rule=rule)
     return model
 
 

@@ -24,6 +24,7 @@ from small_denoiser import (
 from sdc.compiler.build import build_engine
 from sdc.compiler.component import Component
 from sdc.engines.errors import InputError, PassError
+from sdc.engines.processor import exact_weight_bits
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.specs import ComponentSpec, TensorSpec
 from sdc.engines.targets import TARGETS
@@ -35,6 +36,7 @@ from sdc.passes.precision.formats import Format
 from sdc.passes.precision.insert_qdq import InsertQdq
 from sdc.passes.precision.layer_roles import Role
 from sdc.passes.precision.plan import uniform_plan
+from sdc.passes.precision.range_rules import RangeRule
 from sdc.passes.precision.scales import scale_from_range
 from sdc.passes.precision.weight_qdq import quantise_weights
 
@@ -103,7 +105,8 @@ def test_layers_compute_integers(name: str, bits: int, per_channel: bool):
     x = np.random.default_rng(31).normal(size=LAYERS[name][1]).astype(np.float32)
     limit = 0.5 * float(np.abs(x).max())  # so that values beyond it saturate
     expected = reference(name, model, x, limit, levels=2 ** (bits - 1) - 1, per_channel=per_channel)
-    report = quantise_everything(model, make_table(model, {"x": limit}), weight_bits=bits, per_channel=per_channel)
+    rule = RangeRule(weight_bits=bits)
+    report = quantise_everything(model, make_table(model, {"x": limit}), rule=rule, per_channel=per_channel)
     assert report.matched == 1
     assert model.graph.initializers["w.int8"].dtype == ir.DataType.INT8
     (found,) = run_model(model, {"x": x})
@@ -126,7 +129,8 @@ def session_outputs(model: ir.Model, backend: str, feeds: dict[str, np.ndarray],
     built = build_engine(Component(spec, lowered), target, folder)
     files = tuple(folder / file for file in built.files)
     # float32 around the integers, so that what differs is the integers' doing
-    with open_session(EngineSource(spec, backend, files, {"inference_precision": "f32"}), threads=1) as session:
+    options = built.options | {"inference_precision": "f32"}
+    with open_session(EngineSource(spec, backend, files, options), threads=1) as session:
         return session.run(feeds)
 
 
@@ -140,7 +144,7 @@ def test_backends_agree_with_the_graph(name: str, backend: str, tmp_path: Path):
     # Values clear of the middle between two integers: no backend's rounding can turn them.
     shape = LAYERS[name][1]
     x = (step * (random.integers(-120, 121, shape) + random.uniform(-0.4, 0.4, shape))).astype(np.float32)
-    quantise_everything(model, make_table(model, {"x": limit}))
+    quantise_everything(model, make_table(model, {"x": limit}), rule=RangeRule(weight_bits=exact_weight_bits()))
     (expected,) = run_model(model, {"x": x})
     found = session_outputs(model, backend, {"x": x}, tmp_path)["y"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
@@ -150,7 +154,7 @@ def test_backends_agree_with_the_graph(name: str, backend: str, tmp_path: Path):
 def test_backends_agree_on_a_network(backend: str, tmp_path: Path):
     model, feeds = make_fused_denoiser(), make_feeds()
     (exact,) = run_model(model, feeds)
-    InsertQdq(measure_table(model, feeds)).run(model)
+    InsertQdq(measure_table(model, feeds), rule=RangeRule(weight_bits=exact_weight_bits())).run(model)
     (expected,) = run_model(model, feeds)
     found = session_outputs(model, backend, feeds, tmp_path)["out_sample"]
     damage = np.abs(expected - exact).max()
@@ -293,7 +297,7 @@ def test_weights_that_are_not_finite_are_refused():
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_out_of_range_are_refused(bits: int):
     with pytest.raises(InputError, match=f"{bits} bits"):
-        InsertQdq(make_table(make_layer("matmul"), {}), weight_bits=bits)
+        RangeRule(weight_bits=bits)
 
 
 def test_zero_ranges_stay_zero():

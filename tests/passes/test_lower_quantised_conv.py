@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from equality import apply_proven, make_model, operators
 
+from sdc.engines.processor import exact_weight_bits
 from sdc.passes.lowering.lower_quantised_conv import LowerQuantisedConv
 
 CONV = """<ir_version: 10, opset_import: ["": 23]> g (float[B, 6, H, W] x) => (float[B, 9, K, L] y)
@@ -27,13 +28,15 @@ KERNELS = {
 }
 
 
+LARGEST = 2 ** (exact_weight_bits() - 1) - 1
+"""Of the weights, so that this processor's products are exact."""
 CHANNELS = {"r": np.full(6, 0.02, np.float32), "o": np.full(6, 101, np.uint8)}
 
 
 def make_conv(kernel: tuple[int, int], attributes: str, *, bias: bool = True) -> ir.Model:
     random = np.random.default_rng(11)
     weights = {
-        "w": random.integers(-127, 128, (9, 6, *kernel)).astype(np.int8),
+        "w": random.integers(-LARGEST, LARGEST + 1, (9, 6, *kernel)).astype(np.int8),
         "t": random.uniform(1e-3, 1e-2, 9).astype(np.float32),
     }
     if bias:

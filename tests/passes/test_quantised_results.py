@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from equality import make_model, operators, run_model
 from small_denoiser import make_denoiser, make_feeds, measure_table, quantise_everything
-from test_lower_quantised_conv import KERNELS
+from test_lower_quantised_conv import KERNELS, LARGEST
 
 from sdc.compiler.calibration.options import CalibrationOptions
 from sdc.engines.errors import PassError
@@ -37,7 +37,7 @@ STEPS = np.geomspace(0.004, 2, OUTPUTS).astype(np.float32)
 def make_conv(attributes: str, kernel: tuple[int, int] = (3, 3), *, bias: bool = True, **other: np.ndarray) -> ir.Model:
     random = np.random.default_rng(11)
     weights = {
-        "w": random.integers(-127, 128, (OUTPUTS, CHANNELS, *kernel)).astype(np.int8),
+        "w": random.integers(-LARGEST, LARGEST + 1, (OUTPUTS, CHANNELS, *kernel)).astype(np.int8),
         "t": (STEPS * random.uniform(0.1, 0.3, OUTPUTS)).astype(np.float32),
         "u": STEPS,
         "z": np.array([0, 255, 128, 1, 77, 200, 128, 3, 90], np.uint8),
@@ -94,7 +94,7 @@ def test_other_results_are_left(change: dict[str, np.ndarray], reason: str):
 def test_channels_of_no_weights_keep_their_bias():
     """Their weights' scale is 1, by which a bias would be rounded to whole steps of the input."""
     random = np.random.default_rng(23)
-    weights = random.integers(-127, 128, (OUTPUTS, CHANNELS, 3, 3)).astype(np.int8)
+    weights = random.integers(-LARGEST, LARGEST + 1, (OUTPUTS, CHANNELS, 3, 3)).astype(np.int8)
     weights[[0, 4]] = 0
     scales = (STEPS * random.uniform(0.1, 0.3, OUTPUTS)).astype(np.float32)
     scales[[0, 4]] = 1

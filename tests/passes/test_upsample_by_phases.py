@@ -187,7 +187,7 @@ def quantised(
     table = measure_table(model, {"x": CALIBRATED["x"] if channels == 5 else normal(9, 1, channels, 3, 7)})
     plan = uniform_plan(model, wanted, default=Format.FP32)
     plan = replace(plan, layers=tuple(replace(layer, format=wanted) for layer in plan.layers))  # whatever its role
-    InsertQdq(table, plan, weight_bits=bits, rule=RangeRule("max", symmetric=symmetric)).run(model)
+    InsertQdq(table, plan, rule=RangeRule("max", symmetric=symmetric, weight_bits=bits)).run(model)
     before = model.clone()
     report = UpsampleByPhases().run(model)
     if correct:
