@@ -145,7 +145,7 @@ def _single(layer: Layer, shape: _Shape, wanted: Format, default: Format, rule: 
         # Whatever the role that a layer has by itself.
         plan = replace(plan, layers=tuple(replace(line, format=wanted) for line in plan.layers))
         table = _table(model, shape.weight[layer.output_axis])
-        quantise = (InsertQdq(table, plan, rule=RangeRule(MAX, symmetric=rule.symmetric, results=rule.results)),)
+        quantise = (InsertQdq(table, plan, rule=replace(rule, method=MAX)),)
     run_passes(passes_from_plan(plan, quantise), model)
     inputs = (TensorSpec("x", "float32", shape.activation),)
     outputs = (TensorSpec("y", "float32", ("N",) * len(shape.activation)),)
