@@ -26,6 +26,7 @@ from sdc.compiler.precision.studio import PrecisionPhase, Scene, Studio
 from sdc.compiler.stages import PLAN_NAME, fused_component, planned_passes
 from sdc.engines.errors import InputError, NumericalError
 from sdc.engines.networks import DenoisingStep
+from sdc.engines.processor import multiplies_bytes_exactly
 from sdc.engines.schedule_config import schedule_from_config
 from sdc.engines.targets import Target, parse_targets
 from sdc.passes.base import Pass, run_passes
@@ -46,8 +47,9 @@ _USUAL_STEPS = 20
 """Of a picture: how often the UNet runs for once that what depends on the prompt alone does."""
 _SAMPLED_STEPS = (0, 3, 7)
 """Steps of the first picture whose inputs are samples: noise, half-way, and nearly done."""
-_EXACT, *_ = parse_targets("ort-cpu")
-"""Where pictures in float32 are drawn, and where a target that does not run here is simulated."""
+_EXACT, _IN_FLOAT32 = parse_targets("ort-cpu,cpu")
+"""Where pictures in float32 are drawn, and a target that does not run here is simulated: on the second where this
+processor's products of bytes saturate."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
     with open_studio(_EXACT) as studio:
         exact = studio.draw(uniform_plan(unet.model, Format.FP32), on_step=keep)
     with ExitStack() as stack:
-        studios = [stack.enter_context(open_studio(each)) for each in (inputs.targets if measured else (_EXACT,))]
+        studios = [stack.enter_context(open_studio(each)) for each in (inputs.targets if measured else (_simulator(),))]
 
         def measure(plan: PrecisionPlan) -> float:
             run = plan if measured else plan.with_default(Format.FP32)
@@ -168,6 +170,11 @@ def automatic_stage(inputs: Automatic, folder: Path, report: Callable[[int, int]
         "layer_time": round(best.time, 3),
         "layers": {each.value: sum(line.format is each for line in best.plan.layers) for each in Format},
     }
+
+
+def _simulator() -> Target:
+    """The target whose engines stand for those that do not run here."""
+    return _EXACT if multiplies_bytes_exactly() else _IN_FLOAT32
 
 
 def _rounded(value: float) -> float | None:

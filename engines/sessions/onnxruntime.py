@@ -9,7 +9,7 @@ import onnxruntime
 
 from sdc.engines.errors import TargetError
 from sdc.engines.freed_memory import give_memory_back
-from sdc.engines.processor import WEIGHT_BITS, exact_weight_bits
+from sdc.engines.processor import MOST_WEIGHT_BITS, WEIGHT_BITS, exact_weight_bits
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
 from sdc.engines.sessions.source import EngineSource
@@ -37,6 +37,9 @@ class OnnxRuntimeSession:
         options.enable_mem_pattern = False
         # A tensor's memory would be kept for a later one of its shape: in a UNet, from its way down to its way up.
         options.enable_mem_reuse = False
+        if WEIGHT_BITS not in source.options and exact_weight_bits() < MOST_WEIGHT_BITS:
+            # A graph that was not built for this target, such as a simulation of another: its products could saturate.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if source.options.get(RUN_FEW_TIMES):
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.add_session_config_entry("session.disable_prepacking", "1")

@@ -41,7 +41,7 @@ class LowerQuantisedConv(Pass):
                y = Transpose(m, [0, 3, 1, 2])
 
     A kernel of one element needs no taps, one without a border no Pad. The integers are the same and their products
-    are exact (on x86 without VNNI the session has to ask for it); what is left is float32's rounding.
+    are exact (on x86 without VNNI with weights of 7 bits); what is left is float32's rounding.
 
     Preconditions:
 
