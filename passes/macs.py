@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 from onnxscript.optimizer import fold_constants
 
 from sdc.engines.errors import InputError, PassError
+from sdc.passes.matching import add_initializer, constant, replace_by_several
 
 _FOLDED_BYTES = 4096
 """Constants up to this size are folded: shapes, not weights."""
@@ -110,9 +112,11 @@ def static_shapes(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, tuple[
     bound = InlinePass()(model.clone()).model
     for value in bound.graph.inputs:
         value.shape = _bound_shape(value, sizes)
-    for node in bound.graph:
+    for node in list(bound.graph):
         for output in node.outputs:
             output.shape = None
+        if node.op_type == "Split":
+            _cut_by_slices(node)
         # ONNX infers no shapes through these; they keep their input's, and a norm its type, which need not be known.
         if node.op_type == "GroupNormalization":
             _replace(node, "Identity")
@@ -135,6 +139,23 @@ def _bound_shape(value: ir.Value, sizes: Mapping[str, int]) -> ir.Shape:
     if missing:
         raise InputError(f"no size for {sorted(missing)} of input {value.name!r}", hint="give a size for every symbol")
     return value.shape.evaluate(sizes)
+
+
+def _cut_by_slices(split: ir.Node) -> None:
+    """Replace a Split into constant sizes by Slices: constant folding infers no shapes from more than some 20 sizes.
+
+    Source: onnxscript 0.7.2, optimizer/_constant_folding.py: shape inference is given small constants only.
+    """
+    graph, sizes = split.graph, constant(split.inputs[1] if len(split.inputs) > 1 else None)
+    if graph is None or sizes is None:
+        return
+    ends = np.cumsum(sizes)
+    axis = add_initializer(graph, np.array([split.attributes.get_int("axis", 0)]), f"{split.name}.axis")
+    slices = []
+    for begin, end in zip(ends - sizes, ends, strict=True):
+        limits = [add_initializer(graph, np.array([limit]), f"{split.name}.limit") for limit in (begin, end)]
+        slices.append(ir.node("Slice", [split.inputs[0], *limits, axis]))
+    replace_by_several([split], slices, split.outputs, [each.outputs[0] for each in slices], at=split)
 
 
 def _replace(node: ir.Node, op_type: str) -> None:

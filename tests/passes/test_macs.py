@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from small_denoiser import make_denoiser, make_feeds, make_fused_denoiser, make_model, measure_table
@@ -9,7 +10,7 @@ from small_denoiser import make_denoiser, make_feeds, make_fused_denoiser, make_
 from sdc.engines.errors import InputError
 from sdc.passes.base import run_passes
 from sdc.passes.graph_digest import digest_from_model
-from sdc.passes.macs import count_macs
+from sdc.passes.macs import count_macs, static_shapes
 from sdc.passes.pipeline import precision_passes
 from sdc.passes.precision.insert_qdq import InsertQdq
 
@@ -49,6 +50,21 @@ def test_counts_by_hand_and_leaves_the_model_alone():
 def test_fused_graph_counts_the_same():
     count = count_macs(make_fused_denoiser(), SIZES)
     assert (count.total, count.weighted) == (count_macs(make_denoiser(), SIZES).total, count.weighted)
+
+
+@pytest.mark.parametrize("parts", [2, 30])
+def test_parts_of_a_tensor_have_shapes(parts: int):
+    """As many as there are projections of the timestep in one input of SD 1.5's UNet."""
+    sizes = np.arange(1, parts + 1)
+    names = [f"part{index}" for index in range(parts)]
+    text = f"""<ir_version: 10, opset_import: ["": 23]> g (float[B, {sizes.sum()}] x) => (float[B, 5] y) {{
+        {", ".join(names)} = Split <axis = 1> (x, sizes)
+        y = MatMul ({names[-1]}, w) }}"""
+    model = make_model(text, {"sizes": sizes, "w": np.ones((parts, 5), np.float32)})
+    shapes = static_shapes(model, {"B": 3})
+    assert [shapes[name] for name in names] == [(3, size) for size in sizes]
+    assert count_macs(model, {"B": 3}).total == 3 * parts * 5
+    assert [node.op_type for node in model.graph] == ["Split", "MatMul"]
 
 
 def test_float16_counts_the_same():
