@@ -16,6 +16,7 @@ from typing import Any
 from sdc.engines.gpu import Gpu, find_gpus
 from sdc.engines.kernels.build import is_built
 from sdc.engines.kernels.library import missing_for_kernels
+from sdc.engines.processor import exact_weight_bits
 from sdc.engines.targets import BACKEND_MODULES, TARGETS, TENSORRT_RTX, Target, runnable
 
 DISTRIBUTIONS = (
@@ -70,6 +71,7 @@ class Diagnosis:
 
     Attributes:
         cpu_arithmetic: what fp16 and int8 bundles compute in on the target cpu.
+        int8_weight_bits: what an export gives int8 weights for CPUs here; see `exact_weight_bits`.
         cpu_kernels_built: whether kernels of sdc's own are there already.
         no_cpu_kernels: why the target cpu runs without kernels of sdc's own; None where it has them or will build them.
         no_gpu: why there are no GPUs.
@@ -81,6 +83,7 @@ class Diagnosis:
     processor: Processor
     memory_bytes: int | None
     cpu_arithmetic: str | None
+    int8_weight_bits: int
     cpu_kernels_built: bool
     no_cpu_kernels: str | None
     gpus: tuple[Gpu, ...]
@@ -102,6 +105,7 @@ def diagnose() -> Diagnosis:
         processor=processor(),
         memory_bytes=_memory_bytes(),
         cpu_arithmetic=_cpu_arithmetic(),
+        int8_weight_bits=exact_weight_bits(),
         cpu_kernels_built=is_built(),
         no_cpu_kernels=missing_for_kernels(),
         gpus=() if isinstance(gpus, str) else gpus,

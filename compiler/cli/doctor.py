@@ -31,6 +31,7 @@ def describe(diagnosis: Diagnosis) -> list[str]:
         lines += [f"Memory     {diagnosis.memory_bytes / 2**30:.1f} GiB"]
     if diagnosis.cpu_arithmetic is not None:
         lines += [f"Arithmetic fp16 and int8 bundles compute in {diagnosis.cpu_arithmetic} on the target cpu"]
+        lines += [f"           int8 weights for CPUs have {diagnosis.int8_weight_bits} bits"]
         kernels = "built" if diagnosis.cpu_kernels_built else "built at first use"
         kernels = kernels if diagnosis.no_cpu_kernels is None else f"none: {diagnosis.no_cpu_kernels}"
         lines += [f"Kernels    sdc's own for bf16 and int8 on the target cpu: {kernels}"]
