@@ -50,6 +50,7 @@ from sdc.compiler.workshop.workshop import Workshop
 from sdc.engines.environment import cache_folder
 from sdc.engines.errors import InputError
 from sdc.engines.manifest import Manifest
+from sdc.engines.processor import MOST_WEIGHT_BITS
 from sdc.engines.specs import COMPONENTS
 from sdc.passes.precision.formats import Format
 from sdc.passes.precision.plan_file import read_plan
@@ -230,7 +231,8 @@ def calibrate_unet(
         size_px=request.calibration.size_px,
         timesteps=request.calibration.timesteps,
     )
-    if request.calibration.reduce_range is None and request.calibration.reduces_range:
+    bits = {request.calibration.rule_for(target).weight_bits for target in request.targets}
+    if request.calibration.reduce_range is None and min(bits) < MOST_WEIGHT_BITS:
         log.warning(
             "int8 weights for CPUs have 7 bits, since this processor has no VNNI and its products of 8 bits saturate; "
             "for processors that have it, use --no-reduce-range"
