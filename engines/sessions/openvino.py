@@ -35,7 +35,7 @@ PRECISIONS = ("auto", "f32", "bf16")
 _MULTIPLY_BYTES = "LP_TRANSFORMS_MODE"
 """OpenVINO's property: whether products of dequantised tensors are computed in integers.
 
-Source: OpenVINO 2026.4, src/inference/dev_api/openvino/runtime/internal_properties.hpp, enable_lp_transformations."""
+Source: OpenVINO, src/inference/dev_api/openvino/runtime/internal_properties.hpp; tried with 2026.4."""
 
 
 @dataclass(frozen=True)
