@@ -62,7 +62,7 @@ def request_json(request: ExportRequest, opened: Opened) -> dict[str, Any]:
             "method": calibration.method,
             "symmetric": calibration.symmetric,
             "correct_bias": calibration.correct_bias,
-            "reduce_range": calibration.reduces_range,
+            "reduce_range": calibration.reduces_range if request.precision.calibrates else None,
             "prompts": None if prompts is None else list(prompts),
         },
     }
