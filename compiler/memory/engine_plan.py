@@ -20,12 +20,13 @@ from sdc.engines.generation import largest_batch, takes_two_batches
 from sdc.engines.kernels.library import find_convolver, find_image_kernels
 from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.sessions import EngineSource
+from sdc.engines.sessions.onnxruntime_arena import SHARED, Regions, regions_of
 from sdc.engines.sessions.openvino import read_engine
 from sdc.engines.sessions.openvino_convolution import convolutions_taken
 from sdc.engines.sessions.openvino_gate import gates_taken
 from sdc.engines.sessions.openvino_group_norm import sums_taken
 from sdc.engines.specs import HOISTED, SHALLOW, ComponentSpec, is_shard_name
-from sdc.engines.targets import ONNXRUNTIME, OPENVINO
+from sdc.engines.targets import ONNXRUNTIME, OPENVINO, TENSORRT_RTX
 from sdc.passes.memory.buffers import SizedGraph
 from sdc.passes.memory.lifetimes import write_in_place
 from sdc.passes.memory.plan import MemoryPlan, plan_memory
@@ -74,6 +75,7 @@ class EnginePlan:
         workspace_bytes: of our own attention kernels; those of all engines share it, and it stays.
         result_bytes: of outputs that are held beside the activations.
         growth_bytes: what the backend's arena has beyond ours for the activations.
+        shares_arena: whether its activations lie where those of others lie that do.
     """
 
     component: str
@@ -84,6 +86,7 @@ class EnginePlan:
     workspace_bytes: int = 0
     result_bytes: int = 0
     growth_bytes: int = 0
+    shares_arena: bool = False
 
     @property
     def activation_bytes(self) -> int:
@@ -152,13 +155,17 @@ class EnginePlanner:
                 graph = as_onnxruntime_holds(graph, expanded_weights(self._onnx_graph(component)))
             # OpenVINO's kernels write over operands where they can, ONNX Runtime's where its graph says so.
             memory = plan_memory(graph, in_place=in_openvino or in_arena)
+            regions = self._regions(component)
             self._plans[key] = EnginePlan(
                 component,
                 sizes,
                 weight_bytes=self.graphs[component].weight_bytes,
                 held=self._holds(component, sizes),
                 memory=memory,
-                growth_bytes=touched_bytes(write_in_place(graph)) - memory.written.arena.bytes if in_arena else 0,
+                growth_bytes=touched_bytes(write_in_place(graph), regions) - memory.written.arena.bytes
+                if in_arena
+                else 0,
+                shares_arena=regions is SHARED if in_arena else self.entry.backend == TENSORRT_RTX,
                 workspace_bytes=_attention_bytes(graph) if in_openvino and bits == 16 else 0,
                 result_bytes=self._result_bytes(component, of_graph) if in_openvino else 0,
             )
@@ -166,6 +173,10 @@ class EnginePlanner:
 
     def _bits(self, component: str) -> int | None:
         return floating_bits(self.entry.backend, self.entry.engines[component].options.get("inference_precision"))
+
+    def _regions(self, component: str) -> Regions:
+        """Of ONNX Runtime's arena, as `OnnxRuntimeSession` decides."""
+        return regions_of(sum(self.bundle.file(name).stat().st_size for name in self.entry.engines[component].files))
 
     def _result_bytes(self, component: str, sizes: Mapping[str, int]) -> int:
         """Of the outputs in their own type: the arena has them in that of the arithmetic."""

@@ -1,21 +1,18 @@
 """ONNX Runtime's arena on the CPU, replayed: how much of it the activations of a graph touch.
 
-Source: onnxruntime/core/framework/bfc_arena.cc, with the settings that the CPU provider has unless it is told others.
+Source: onnxruntime/core/framework/bfc_arena.cc, with the settings of `sdc.engines.sessions.onnxruntime_arena`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from sdc.engines.sessions.onnxruntime_arena import TABLE_SHARE, Regions
 from sdc.passes.memory.buffers import SizedGraph
 from sdc.passes.memory.lifetimes import lifetimes_of
 
 _ALIGNMENT = 256
-_FIRST_REGION_BYTES = 1 << 20
-_LARGEST_GROWTH_BYTES = 1 << 30
-_MOST_DEAD_BYTES = 128 << 20
-"""A chunk is split if it is twice as large as what is asked for, or if more than this would lie idle."""
 
 
 @dataclass
@@ -33,19 +30,24 @@ class _Region:
 
     Attributes:
         chunks: side by side, in the order of their places.
+        table_bytes: where it is noted which chunk begins where.
         touched_bytes: up to where it was ever used.
     """
 
     chunks: list[_Chunk]
+    table_bytes: int
     touched_bytes: int = 0
 
 
-@dataclass
 class _Arena:
-    """Best fit in regions that grow in powers of two."""
+    """Best fit in regions."""
 
-    regions: list[_Region] = field(default_factory=list)
-    growth_bytes: int = _FIRST_REGION_BYTES
+    def __init__(self, settings: Regions) -> None:
+        self.regions: list[_Region] = []
+        self._settings = settings
+        self._growth_bytes = settings.first_bytes
+        if settings.kept_bytes:
+            self._extend_by(settings.kept_bytes)
 
     def allocate(self, count: int) -> tuple[_Region, _Chunk]:
         """The smallest free chunk that is large enough; a new region if there is none."""
@@ -60,7 +62,7 @@ class _Arena:
             self._extend(count)
             return self.allocate(count)
         *_, region, chunk = min(fitting, key=lambda each: each[:3])
-        if chunk.bytes >= 2 * count or chunk.bytes - count >= _MOST_DEAD_BYTES:
+        if chunk.bytes >= 2 * count or chunk.bytes - count >= self._settings.most_dead_bytes:
             rest = _Chunk(chunk.offset + count, chunk.bytes - count)
             region.chunks.insert(region.chunks.index(chunk) + 1, rest)
             chunk.bytes = count
@@ -80,22 +82,25 @@ class _Arena:
         region.chunks = joined
 
     def _extend(self, count: int) -> None:
-        grown = self.growth_bytes < count
-        while self.growth_bytes < count:
-            self.growth_bytes *= 2
-        self.regions.append(_Region([_Chunk(0, self.growth_bytes)]))
-        if not grown:
-            self.growth_bytes = min(2 * self.growth_bytes, _LARGEST_GROWTH_BYTES)
+        grows = self._growth_bytes < count
+        while self._growth_bytes < count:
+            self._growth_bytes *= 2
+        self._extend_by(self._growth_bytes)
+        if not grows:
+            self._growth_bytes = min(2 * self._growth_bytes, self._settings.most_bytes)
+
+    def _extend_by(self, count: int) -> None:
+        self.regions.append(_Region([_Chunk(0, count)], int(TABLE_SHARE * count)))
 
 
-def touched_bytes(graph: SizedGraph) -> int:
-    """Of the arena after one run in the graph's order; what is not touched is not resident.
+def touched_bytes(graph: SizedGraph, settings: Regions) -> int:
+    """Of the arena after one run in the graph's order, tables too; what is not touched is not resident.
 
     Every buffer is allocated when a step writes it and released after the last that needs it, as it is without reuse of
     memory for equal shapes (``enable_mem_reuse``) and without a plan (``enable_mem_pattern``). The arena is new: what
     loading left in it is not known.
     """
-    arena = _Arena()
+    arena = _Arena(settings)
     begin, end = defaultdict(list), defaultdict(list)
     for number, life in enumerate(lifetimes_of(graph)):
         begin[life.begin].append((number, life.bytes))
@@ -106,4 +111,4 @@ def touched_bytes(graph: SizedGraph) -> int:
             held[number] = arena.allocate(count)
         for number in end[step]:
             arena.release(*held.pop(number))
-    return sum(region.touched_bytes for region in arena.regions)
+    return sum(region.touched_bytes + region.table_bytes for region in arena.regions)

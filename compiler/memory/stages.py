@@ -9,7 +9,7 @@ from typing import Any
 from sdc.compiler.memory.engine_plan import UNETS, EnginePlan, Request
 from sdc.engines.load_ahead import loads_unet_ahead
 from sdc.engines.specs import HOISTED
-from sdc.engines.targets import OPENVINO, TENSORRT_RTX
+from sdc.engines.targets import OPENVINO
 
 BEFORE, BEHIND = ("text_encoder", *HOISTED), ("vae_decoder",)
 STAGES = (*BEFORE, *UNETS, *BEHIND)
@@ -83,7 +83,7 @@ def plan_stages(
     passing: Collection[str] = (),
     shards: Mapping[str, int] = _NO_SHARDS,
 ) -> tuple[Stage, ...]:
-    """The stages of a picture, in their order; on a GPU plans share their activations' memory.
+    """The stages of a picture, in their order.
 
     Args:
         engines: those that run.
@@ -115,9 +115,11 @@ def plan_stages(
         # From the second step on it is as large as a shard behind this one needs it.
         sharing = shards if component in shards else [component]
         workspace = max(workspace, *(engines[name].workspace_bytes for name in sharing))
-        running = engine.activation_bytes + workspace + inputs + pictures
-        running += sum(engines[name].held.page_bytes for name in compiled)
         needed = [component, *compiled] if component in shards else _needed(component, loaded, ahead)
+        # What engines touched of an arena that they share stays while any of them is in memory.
+        beside = [name for name in needed if name in activations and engine.shares_arena and engines[name].shares_arena]
+        running = max(activations[name] for name in {component, *beside}) + workspace + inputs + pictures
+        running += sum(engines[name].held.page_bytes for name in compiled)
         held = {
             name: engines[name].held.graph_bytes + _weights_in_memory(engines[name], component, ahead, backend)
             for name in needed
@@ -130,8 +132,7 @@ def plan_stages(
                 loaded=tuple(loaded),
                 weight_bytes=sum(engines[name].held.weight_bytes for name in loaded),
                 graph_bytes=sum(engines[name].held.graph_bytes for name in loaded),
-                activation_bytes=workspace
-                + (max(activations.values()) if backend == TENSORRT_RTX else sum(activations.values())),
+                activation_bytes=workspace + _together(activations, engines),
                 largest_activation_bytes=workspace + max(activations.values()),
                 input_bytes=inputs,
                 picture_bytes=pictures,
@@ -141,6 +142,12 @@ def plan_stages(
         if component in passing or component in shards:
             del loaded[component], activations[component]
     return tuple(stages)
+
+
+def _together(activations: Mapping[str, int], engines: Mapping[str, EnginePlan]) -> int:
+    """Of engines that stay: in arenas of their own, and in one that the others share."""
+    shared = [count for name, count in activations.items() if engines[name].shares_arena]
+    return sum(activations.values()) - sum(shared) + max(shared, default=0)
 
 
 def _following(shards: Iterable[str]) -> dict[str, str]:

@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 
 from sdc.engines.errors import TargetError
-from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.processor import MOST_WEIGHT_BITS, WEIGHT_BITS, exact_weight_bits
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
+from sdc.engines.sessions.onnxruntime_arena import SHARED, SHARED_ARENA, regions_of
 from sdc.engines.sessions.source import EngineSource
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -32,6 +32,7 @@ class OnnxRuntimeSession:
     def __init__(self, source: EngineSource, *, threads: int | None = None) -> None:
         self.spec = source.spec
         _check_weight_bits(source)
+        self._weight_bytes = sum(file.stat().st_size for file in source.files)
         options = session_options(threads)
         # From the second run on it would hold one more block for all activations, and be no faster.
         options.enable_mem_pattern = False
@@ -45,11 +46,13 @@ class OnnxRuntimeSession:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if source.options.get(RUN_IN_ORDER):
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+        self._shares_arena = regions_of(self._weight_bytes) is SHARED
+        if self._shares_arena:
+            SHARED_ARENA.share(options)
         session = open_inference_session(source, options)
         check_tensors(source, session)
-        give_memory_back()  # constants as they were before they were packed
+        SHARED_ARENA.give_back()  # constants as they were before they were packed
         self._session: onnxruntime.InferenceSession | None = session
-        self._weight_bytes = sum(file.stat().st_size for file in source.files)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once; see `Session.run`."""
@@ -67,7 +70,9 @@ class OnnxRuntimeSession:
             arrays = held.complete(others)
             given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
             results = self._session.run_with_ort_values(names, values | given)
-            return {name: result.numpy() for name, result in zip(names, results, strict=True)}
+            arrays = {name: result.numpy() for name, result in zip(names, results, strict=True)}
+            # No region could be given back while the caller has results that lie in it.
+            return {name: array.copy() for name, array in arrays.items()} if self._shares_arena else arrays
 
         return run
 
@@ -78,7 +83,9 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """Release the model; may be called twice."""
-        self._session = None
+        if self._session is not None:
+            self._session = None
+            SHARED_ARENA.give_back()
         self._weight_bytes = 0
 
     def __enter__(self) -> OnnxRuntimeSession:

@@ -52,6 +52,7 @@ def engines(draw: strategies.DrawFn, name: str) -> EnginePlan:
         held=HeldEngine(weights := draw(BYTES), draw(BYTES), draw(BYTES), draw(strategies.integers(0, weights))),
         memory=MemoryPlan(0, *[Arrangement((), (), Arena((), draw(BYTES)), 0)] * 2, input_bytes=draw(BYTES)),
         workspace_bytes=draw(BYTES),
+        shares_arena=draw(strategies.booleans()),
     )
 
 
@@ -69,14 +70,16 @@ def most_held_in_shards(plans: Mapping[str, EnginePlan], arrays: Mapping[str, in
     at_once: list[int] = []
     workspace = 0
 
-    def moment(name: str, *loaded: int, beside: int = 0) -> None:
+    def moment(name: str, *loaded: int, beside: int = 0, stay: tuple[str, ...] = ()) -> None:
         """An engine is compiled with pages of its file, then runs; a thread has got so far with another meanwhile."""
         nonlocal workspace
         plan = plans[name]
         own, inputs = plan.held.weight_bytes + plan.held.graph_bytes, arrays.get(name, plan.memory.input_bytes)
         at_once.append(own + plan.held.page_bytes + arrays.get(name, 0))
         workspace = max(workspace, plan.workspace_bytes)
-        running = own + plan.memory.written.arena.bytes + workspace + inputs + beside
+        sharing = [each for each in stay if plan.shares_arena and plans[each].shares_arena]
+        arena = max(plans[each].memory.written.arena.bytes for each in (name, *sharing))
+        running = own + arena + workspace + inputs + beside
         at_once.extend(running + each for each in (0, *loaded))
 
     moment("text_encoder")
@@ -84,7 +87,7 @@ def most_held_in_shards(plans: Mapping[str, EnginePlan], arrays: Mapping[str, in
     for index, name in enumerate(hoisted):
         before = sum(plans[each].held.weight_bytes + plans[each].held.graph_bytes for each in hoisted[:index])
         at_once.append(before + sum(vars(plans[name].held).values()) - plans[name].held.packed_bytes)
-        moment(name, before)
+        moment(name, before, stay=tuple(hoisted[:index]))
     names = list(arrays)
     for _ in range(2):
         for index, name in enumerate(names):
@@ -102,23 +105,25 @@ def most_held(engines: Mapping[str, EnginePlan], backend: str, *, prefetch: bool
 
     Events of `Pipeline` in order; an engine is read, compiled, with pages of its file, and run; what is released is
     gone. OpenVINO compiles at the first run, the UNet not before the text encoder is gone. Workspace is shared, and
-    stays.
+    stays; an arena that engines share does until they are released.
     """
     lazy, ahead = backend == OPENVINO, backend == OPENVINO and prefetch
     held: dict[str, int] = {}
     at_once: list[int] = []
-    workspace = 0
+    workspace = arena = 0
 
     def moments(*own: int, beside: tuple[int, ...] = (0,)) -> None:
         at_once.extend(sum(held.values()) + each + other for each in own for other in beside)
 
     def use(name: str, inputs: int, pictures: int, progress: tuple[int, ...] = (0,)) -> None:
-        nonlocal workspace
+        nonlocal workspace, arena
         engine = engines[name]
         held[name] = engine.held.weight_bytes + engine.held.graph_bytes
         moments(engine.held.page_bytes, beside=progress[:-1] or (0,))  # pages of one file at a time
         workspace = max(workspace, engine.workspace_bytes)
-        moments(engine.memory.written.arena.bytes + workspace + inputs + pictures, beside=progress)
+        own = engine.memory.written.arena.bytes
+        arena = max(arena, own) if engine.shares_arena else arena
+        moments((arena if engine.shares_arena else own) + workspace + inputs + pictures, beside=progress)
 
     unet = engines["unet"].held
     compiled = unet.weight_bytes + unet.graph_bytes
@@ -127,17 +132,20 @@ def most_held(engines: Mapping[str, EnginePlan], backend: str, *, prefetch: bool
     progress = (0, unet.graph_bytes, packed, compiled, compiled + unet.page_bytes) if ahead else (0,)
     use("text_encoder", engines["text_encoder"].memory.input_bytes, 0, waiting)
     del held["text_encoder"]
+    arena = 0
     for name in (each for each in UNETS if each in engines and not (ahead and each == "unet")):
         held[name] = engines[name].held.graph_bytes + (0 if lazy else engines[name].held.weight_bytes)
     for name in (each for each in HOISTED if each in engines):
         use(name, engines[name].memory.input_bytes, 0, progress)
     for name in HOISTED:
         held.pop(name, None)
+    arena = 0
     for name in (each for each in UNETS if each in engines):  # both are compiled before the last of them is done
         held[name] = engines[name].held.weight_bytes + engines[name].held.graph_bytes
     for name in (each for each in UNETS if each in engines):
         use(name, engines[name].memory.input_bytes, 0)
     held.clear()
+    arena = 0
     decoder = engines["vae_decoder"]
     use("vae_decoder", decoder.memory.input_bytes, decoded_bytes(decoder, REQUEST))
     return max(at_once)

@@ -20,6 +20,7 @@ from sdc.compiler.memory.onnxruntime_engines import (
 )
 from sdc.engines.errors import BundleError
 from sdc.engines.sessions.onnxruntime import session_options
+from sdc.engines.sessions.onnxruntime_arena import OWN, SHARED
 from sdc.passes.memory.buffers import SizedGraph, Step
 from sdc.passes.memory.from_graph import buffers_from_graph
 from sdc.passes.memory.lifetimes import lower_bound, write_in_place
@@ -27,7 +28,7 @@ from sdc.passes.memory.lifetimes import lower_bound, write_in_place
 sys.path.append(str(Path(__file__).parents[1] / "passes"))
 from equality import make_model
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def make_constant(name: str, dtype: type = np.float16) -> ir.Value:
@@ -154,14 +155,29 @@ def chain(*sizes: int) -> SizedGraph:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "touched"),
+    ("sizes", "touched", "regions"),
     [
-        ((1000, 1000, 1000), 2 * 1024),  # the third lies where the first was
-        ((MIB, MIB), 2 * MIB),  # a region of 1 MiB, then one of 2
-        ((3 * MIB, 3 * MIB, MIB), 3 * MIB + 3 * MIB),  # of 4 and 4; the last where the first was
-        ((MIB, 2 * MIB, MIB, MIB), MIB + 2 * MIB),  # the third where the first was, the fourth in a half of the second
-        ((MIB, 2 * MIB, 2 * MIB), MIB + 2 * MIB + 2 * MIB),  # the third fits nowhere
+        ((1000, 1000, 1000), 2 * 1024, [1]),  # the third lies where the first was
+        ((MIB, MIB), 2 * MIB, [1, 2]),
+        ((3 * MIB, 3 * MIB, MIB), 3 * MIB + 3 * MIB, [4, 4]),  # the last where the first was
+        ((MIB, 2 * MIB, MIB, MIB), MIB + 2 * MIB, [1, 2]),  # the fourth in a half of the second
+        ((MIB, 2 * MIB, 2 * MIB), MIB + 2 * MIB + 2 * MIB, [1, 2, 4]),  # the third fits nowhere
+        ((GIB, GIB, GIB), 2 * GIB, [1024, 1024]),  # of 1 GiB at most
     ],
 )
-def test_what_a_chain_touches(sizes: tuple[int, ...], touched: int) -> None:
-    assert touched_bytes(chain(*sizes)) == touched
+def test_what_a_chain_touches_of_an_arena_of_its_own(sizes: tuple[int, ...], touched: int, regions: list[int]) -> None:
+    assert touched_bytes(chain(*sizes), OWN) == touched + sum(regions) * MIB // 32
+
+
+@pytest.mark.parametrize(
+    ("sizes", "touched", "regions"),
+    [
+        ((MIB, MIB), 2 * MIB, 1),
+        ((3 * MIB, 3 * MIB, 3 * MIB, 6 * MIB), 9 * MIB, 1),  # the last over the first two
+        ((GIB, GIB, GIB), 2 * GIB, 2),  # each is 256 bytes short of two of these
+        ((3 * GIB, GIB - 512, 3 * GIB), 4 * GIB - 512, 2),  # of twice the size; the second lies behind the first
+    ],
+)
+def test_what_a_chain_touches_of_the_shared_arena(sizes: tuple[int, ...], touched: int, regions: int) -> None:
+    tables = MIB // 32 + regions * (SHARED.first_bytes // 32)
+    assert touched_bytes(chain(*sizes), SHARED) == touched + tables
