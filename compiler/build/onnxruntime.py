@@ -12,6 +12,7 @@ import onnxruntime
 from sdc.compiler.build.built import BuiltEngine, one_line, save_onnx, staging, weight_bits_option
 from sdc.compiler.component import Component
 from sdc.engines.errors import ExportError
+from sdc.engines.processor import WEIGHT_BITS
 from sdc.engines.sessions.onnxruntime_cuda import ALLOW_TF32, CUDA_GRAPH
 from sdc.engines.specs import SHALLOW
 from sdc.engines.targets import ONNXRUNTIME_CUDA, Target
@@ -37,7 +38,7 @@ def build_onnxruntime(component: Component, target: Target, folder: Path) -> Bui
         _check(component, path, on_gpu=on_gpu)
     return BuiltEngine(
         files=files,
-        options=_options(component) if on_gpu else weight_bits_option(component.model),
+        options=_options(component) if on_gpu else {WEIGHT_BITS: 0, **weight_bits_option(component.model)},
         built_with={"onnxruntime": onnxruntime.__version__},
         seconds=time.perf_counter() - begin,
     )

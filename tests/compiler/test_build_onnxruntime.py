@@ -23,7 +23,7 @@ def test_writes_optimums_names_with_the_weights_beside(small_unet, tmp_path):
     built = build_engine(small_unet.component, TARGETS["ort-cpu"], tmp_path / "unet")
     assert built.files == ("model.onnx", "model.onnx_data")
     assert sorted(path.name for path in (tmp_path / "unet").iterdir()) == sorted(built.files)
-    assert (built.options, list(built.built_with)) == ({}, ["onnxruntime"])
+    assert (built.options, list(built.built_with)) == ({"weight_bits": 0}, ["onnxruntime"])
     kernel = small_unet.kernel.tobytes()
     assert kernel in (tmp_path / "unet" / "model.onnx_data").read_bytes()
     assert kernel not in (tmp_path / "unet" / "model.onnx").read_bytes()
