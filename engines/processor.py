@@ -11,7 +11,7 @@ _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 """Source: Linux arch/x86/include/asm/cpufeatures.h."""
 MOST_WEIGHT_BITS = 8
 WEIGHT_BITS = "weight_bits"
-"""Option of an engine: how many of the 8 bits weights use where bytes are multiplied; 0, or none, if they are not."""
+"""Option of an engine: how many of the 8 bits weights use where bytes are multiplied; 0 if they are not."""
 
 
 def multiplies_bytes_exactly(machine: str | None = None, cpuinfo: Path = CPUINFO) -> bool:

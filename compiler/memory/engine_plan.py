@@ -20,7 +20,7 @@ from sdc.engines.generation import largest_batch, takes_two_batches
 from sdc.engines.kernels.library import find_convolver, find_image_kernels
 from sdc.engines.measures import NO_MEASURES, Measures
 from sdc.engines.sessions import EngineSource
-from sdc.engines.sessions.onnxruntime_arena import SHARED, Regions, regions_of
+from sdc.engines.sessions.onnxruntime_regions import SHARED, Regions, regions_of
 from sdc.engines.sessions.openvino import read_engine
 from sdc.engines.sessions.openvino_convolution import convolutions_taken
 from sdc.engines.sessions.openvino_gate import gates_taken
@@ -155,7 +155,7 @@ class EnginePlanner:
                 graph = as_onnxruntime_holds(graph, expanded_weights(self._onnx_graph(component)))
             # OpenVINO's kernels write over operands where they can, ONNX Runtime's where its graph says so.
             memory = plan_memory(graph, in_place=in_openvino or in_arena)
-            regions = self._regions(component)
+            regions = self._regions(component) if in_arena else None
             self._plans[key] = EnginePlan(
                 component,
                 sizes,
@@ -163,9 +163,9 @@ class EnginePlanner:
                 held=self._holds(component, sizes),
                 memory=memory,
                 growth_bytes=touched_bytes(write_in_place(graph), regions) - memory.written.arena.bytes
-                if in_arena
+                if regions
                 else 0,
-                shares_arena=regions is SHARED if in_arena else self.entry.backend == TENSORRT_RTX,
+                shares_arena=regions is SHARED or self.entry.backend == TENSORRT_RTX,
                 workspace_bytes=_attention_bytes(graph) if in_openvino and bits == 16 else 0,
                 result_bytes=self._result_bytes(component, of_graph) if in_openvino else 0,
             )
@@ -176,7 +176,8 @@ class EnginePlanner:
 
     def _regions(self, component: str) -> Regions:
         """Of ONNX Runtime's arena, as `OnnxRuntimeSession` decides."""
-        return regions_of(sum(self.bundle.file(name).stat().st_size for name in self.entry.engines[component].files))
+        files = self.bundle.manifest.files
+        return regions_of(sum(files[name].bytes for name in self.entry.engines[component].files))
 
     def _result_bytes(self, component: str, sizes: Mapping[str, int]) -> int:
         """Of the outputs in their own type: the arena has them in that of the arithmetic."""

@@ -1,6 +1,6 @@
 """ONNX Runtime's arena on the CPU, replayed: how much of it the activations of a graph touch.
 
-Source: onnxruntime/core/framework/bfc_arena.cc, with the settings of `sdc.engines.sessions.onnxruntime_arena`.
+Source: onnxruntime/core/framework/bfc_arena.cc, with the settings of `sdc.engines.sessions.onnxruntime_regions`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from sdc.engines.sessions.onnxruntime_arena import TABLE_SHARE, Regions
+from sdc.engines.sessions.onnxruntime_regions import TABLE_SHARE, Regions
 from sdc.passes.memory.buffers import SizedGraph
 from sdc.passes.memory.lifetimes import lifetimes_of
 

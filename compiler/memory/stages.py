@@ -116,7 +116,7 @@ def plan_stages(
         sharing = shards if component in shards else [component]
         workspace = max(workspace, *(engines[name].workspace_bytes for name in sharing))
         needed = [component, *compiled] if component in shards else _needed(component, loaded, ahead)
-        # What engines touched of an arena that they share stays while any of them is in memory.
+        # What engines touch of an arena that they share can stay until the next is opened or closed.
         beside = [name for name in needed if name in activations and engine.shares_arena and engines[name].shares_arena]
         running = max(activations[name] for name in {component, *beside}) + workspace + inputs + pictures
         running += sum(engines[name].held.page_bytes for name in compiled)

@@ -8,10 +8,12 @@ import numpy as np
 import onnxruntime
 
 from sdc.engines.errors import TargetError
+from sdc.engines.freed_memory import give_memory_back
 from sdc.engines.processor import MOST_WEIGHT_BITS, WEIGHT_BITS, exact_weight_bits
 from sdc.engines.session import Run
 from sdc.engines.sessions.feeds import HeldFeeds
-from sdc.engines.sessions.onnxruntime_arena import SHARED, SHARED_ARENA, regions_of
+from sdc.engines.sessions.onnxruntime_arena import SHARED_ARENA
+from sdc.engines.sessions.onnxruntime_regions import SHARED, regions_of
 from sdc.engines.sessions.source import EngineSource
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -46,12 +48,10 @@ class OnnxRuntimeSession:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if source.options.get(RUN_IN_ORDER):
             options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-        self._shares_arena = regions_of(self._weight_bytes) is SHARED
-        if self._shares_arena:
-            SHARED_ARENA.share(options)
+        self._shares_arena = regions_of(self._weight_bytes) is SHARED and SHARED_ARENA.share(options)
         session = open_inference_session(source, options)
         check_tensors(source, session)
-        SHARED_ARENA.give_back()  # constants as they were before they were packed
+        self._give_back()  # constants as they were before they were packed
         self._session: onnxruntime.InferenceSession | None = session
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -67,12 +67,12 @@ class OnnxRuntimeSession:
 
         def run(others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             assert self._session is not None, "the session is closed"
-            arrays = held.complete(others)
-            given = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-            results = self._session.run_with_ort_values(names, values | given)
-            arrays = {name: result.numpy() for name, result in zip(names, results, strict=True)}
+            given = held.complete(others)
+            other_values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in given.items()}
+            made = self._session.run_with_ort_values(names, values | other_values)
+            results = {name: value.numpy() for name, value in zip(names, made, strict=True)}
             # No region could be given back while the caller has results that lie in it.
-            return {name: array.copy() for name, array in arrays.items()} if self._shares_arena else arrays
+            return {name: array.copy() for name, array in results.items()} if self._shares_arena else results
 
         return run
 
@@ -85,8 +85,15 @@ class OnnxRuntimeSession:
         """Release the model; may be called twice."""
         if self._session is not None:
             self._session = None
-            SHARED_ARENA.give_back()
+            self._give_back()
         self._weight_bytes = 0
+
+    def _give_back(self) -> None:
+        """Let the system have what is free. An engine with an arena of its own leaves the shared one alone."""
+        if self._shares_arena:
+            SHARED_ARENA.give_back()
+        else:
+            give_memory_back()
 
     def __enter__(self) -> OnnxRuntimeSession:
         return self

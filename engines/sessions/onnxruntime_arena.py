@@ -1,55 +1,20 @@
-"""Where ONNX Runtime's sessions on the CPU have their activations: small engines in arenas of their own, others in one.
+"""One arena for the activations of all large engines that ONNX Runtime runs on the CPU in this process.
 
-An arena is best fit in regions; of each, the system gives what is touched, and a table beside takes 1/32 of its size.
-Left alone, each session has an arena that keeps what it ever took, in regions of 1 GiB at most: an image of 0.6 GiB
-shares none with a second one. Large engines share one, with regions of 2 GiB, which are given back when engines are
-closed.
-
-Source: onnxruntime/core/framework/bfc_arena.cc, the comments of OrtArenaCfg in onnxruntime_c_api.h.
+ONNX Runtime has one place for such an arena in a process, and the last one that is registered is what sessions get that
+are opened from then on and ask for it. So a program that registers an arena of its own should do so before it opens a
+bundle: its sessions that are open keep theirs, later ones that ask get this one. Sessions that do not ask are left
+alone.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
 
 from sdc.engines.freed_memory import give_memory_back
-
-SMALL_ENGINE_BYTES = 32 << 20
-"""Files of engines with arenas of their own: the shared one's first table alone has twice as much."""
-
-TABLE_SHARE = 1 / 32
-"""Of a region: bytes of a table with an entry of 8 for each 256."""
-
-
-@dataclass(frozen=True)
-class Regions:
-    """How an arena grows.
-
-    Attributes:
-        kept_bytes: of a region that is there from the start, and stays.
-        first_bytes: of the first that is made when one is needed; each one behind it is twice as large,
-        most_bytes: up to this, or to its double that holds what is asked for.
-        most_dead_bytes: a piece is split if it is twice as large as what is asked for, or if more than this would lie
-            idle.
-    """
-
-    kept_bytes: int
-    first_bytes: int
-    most_bytes: int
-    most_dead_bytes: int
-
-
-OWN = Regions(0, 1 << 20, 1 << 30, 128 << 20)
-"""What ONNX Runtime has unless it is told otherwise."""
-
-_LARGEST_INT = (1 << 31) - 256
-"""That the settings take, of whole pieces of memory."""
-SHARED = Regions(1 << 20, _LARGEST_INT, _LARGEST_INT, 1 << 20)
-"""Of the arena of this process."""
+from sdc.engines.sessions.onnxruntime_regions import SHARED
 
 _IDENTITY = (
     b'\x08\x08:7\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
@@ -58,36 +23,31 @@ _IDENTITY = (
 """A ModelProto: y = Identity (x), one float. What makes the arena give regions back is an option of a run."""
 
 
-def regions_of(file_bytes: int) -> Regions:
-    """Those of an engine whose files have so many bytes."""
-    return OWN if file_bytes < SMALL_ENGINE_BYTES else SHARED
-
-
 class SharedArena:
-    """The arena of this process; sessions may be opened and closed by several threads.
-
-    Where another library has registered an arena with ONNX Runtime before, there is none, and sessions have arenas of
-    their own.
-    """
+    """The arena; sessions may be opened and closed by several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._identity: onnxruntime.InferenceSession | None = None
+        self._shrinker: onnxruntime.InferenceSession | None = None
         self._is_refused = False
 
-    def share(self, options: onnxruntime.SessionOptions) -> None:
-        """Have the session that gets these options take its activations' memory there."""
+    def share(self, options: onnxruntime.SessionOptions) -> bool:
+        """Have the session that gets these options take its activations' memory there; False if there is no arena."""
         with self._lock:
-            if self._identity is None and not self._is_refused:
-                self._identity = _register()
-                self._is_refused = self._identity is None
-        if self._identity is not None:
-            _use(options)
+            if self._shrinker is None and not self._is_refused:
+                self._shrinker = _register()
+                self._is_refused = self._shrinker is None
+        if self._shrinker is not None:
+            _ask(options)
+        return self._shrinker is not None
 
     def give_back(self) -> None:
-        """Let the system have regions in which nothing lies, and what was freed beside them."""
-        if self._identity is not None:
-            _give_regions_back(self._identity)
+        """Let the system have regions in which nothing lies, and what was freed beside them.
+
+        A region in which another thread's run has something now stays until this is called again.
+        """
+        if self._shrinker is not None:
+            _give_regions_back(self._shrinker)
         give_memory_back()
 
 
@@ -95,7 +55,7 @@ SHARED_ARENA = SharedArena()
 
 
 def _register() -> onnxruntime.InferenceSession | None:
-    """Register the arena; a session that gives regions back, or None if another library was first."""
+    """Register the arena; a session that gives regions back, or None if ONNX Runtime refuses it."""
     settings = {
         "arena_extend_strategy": 0,  # powers of two
         "initial_chunk_size_bytes": SHARED.kept_bytes,
@@ -112,17 +72,17 @@ def _register() -> onnxruntime.InferenceSession | None:
         return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    _use(options)
-    identity = onnxruntime.InferenceSession(_IDENTITY, options, providers=["CPUExecutionProvider"])
-    _give_regions_back(identity)  # from then on regions have the size of growth
-    return identity
+    _ask(options)
+    shrinker = onnxruntime.InferenceSession(_IDENTITY, options, providers=["CPUExecutionProvider"])
+    _give_regions_back(shrinker)  # from then on regions have the size of growth
+    return shrinker
 
 
-def _use(options: onnxruntime.SessionOptions) -> None:
+def _ask(options: onnxruntime.SessionOptions) -> None:
     options.add_session_config_entry("session.use_env_allocators", "1")
 
 
-def _give_regions_back(identity: onnxruntime.InferenceSession) -> None:
+def _give_regions_back(shrinker: onnxruntime.InferenceSession) -> None:
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    identity.run(None, {"x": np.zeros(1, np.float32)}, options)
+    shrinker.run(None, {"x": np.zeros(1, np.float32)}, options)

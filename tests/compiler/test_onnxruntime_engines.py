@@ -20,7 +20,7 @@ from sdc.compiler.memory.onnxruntime_engines import (
 )
 from sdc.engines.errors import BundleError
 from sdc.engines.sessions.onnxruntime import session_options
-from sdc.engines.sessions.onnxruntime_arena import OWN, SHARED
+from sdc.engines.sessions.onnxruntime_regions import OWN, SHARED
 from sdc.passes.memory.buffers import SizedGraph, Step
 from sdc.passes.memory.from_graph import buffers_from_graph
 from sdc.passes.memory.lifetimes import lower_bound, write_in_place

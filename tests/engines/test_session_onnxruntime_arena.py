@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from sdc.engines.sessions import EngineSource, open_session
-from sdc.engines.sessions.onnxruntime_arena import OWN, SHARED, SMALL_ENGINE_BYTES, regions_of
+from sdc.engines.sessions.onnxruntime_arena import SharedArena
+from sdc.engines.sessions.onnxruntime_regions import OWN, SHARED, SMALL_ENGINE_BYTES, regions_of
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
 
 MIB = 1 << 20
@@ -67,9 +69,8 @@ def test_engines_have_their_activations_in_the_same_place_and_give_it_back(sourc
         loaded = own_bytes()
         results = [session.run({"x": x})["y"] for session in (first, second)]
         beside = own_bytes() - loaded - 2 * IMAGE_BYTES
-        assert 2 * IMAGE_BYTES <= beside < 3 * IMAGE_BYTES + SHARED.first_bytes / 32, (
-            "two images at a time, of one engine"
-        )
+        assert beside >= 2 * IMAGE_BYTES, "two images at a time, of one engine"
+        assert beside < 2 * IMAGE_BYTES + SHARED.first_bytes / 32 + 16 * MIB
         second.close()
         assert own_bytes() - loaded < 2 * IMAGE_BYTES + 16 * MIB, "the results stay, and lie elsewhere"
         again = first.run({"x": x})["y"]
@@ -78,20 +79,38 @@ def test_engines_have_their_activations_in_the_same_place_and_give_it_back(sourc
     np.testing.assert_array_equal(results[1], 4 * results[0])
 
 
-def test_sessions_run_where_another_library_has_an_arena(sources: list[EngineSource]) -> None:
-    path = sources[0].files[0]
+LIMITED = 8 * MIB
+"""An arena in which not one image fits."""
+
+
+def test_an_arena_that_another_library_had_before_is_not_taken(sources: list[EngineSource]) -> None:
     script = f"""
+import sys
+from pathlib import Path
+import numpy as np
 import onnxruntime as ort
 memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-ort.create_and_register_allocator(memory, ort.OrtArenaCfg(0, -1, -1, -1))
-import numpy as np
+ort.create_and_register_allocator(memory, ort.OrtArenaCfg({LIMITED}, -1, -1, -1))
 from sdc.engines.sessions import EngineSource, open_session
 from sdc.engines.specs import ComponentSpec, DimensionRange, TensorSpec
-from pathlib import Path
 x, y = (TensorSpec(name, "float32", ("N", {WIDTH})) for name in ("x", "y"))
-spec = ComponentSpec("unet", (x,), (y,), {{"N": DimensionRange(1, 8, 8)}})
-with open_session(EngineSource(spec, "onnxruntime", (Path({str(path)!r}),)), threads=1) as session:
-    print(session.run({{"x": np.zeros((2, {WIDTH}), np.float32)}})["y"][1, 1])
+spec = ComponentSpec("unet", (x,), (y,), {{"N": DimensionRange(1, {ROWS}, {ROWS})}})
+with open_session(EngineSource(spec, "onnxruntime", (Path(sys.argv[1]),)), threads=1) as session:
+    print(session.run({{"x": np.zeros(({ROWS}, {WIDTH}), np.float32)}})["y"][1, 1])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", script, str(sources[0].files[0])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(0.5 * np.sin(1.0))
+
+
+def test_sessions_have_arenas_of_their_own_where_none_can_be_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("registered already")
+
+    monkeypatch.setattr(onnxruntime, "create_and_register_allocator", refuse)
+    options = onnxruntime.SessionOptions()
+    arena = SharedArena()
+    assert not arena.share(options)
+    with pytest.raises(RuntimeError):
+        options.get_session_config_entry("session.use_env_allocators")
+    arena.give_back()
