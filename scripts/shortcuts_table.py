@@ -11,12 +11,12 @@ for it, for two more rows:
     python scripts/shortcuts_table.py --model tiny --out build/shortcuts \\
         --bundles int8-smaller=build/smaller-int8 int8-smaller-lcm=build/smaller-lcm
 
-Rows without a bundle are left out. What hoisting saves is in every row. Times are of whole pictures, prompt
-and decoder included, each row in turn with float32's DDIM in 20 steps (at most two bundles are loaded at once); the
-ratios' median and quartiles. Memory is the most that a process of `sdc run` holds, interpreter and libraries included,
-and its factor is to the same row. Fréchet change is that of the distance to real pictures at equal prompts and seeds, ±
-its standard deviation over seeds; for models without a judge only speed and memory are measured, and PSNR with
-`--pictures`.
+Rows without a bundle are left out; the table can be made in parts with `--rows`. What hoisting saves is in every row.
+Times are of whole pictures, prompt and decoder included, each row in turn with float32's DDIM in 20 steps (at most two
+bundles are loaded at once); the ratios' median and quartiles. Memory is the most that a process of `sdc run` holds,
+interpreter and libraries included, and its factor is to the same row. Fréchet change is that of the distance to real
+pictures at equal prompts and seeds, ± its standard deviation over seeds; for models without a judge only speed and
+memory are measured, and PSNR with `--pictures`.
 """
 
 from __future__ import annotations
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="timed pictures of each row")
     parser.add_argument("--guidance", type=float, default=3.0, help="of DDIM (3)")
     parser.add_argument("--guided", type=int, default=15, help="of 20 steps, in rows with a guidance interval (15)")
+    parser.add_argument("--rows", metavar="TEXT", default="", help="only rows with this in their name, and the first")
     parser.add_argument("--target", default="cpu")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
@@ -151,6 +152,7 @@ def main() -> None:
     pictures = options.pictures if options.pictures is not None else 1000 if options.model == JUDGED_MODEL else 0
     settings = Settings(samples=max(1, pictures), target=options.target, threads=options.threads)
     rows = [row for row in rows_of(options.guidance, options.guided) if row.bundle in bundles]
+    rows = [row for row in rows if row.name == REFERENCE or options.rows in row.name]
     lines = [markdown_row(*HEADINGS), markdown_row(*["---"] * len(HEADINGS))]
     print(*lines, sep="\n", flush=True)
     found: list[Found] = []
