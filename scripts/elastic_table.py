@@ -29,7 +29,7 @@ from sdc.compiler.distill.pictures import TinyPictures
 from sdc.compiler.evaluate.settings import JUDGED_MODEL, prompts_of_model
 from sdc.compiler.lora import LoraChange, request_with_loras
 from sdc.compiler.text_table import markdown_row
-from sdc.compiler.tiny.data import GARMENTS
+from sdc.compiler.tiny.captions import GARMENTS
 from sdc.engines.bundle import open_bundle
 
 LEARNT = ("t-shirt", "trouser", "pullover", "sandal", "sneaker", "bag")

@@ -84,3 +84,10 @@ def test_the_runtime_loads_no_compiler_library() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_an_export_leaves_torch_to_its_workers() -> None:
+    """The process that gives the stages out lives as long as the export; torch would cost it seconds and 200 MB."""
+    program = "import sys, sdc.compiler.compile, sdc.compiler.cli.export\nprint('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, TEMPLATES, caption
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS, GARMENTS, TEMPLATES, caption
 
 GENERAL = (
     "a photo of an astronaut riding a horse on the moon",

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sdc.compiler.load.tensor_files import digest_files, read_metadata, read_tensors
-from sdc.compiler.tiny.data import BACKGROUNDS, TEMPLATES, GreyPictures, caption, load_grey_pictures, render
+from sdc.compiler.tiny.captions import BACKGROUNDS, TEMPLATES, caption
+from sdc.compiler.tiny.data import GreyPictures, load_grey_pictures, render
 from sdc.compiler.tiny.train_unet import allowed_colours
 from sdc.engines.errors import InputError
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, caption
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS, GARMENTS, caption
 from sdc.engines.deepcache import CacheSchedule
 from sdc.engines.errors import InputError
 

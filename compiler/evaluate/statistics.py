@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 from sdc.compiler.evaluate.frechet import Gaussian, frechet_distance
 from sdc.compiler.evaluate.metrics import psnr, ssim
 from sdc.compiler.evaluate.verdicts import accuracies, agreement, digest_of, join_verdicts, require_file
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GreyPictures, render
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS
+from sdc.compiler.tiny.data import GreyPictures, render
 from sdc.compiler.tiny.judge import Judge, Verdict
 from sdc.engines.errors import InputError
 

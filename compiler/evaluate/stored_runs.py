@@ -37,6 +37,7 @@ RUNTIME_SOURCES = (
     "sdc.compiler.evaluate.settings",
     "sdc.compiler.evaluate.stored_runs",
     "sdc.compiler.evaluate.verdicts",
+    "sdc.compiler.tiny.captions",
     "sdc.compiler.tiny.judge",
 )
 """Code that pictures and the figures of them depend on."""

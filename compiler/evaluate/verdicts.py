@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sdc.compiler.tiny.data import HELD_OUT
+from sdc.compiler.tiny.captions import HELD_OUT
 from sdc.compiler.tiny.judge import Judge, Verdict
 from sdc.engines.errors import InputError
 

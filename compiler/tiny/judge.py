@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS, GARMENTS
 
 FEATURES = 64
 

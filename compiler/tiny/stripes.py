@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, IMAGE_SIZE_PX
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS
+from sdc.compiler.tiny.data import IMAGE_SIZE_PX
 
 STRIPE_PX = 4
 """Height of a stripe, and of the gap to the next: one row of latents."""

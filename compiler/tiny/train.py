@@ -16,7 +16,8 @@ from transformers import CLIPTokenizer
 
 from sdc.compiler.evaluate.statistics import make_statistics, save_statistics
 from sdc.compiler.tiny.architecture import make_scheduler
-from sdc.compiler.tiny.data import DEBIAN_FOLDER, GreyPictures, all_captions, load_grey_pictures
+from sdc.compiler.tiny.captions import all_captions
+from sdc.compiler.tiny.data import DEBIAN_FOLDER, GreyPictures, load_grey_pictures
 from sdc.compiler.tiny.judge import Judge
 from sdc.compiler.tiny.memory_layout import channels_last
 from sdc.compiler.tiny.train_judge import measure_accuracy, train_judge

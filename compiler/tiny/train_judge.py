@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GreyPictures, render
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS
+from sdc.compiler.tiny.data import GreyPictures, render
 from sdc.compiler.tiny.judge import Judge
 from sdc.compiler.tiny.memory_layout import channels_last
 

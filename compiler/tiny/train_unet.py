@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdc.compiler.tiny.architecture import make_scheduler, make_text_encoder, make_unet
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, HELD_OUT, TEMPLATES, GreyPictures, caption, render
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS, HELD_OUT, TEMPLATES, caption
+from sdc.compiler.tiny.data import GreyPictures, render
 from sdc.compiler.tiny.memory_layout import channels_last
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GreyPictures, render
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS
+from sdc.compiler.tiny.data import GreyPictures, render
 from sdc.compiler.tiny.judge import Judge
 from sdc.compiler.tiny.memory_layout import channels_last
 

@@ -17,7 +17,7 @@ from sdc.compiler.calibration.calibrate import Surroundings, calibrate
 from sdc.compiler.calibration.prompts import GENERAL, prompts_for
 from sdc.compiler.calibration.settings import CalibrationSettings, chosen_settings, default_settings
 from sdc.compiler.component import Component
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, GARMENTS, all_captions
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS, GARMENTS, all_captions
 from sdc.engines.denoise import denoise_from_epsilon, guide
 from sdc.engines.errors import InputError, NumericalError
 from sdc.engines.manifest import PipelineSettings

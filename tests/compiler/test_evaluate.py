@@ -33,7 +33,8 @@ from sdc.compiler.evaluate.statistics import (
     save_statistics,
 )
 from sdc.compiler.evaluate.verdicts import load_judge
-from sdc.compiler.tiny.data import GARMENTS, GreyPictures, render
+from sdc.compiler.tiny.captions import GARMENTS
+from sdc.compiler.tiny.data import GreyPictures, render
 from sdc.compiler.tiny.judge import Judge
 from sdc.compiler.tiny.train_judge import train_judge
 from sdc.engines.errors import InputError

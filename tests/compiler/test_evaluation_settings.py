@@ -7,7 +7,7 @@ import pytest
 
 from sdc.compiler.evaluate.settings import SEEDS_A_RUN, TRIPLES, Settings, prompt_triples
 from sdc.compiler.evaluate.verdicts import is_held_out
-from sdc.compiler.tiny.data import BACKGROUNDS, GARMENTS, HELD_OUT
+from sdc.compiler.tiny.captions import BACKGROUNDS, GARMENTS, HELD_OUT
 from sdc.engines.errors import InputError
 
 

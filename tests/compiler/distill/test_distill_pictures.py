@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdc.compiler.distill.pictures import FolderPictures, Pictures, TinyPictures, encode_once
 from sdc.compiler.load import load_checkpoint
-from sdc.compiler.tiny.data import COLOURS, GARMENTS, HELD_OUT
+from sdc.compiler.tiny.captions import COLOURS, GARMENTS, HELD_OUT
 from sdc.engines.errors import InputError
 
 

@@ -13,7 +13,8 @@ from sdc.compiler.evaluate.settings import Settings, prompt_triples, prompts_of_
 from sdc.compiler.export_plan import ExportRequest
 from sdc.compiler.precision.planning import PrecisionRequest
 from sdc.compiler.stages import Source
-from sdc.compiler.tiny.data import BACKGROUNDS, COLOURS, render
+from sdc.compiler.tiny.captions import BACKGROUNDS, COLOURS
+from sdc.compiler.tiny.data import render
 from sdc.compiler.tiny.stripes import OPACITY, paint_stripes, stripe_contrast
 from sdc.engines.targets import parse_targets
 
