@@ -61,7 +61,7 @@ def range_from_histogram(histogram: LogHistogram, seen: Range, rule: RangeRule) 
     if rule.method == ENTROPY:
         return _least(partial(_divergence, density), whole, symmetric=rule.symmetric)
     exponent = rule.exponent if rule.method == LP else 2.0
-    return _least(partial(_error, density, exponent), whole, symmetric=rule.symmetric)
+    return _least(_error(density, exponent), whole, symmetric=rule.symmetric)
 
 
 def _percentile(density: Density, whole: Range, rule: RangeRule) -> Range:
@@ -101,16 +101,29 @@ def _least(cost: Callable[[float, float], float], whole: Range, *, symmetric: bo
     return Range(low, high)
 
 
-def _error(density: Density, exponent: float, low: float, high: float) -> float:
-    """Sum of powers of what rounding and saturation change."""
-    step = (high - low) / (_LEVELS - 1)
-    first, last = np.rint(low / step), np.rint(high / step)
-    total = 0.0
-    for share in _GAUSS:
-        x = (density.begins + share * (density.ends - density.begins)) / step
-        errors = np.abs(x - np.clip(np.rint(x), first, last))
-        total += float(np.dot(density.counts, errors**exponent)) / len(_GAUSS)
-    return float(total * step**exponent)
+def _error(density: Density, exponent: float) -> Callable[[float, float], float]:
+    """Sum of powers of what rounding and saturation change, by the ends of the range."""
+    widths = density.ends - density.begins
+    points = np.concatenate([density.begins + share * widths for share in _GAUSS])
+    counts = np.tile(density.counts / len(_GAUSS), len(_GAUSS))
+
+    def cost(low: float, high: float) -> float:
+        step = (high - low) / (_LEVELS - 1)
+        scaled = points / step
+        rounded = np.minimum(np.maximum(np.rint(scaled), np.rint(low / step)), np.rint(high / step))
+        return float(np.dot(counts, _power(np.abs(scaled - rounded), exponent)) * step**exponent)
+
+    return cost
+
+
+def _power(values: NDArray[np.float64], exponent: float) -> NDArray[np.floating]:
+    """Powers of numbers from 0. Those of no whole exponent have the digits of float32: NumPy's powers of float64 take
+    twenty times as long on processors without AVX-512."""
+    if exponent == 2:
+        return values * values
+    with np.errstate(divide="ignore"):
+        logarithms = np.log(values.astype(np.float32))
+    return np.exp(np.float32(exponent) * logarithms)
 
 
 def _divergence(density: Density, low: float, high: float) -> float:
