@@ -4,7 +4,7 @@
     python scripts/compare_calibrators.py --out build/calibrators-planted --model build/planted/tiny
 
 Exports a bundle for each variant (stages that variants share are computed once), compares its pictures with those of
-the fp32 bundle, and prints Markdown. The known-bad end of the scale is in docs/results.md.
+the fp32 bundle, and prints Markdown. The known-bad end of the scale is in docs/results/quality.md.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from sdc.passes.precision.range_rules import DYNAMIC, LP, RangeRule, parse_rule
 from sdc.passes.precision.smoothing_rule import DEFAULT_SMOOTHING, SmoothingRule
 
 DEFAULT_METHOD = LP
-"""Measured on `tiny`: docs/results.md, calibrators."""
+"""Measured on `tiny`: docs/results/int8.md, calibrators."""
 
 
 @dataclass(frozen=True)

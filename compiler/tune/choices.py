@@ -20,7 +20,7 @@ FEW_STEPS = (8, 4, 2)
 """Of the sampler lcm, for which guidance is learnt and not applied."""
 
 GUIDED_PARTS = (0.75, 0.5, 0.25)
-"""Of the steps, from the first: guidance is worth least in the last ones (docs/results.md)."""
+"""Of the steps, from the first: guidance is worth least in the last ones (docs/results/steps.md)."""
 
 INTERVALS = (2, 3, 5)
 """Of DeepCache."""
