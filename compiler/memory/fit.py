@@ -17,7 +17,7 @@ from sdc.engines.measures import Measures
 from sdc.engines.targets import OPENVINO
 
 RESERVE = 0.02
-"""Part of a limit that is left free. Source: docs/results/memory.md, what whole processes take beside the prediction."""
+"""Part of a limit that stays free. Source: docs/results/memory.md, what whole processes take beside the prediction."""
 
 _PREDICTED = frozenset({"fp32", "fp16", "bf16", "int8"})
 """Precisions whose memory is known. Some kernels expand weights of w8 and w4, which "mixed" may have."""
