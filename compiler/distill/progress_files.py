@@ -89,6 +89,11 @@ class LossLog:
         values = {"step": step, "loss": loss, "learning_rate": learning_rate, "gradient_norm": gradient_norm}
         self._file.write(json.dumps(values) + "\n")
 
+    def sync(self) -> None:
+        """Have all lines on the disk: to be called before a checkpoint says that their steps are done."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Nothing is written after this."""
         self._file.close()

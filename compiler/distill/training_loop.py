@@ -88,6 +88,7 @@ def run_steps(training: Training, steps: range, *, seconds: float, losses: LossL
             left = f"{pace:.2f} s a step, {pace * (last - step) / 60:.0f} min left"
             reporting.tell(f"step {step}/{last}, loss {statistics.fmean(losses.losses[-20:]):.5f}, {left}")
         if step % reporting.checkpoint_every == 0 or step == last:
+            losses.sync()
             training.save(step, seconds + spent)
         if step % reporting.grid_every == 0 or step == last:
             training.draw(step)
