@@ -105,23 +105,24 @@ def steps_of_curves(groups: Sequence[ChannelGroup], curves: Mapping[str, Curve],
     steps = []
     for group in groups:
         levels = allowed_units(group, multiple)
-        errors = _convex(curves[group.name], levels)
-        for (before, units), error in zip(pairwise(levels), np.diff(errors), strict=True):
+        hull = _convex(curves[group.name])
+        slopes = [_slope(*ends) for ends in pairwise(hull)]  # rising; the steps of one segment have one price, exactly
+        segments = np.searchsorted([gone for gone, _ in hull[1:]], [levels[0] - units for units in levels[1:]])
+        for (before, units), segment in zip(pairwise(levels), segments, strict=True):
             saved = (before - units) * group.unit_parameters
-            steps.append(Step(group.name, units, saved, float(error) / saved))
+            steps.append(Step(group.name, units, saved, slopes[segment] / group.unit_parameters))
     return steps
 
 
-def _convex(curve: Curve, levels: Sequence[int]) -> np.ndarray:
-    """The largest convex curve below the measured one, at every level."""
-    points = sorted(((levels[0] - units, error) for units, error in curve.items()))
+def _convex(curve: Curve) -> list[tuple[int, float]]:
+    """Corners of the largest convex curve below the measured one: units that are gone, and the error."""
+    whole = max(curve)
     hull: list[tuple[int, float]] = []
-    for x, y in points:
+    for x, y in sorted((whole - units, error) for units, error in curve.items()):
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], (x, y)):
             hull.pop()
         hull.append((x, y))
-    xs, ys = zip(*hull, strict=True)
-    return np.asarray(np.interp([levels[0] - units for units in levels], xs, ys))
+    return hull
 
 
 def _slope(begin: tuple[int, float], end: tuple[int, float]) -> float:
@@ -142,6 +143,10 @@ def uniform_steps(groups: Sequence[ChannelGroup], *, multiple: int) -> list[Step
 def allocate(steps: Sequence[Step], parameters: int) -> dict[str, int]:
     """Units kept by each group that loses any, after the cheapest steps that save `parameters`.
 
+    Args:
+        steps: those of a group in order.
+        parameters: to save; one step more is saved at most.
+
     Raises:
         InputError: all steps together save less.
     """
@@ -152,9 +157,9 @@ def allocate(steps: Sequence[Step], parameters: int) -> dict[str, int]:
         )
     kept: dict[str, int] = {}
     saved = 0
-    for step in sorted(steps, key=lambda step: step.price):
+    for step in sorted(steps, key=lambda step: step.price):  # stable: a group's steps stay in order
         if saved >= parameters:
             break
-        kept[step.group] = min(step.units, kept.get(step.group, step.units))
+        kept[step.group] = step.units
         saved += step.saved
     return kept

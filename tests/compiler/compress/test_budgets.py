@@ -64,6 +64,26 @@ def test_a_concave_stretch_is_passed_in_one_go() -> None:
     assert allowed_units(only, 1)[-1] == 2
 
 
+def test_steps_of_many_groups_are_taken_in_order() -> None:
+    """A group goes down unit by unit: at most one step more is saved than was asked for."""
+    random = np.random.default_rng(3)
+    for _ in range(50):
+        groups = [group(str(number), int(random.integers(8, 60)), int(random.integers(1, 999))) for number in range(30)]
+        curves = {}
+        for each in groups:
+            levels = [each.units * share // 4 for share in (4, 3, 2, 1)]
+            errors = random.uniform(0, 0.01, len(levels)).cumsum() - 0.01 * random.random()
+            curves[each.name] = {levels[0]: 0.0, **dict(zip(levels[1:], errors[1:].tolist(), strict=True))}
+        steps = steps_of_curves(groups, curves, multiple=1)
+        for each in groups:
+            prices = [step.price for step in steps if step.group == each.name]
+            assert prices == sorted(prices)
+        goal = int(sum(step.saved for step in steps) * random.uniform(0.1, 0.9))
+        kept = allocate(steps, goal)
+        saved = sum((each.units - kept.get(each.name, each.units)) * each.unit_parameters for each in groups)
+        assert goal <= saved < goal + max(step.saved for step in steps)
+
+
 def test_uniform_steps_take_the_same_share() -> None:
     kept = allocate(uniform_steps(GROUPS, multiple=1), 360)
     assert kept == {"a": 4, "b": 4, "c": 2}
