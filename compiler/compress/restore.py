@@ -2,7 +2,8 @@
 
 1. The teacher draws pictures of the prompts. Of every step, what it saw and what it predicted are kept.
 2. A unit's gate is 0 while it is off. How the error to the teacher's predictions changes when it becomes 1 is predicted
-   from its first derivative and the Gauss-Newton part of the second, on every other prompt.
+   from its first derivative and the Gauss-Newton part of the second, on half of the prompts, which are drawn: a list
+   that takes turns, say of backgrounds, shall not be split along them.
 3. Of the units that are predicted to help, the best quarter, half, three quarters and all are switched on, and all
    units that there are; the error on the other prompts says which of these it shall be, or none, if the errors of
    single prompts do not agree that it helps.
@@ -43,7 +44,7 @@ from sdc.engines.errors import InputError
 from sdc.engines.schedule_config import schedule_from_config
 from sdc.engines.specs import COMPONENTS
 
-REFERENCE_PROMPTS = 32
+REFERENCE_PROMPTS = 128
 """Captions whose errors a compressed folder has."""
 
 STEPS = 10
@@ -105,7 +106,7 @@ class Restoration:
         if self.ratio is None:
             shift = "whether that is much for this network is not known: it was compressed without captions"
         else:
-            verdict = "prompts of another distribution" if self.shifted else "no other distribution"
+            verdict = "prompts of another distribution" if self.shifted else "not told apart from them"
             shift = (
                 f"{self.ratio:.2f} times those of captions that it was compressed for "
                 f"(p = {self.probability:.4f}): {verdict}"
@@ -124,7 +125,7 @@ def restore(folder: Path, prompts: Sequence[str], *, out: Path, lora: Path, tell
 
     Args:
         folder: of the bundle; it stays as it is.
-        prompts: `LEAST_PROMPTS` at least; the more, the surer.
+        prompts: `LEAST_PROMPTS` different ones at least; the more, the surer.
         out: where the new bundle shall be.
         lora: is written if any unit pays.
         tell: receives lines of progress.
@@ -135,9 +136,10 @@ def restore(folder: Path, prompts: Sequence[str], *, out: Path, lora: Path, tell
     """
     check_new_place(folder, out)
     _check_place(lora, out)
+    prompts = list(dict.fromkeys(prompts))  # none shall both choose and check
     if len(prompts) < LEAST_PROMPTS:
         raise InputError(
-            f"{len(prompts)} prompts are too few: half of them choose, the others check",
+            f"{len(prompts)} different prompts are too few: half of them choose, the others check",
             hint=f"give {LEAST_PROMPTS} or more, one a line",
         )
     stored = read_request(open_bundle(folder))
@@ -249,7 +251,7 @@ def choose_units(
         probe: of `probe_of_prompts`.
         tell: receives lines of progress.
     """
-    seeking, checking = (_every_other(probe, begin, elastic.steps) for begin in (0, 1))
+    seeking, checking = (_of_prompts(probe, half, elastic.steps) for half in halves(len(probe) // elastic.steps))
     tell("what each unit would change")
     changes = predicted_changes(unet, elastic.off, seeking)
     ordered = sorted(
@@ -284,8 +286,14 @@ def choose_units(
     )
 
 
-def _every_other(probe: Probe, begin: int, steps: int) -> Probe:
-    prompts = torch.arange(len(probe) // steps)[begin::2]
+def halves(prompts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the prompts that choose and of those that check: drawn once and for all, each ascending."""
+    drawn = np.random.default_rng(0).permutation(prompts)
+    return np.sort(drawn[::2]), np.sort(drawn[1::2])
+
+
+def _of_prompts(probe: Probe, numbers: np.ndarray, steps: int) -> Probe:
+    prompts = torch.from_numpy(numbers)
     rows = (prompts[:, None] * steps + torch.arange(steps)).flatten()
     return Probe(*(tensor[rows] for tensor in vars(probe).values()))
 

@@ -25,7 +25,8 @@ from sdc.compiler.compress.gates import units_off
 from sdc.compiler.compress.importance import magnitudes
 from sdc.compiler.compress.probes import Probe
 from sdc.compiler.compress.prune import UnetState, prune
-from sdc.compiler.compress.restore import STEPS, choose_units, predicted_changes, prompt_errors, shift_of
+from sdc.compiler.compress.restore import STEPS, choose_units, halves, predicted_changes, prompt_errors, shift_of
+from sdc.compiler.evaluate.settings import JUDGED_MODEL, prompts_of_model
 from sdc.compiler.load.lora_files import read_lora_layers
 from sdc.engines.errors import InputError
 
@@ -180,6 +181,17 @@ def test_units_that_the_teacher_has_pay_and_a_spoilt_one_does_not() -> None:
     assert found.shifted
     assert "units pay: error" in found.to_text()
     assert "prompts of another distribution" in found.to_text()
+
+
+def test_prompts_that_take_turns_are_not_split_along_them() -> None:
+    """The evaluation's prompts have a black and a white background in turn."""
+    prompts = prompts_of_model(JUDGED_MODEL, 80)
+    assert {prompt.split()[-2] for prompt in prompts[::2]} == {"black"}
+    seeking, checking = halves(len(prompts))
+    assert sorted([*seeking, *checking]) == list(range(80))
+    for half in (seeking, checking):
+        assert len(half) == 40
+        assert 10 < sum("black" in prompts[number] for number in half) < 30
 
 
 def test_nothing_is_switched_on_where_nothing_pays() -> None:

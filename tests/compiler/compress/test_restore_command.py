@@ -116,7 +116,8 @@ def test_units_are_switched_on_and_off_again(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompts": "one\ntwo\nthree"}, "3 prompts are too few"),
+        ({"prompts": "one\ntwo\nthree"}, "3 different prompts are too few"),
+        ({"prompts": "one\ntwo\nthree\nthree\none"}, "3 different prompts are too few"),
         ({"out": "inside"}, "is inside the bundle"),
         ({"out": "prompts.txt"}, "prompts.txt exists"),
         ({"lora": "prompts.txt"}, "prompts.txt is there already"),
