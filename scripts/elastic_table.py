@@ -14,6 +14,7 @@ the folder already is not made again.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from sdc.compiler.compress.restore import restore
 from sdc.compiler.compress.settings import settings_for
 from sdc.compiler.distill.pictures import TinyPictures
 from sdc.compiler.evaluate.settings import JUDGED_MODEL, prompts_of_model
+from sdc.compiler.load import load_checkpoint
 from sdc.compiler.lora import LoraChange, request_with_loras
 from sdc.compiler.text_table import markdown_row
 from sdc.compiler.tiny.captions import GARMENTS
@@ -62,13 +64,15 @@ def main() -> None:
     folder, report = compressed("six-garments", settings, pictures, options.out)
     smaller = exported(str(folder), options.out / "smaller")
     restored, undone, lora = (options.out / name for name in ("restored", "undone", "restored.safetensors"))
-    found = options.out / "found.txt"
-    if not found.exists():
+    prompts = prompts_of_model(JUDGED_MODEL, options.prompts)
+    request = [load_checkpoint(str(folder)).digest("unet"), prompts]
+    found, restored_for = options.out / "found.txt", options.out / "found.json"
+    if not (found.exists() and json.loads(restored_for.read_text()) == request):
         lora.unlink(missing_ok=True)
-        prompts = prompts_of_model(JUDGED_MODEL, options.prompts)
         restoration = restore(smaller, prompts, out=restored, lora=lora, tell=tell)
         if not restoration.chosen:
             raise SystemExit(restoration.to_text())
+        restored_for.write_text(json.dumps(request))
         found.write_text(restoration.to_text())
     export_bundle(request_with_loras(smaller, LoraChange(add=(f"{lora}:1",)), restored))
     export_bundle(request_with_loras(restored, LoraChange(remove=(str(lora),)), undone))

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parameters",
         type=float,
         metavar="SHARE",
-        help="of the UNet's that shall go (0.41; 0 with --sparsity or --low-rank)",
+        help="of the UNet's that shall go, those of removed blocks among them (0.41; 0 with --student, --sparsity or "
+        "--low-rank)",
     )
     parser.add_argument(
         "--importance",
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--student",
         choices=("same", "base", "small"),
-        help="remove blocks first, as BK-SDM does: one of two pairs in each stage, and the middle too (same: none)",
+        help="remove blocks, as BK-SDM does: one of two pairs in each stage, and the middle too (same: none)",
     )
     parser.add_argument("--multiple", type=int, help="of channels that are kept: 1, 8, 16 or 32 (8)")
     parser.add_argument(
@@ -118,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.out} is there already", hint="remove it, or name another folder with --out")
     if not args.out.absolute().parent.is_dir():
         raise InputError(f"{args.out} cannot be written", hint="name a folder in one that exists")
-    if args.parameters is None and (args.sparsity is not None or args.low_rank is not None):
+    others = (args.sparsity, args.low_rank, None if args.student == "same" else args.student)
+    if args.parameters is None and any(each is not None for each in others):
         args.parameters = 0.0
     settings = with_arguments(settings_for(args.model), args)
     set_threads(args.threads)

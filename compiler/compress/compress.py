@@ -27,7 +27,7 @@ from sdc.compiler.compress.low_rank import (
 from sdc.compiler.compress.preview import save_side_by_side
 from sdc.compiler.compress.prune import UnetState, own_network, state_of
 from sdc.compiler.compress.quality import Quality, measure_quality
-from sdc.compiler.compress.recovery import recovery_loss
+from sdc.compiler.compress.recovery import move_average, recovery_loss
 from sdc.compiler.compress.report import Report, write_report
 from sdc.compiler.compress.restore import REFERENCE_PROMPTS, STEPS, prompt_errors
 from sdc.compiler.compress.rounds import prune_round
@@ -180,6 +180,8 @@ class _Compression:
         self.rounds.append({"round": number, "step": self.step, "parameters": self.average.parameters, "groups": []})
         if settings.parameters:
             self._prune(number)
+        elif settings.student != "same":
+            self._note_quality("with fewer blocks")
         if settings.sparsity is not None and last:
             self._make_sparse(number)
         if settings.low_rank is not None and last:
@@ -289,9 +291,7 @@ class _Compression:
                     loss = recovery_loss(student, self.teacher, batch, feature_weight=settings.feature_weight)
                 line = descend(loss, parameters, optimizer, accelerator=self.accelerator, step=step, learning_rate=rate)
             project_parameters(student, spans)
-            with torch.no_grad():
-                decay = min(settings.average_decay, within / (within + 10))
-                torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
+            move_average(average, student, decay=min(settings.average_decay, within / (within + 10)), spans=spans)
             return line
 
         def save(step: int, seconds: float) -> None:

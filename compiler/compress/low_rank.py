@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdc.compiler.compress.layer_sums import sum_over_probe
 from sdc.compiler.compress.probes import Probe
@@ -116,10 +116,10 @@ def apply_spans(state: UnetState, spans: Spans) -> UnetState:
 
 
 @torch.no_grad()
-def project_parameters(unet: UNet2DConditionModel, spans: Spans) -> None:
+def project_parameters(network: nn.Module, spans: Spans) -> None:
     """Put weights back on their spans, in place; the spans are on the network's device."""
     for name, span in spans.items():
-        weight = unet.get_parameter(name)
+        weight = network.get_parameter(name)
         weight.copy_(project(weight, span))
 
 

@@ -15,6 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from sdc.compiler.compress.low_rank import Spans, project_parameters
 from sdc.compiler.compress.probes import Probe
 
 PAIRED_SHARE = 4
@@ -66,6 +67,21 @@ def recovery_loss(
         unlike = [_relative_square(found_features[name], wanted_features[name]) for name in shared]
         loss = loss + feature_weight * torch.stack(unlike).mean()
     return loss
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, student: nn.Module, *, decay: float, spans: Spans) -> None:
+    """Move averaged weights towards the student's, in place.
+
+    Args:
+        average: has the result.
+        student: of the same layers.
+        decay: share of the average that stays.
+        spans: of the weights of low rank, on the networks' device. The average of weights on a span is on it but for
+            rounding, which adds up over thousands of steps.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
+    project_parameters(average, spans)
 
 
 def _relative_square(found: Tensor, wanted: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from sdc.compiler.text_table import format_table
 
 JSON_FILE, TEXT_FILE = "compression.json", "compression.txt"
 
-MOMENTS = ("pruned", "sparse", "in low rank", "recovered")
+MOMENTS = ("with fewer blocks", "pruned", "sparse", "in low rank", "recovered")
 """Of a round, after which quality is measured, in order."""
 
 SPEED_OF_2_4 = (
@@ -101,8 +101,10 @@ class Report:
 
     def _elastic_lines(self) -> list[str]:
         off = self.rounds[-1].get("elastic", {})
-        if not off:
+        if not self.settings.elastic:
             return []
+        if not off:
+            return ["", "elastic: none, since the last round narrowed no layer; give fewer --rounds"]
         channels = sum(len(unit) for units in off.values() for unit in units)
         return [
             "",

@@ -57,7 +57,8 @@ class CompressSettings:
     """How a UNet is made smaller; equal settings, data and model give equal results on one machine.
 
     Attributes:
-        parameters: share of the UNet's that shall go; 0 for a sparsity or low rank alone, in one round.
+        parameters: share of the UNet's that shall go, what goes with blocks among it; 0 for fewer blocks, a sparsity or
+            low rank alone, in one round.
         importance: what ranks the units of a group; see `importance.py`.
         budgets: "sensitivity" for a width of each group by its measured error, "uniform" for one share of all.
         student: "same", or BK-SDM's choice of blocks ("base", "small") to begin with; see `blocks.py`.
@@ -106,8 +107,9 @@ class CompressSettings:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        alone = self.sparsity is not None or self.low_rank is not None
-        if not (0 < self.parameters < 1 or (self.parameters == 0 and alone)):
+        changes_weights = self.sparsity is not None or self.low_rank is not None
+        is_smaller_anyway = changes_weights or self.student != "same"
+        if not (0 < self.parameters < 1 or (self.parameters == 0 and is_smaller_anyway)):
             raise InputError(f"the share of parameters must be between 0 and 1, found {self.parameters:g}")
         if self.sparsity is not None:
             parse_pattern(self.sparsity)
@@ -120,7 +122,7 @@ class CompressSettings:
                 raise InputError(f"the energy that is kept must be between 0 and 1, found {self.low_rank:g}")
         if not 0 <= self.elastic <= MOST_ELASTIC:
             raise InputError(f"the share of elastic channels must be 0 to {MOST_ELASTIC}, found {self.elastic:g}")
-        if self.elastic and (alone or not self.parameters):
+        if self.elastic and (changes_weights or not self.parameters):
             raise InputError(
                 "channels stay switched off where some are removed and no weights of the others are",
                 hint="leave out --elastic, or give --parameters and neither --sparsity nor --low-rank",

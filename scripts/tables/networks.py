@@ -36,6 +36,7 @@ def compressed(name: str, settings: CompressSettings, pictures: TinyPictures, ou
         The checkpoint's folder and the report.
     """
     folder, work = out / name / JUDGED_MODEL, out / name / "work"
+    described = {"settings": settings.to_json(), "data": pictures.digest}
     if not folder.exists():
         work.mkdir(parents=True, exist_ok=True)
         encoded = out / f"{pictures.digest[:12]}-{LATENTS}"
@@ -49,10 +50,10 @@ def compressed(name: str, settings: CompressSettings, pictures: TinyPictures, ou
         compress(load_checkpoint(JUDGED_MODEL), pictures, settings, out=folder, reporting=reporting)
         if not encoded.exists():
             os.link(work / LATENTS, encoded)
-    report = json.loads((folder / JSON_FILE).read_text())
-    if report["settings"] != json.loads(json.dumps(settings.to_json())):
-        raise SystemExit(f"{folder} was made with other settings: remove it, or name another --out")
-    return folder, report
+        (work / "made-with.json").write_text(json.dumps(described))
+    if json.loads((work / "made-with.json").read_text()) != json.loads(json.dumps(described)):
+        raise SystemExit(f"{folder} was made with other settings or data: remove it, or name another --out")
+    return folder, json.loads((folder / JSON_FILE).read_text())
 
 
 def exported(model: str, folder: Path, loras: tuple[str, ...] = ()) -> Path:

@@ -23,6 +23,7 @@ def save_minimal_pipeline(
     guidance_width: int | None = GUIDANCE_WIDTH,
     widening: int = 1,
     text_layers: int = 1,
+    unet_layers: int = 1,
 ) -> Path:
     """Write an untrained pipeline: v-prediction, guidance as an input of the UNet, 5 latent channels, VAE factor 4.
 
@@ -32,6 +33,7 @@ def save_minimal_pipeline(
         guidance_width: of the guidance; None makes an ordinary UNet without this input.
         widening: how many times wider the UNet and the text encoder are: their weights grow with its square.
         text_layers: of the text encoder.
+        unet_layers: pairs of layers in each of the UNet's stages.
     """
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
@@ -41,7 +43,7 @@ def save_minimal_pipeline(
         block_out_channels=(12 * widening, 24 * widening),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
+        layers_per_block=unet_layers,
         cross_attention_dim=TEXT_WIDTH * widening,
         attention_head_dim=2,
         norm_num_groups=6,

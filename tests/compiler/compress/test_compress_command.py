@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from minimal_pipeline import save_minimal_pipeline
 from safetensors.torch import load_file
 
 from sdc.compiler.cli import main
@@ -122,6 +124,12 @@ def test_the_result_is_the_average_of_the_weights(whole: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def two_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an untrained model whose UNet has two layers in each stage."""
+    return save_minimal_pipeline(tmp_path_factory.mktemp("two"), guidance_width=None, unet_layers=2)
+
+
+@pytest.fixture(scope="module")
 def sparse(model: Path, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that pruned once and left two of every four weights, by activation."""
     out = tmp_path_factory.mktemp("sparse") / "smaller"
@@ -209,6 +217,57 @@ def test_without_data_by_weights_alone(model: Path, tmp_path: Path, capsys: pyte
     assert load_checkpoint(str(out)).unet() is not None
     again = ["compress", "--model", str(out), "--out", str(tmp_path / "smallest"), "--parameters", "0.1", *alone]
     assert main(again) == 0, "a pruned model can be pruned again"
+
+
+@pytest.mark.parametrize("student", ["base", "small"])
+def test_blocks_alone_go_and_the_rest_recovers(
+    student: str, two_layers: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    """diffusers loads the folder; no channel is removed unless it is asked for."""
+    out = tmp_path / "fewer"
+    more = ("--student", student, "--recover-steps", "12")
+    arguments = command(two_layers, picture_folder, out, *more)
+    place = arguments.index("--parameters")
+    printed = subprocess.run(
+        arguments[:place] + arguments[place + 2 :], check=True, capture_output=True, text=True
+    ).stdout
+    assert f"no channels removed, student {student}, 12 steps of recovery" in printed
+    assert re.search("SNR, with fewer blocks +less +SNR, recovered +less", printed)
+    (only,) = json.loads((out / "compression.json").read_text())["rounds"]
+    before, after = (
+        sum(row["difference_from_teacher"] for row in only[when]["timesteps"])
+        for when in ("with fewer blocks", "recovered")
+    )
+    assert after < 0.95 * before, "recovery did not help"
+    unet = UNet2DConditionModel.from_pretrained(out / "unet")
+    assert unet.config["layers_per_block"] == 1
+    assert (unet.mid_block is None) == (student == "small")
+    assert unet.config["block_out_channels"] == [12, 24]
+
+
+def resnet_calls(model: Path, pictures: Path, out: Path, *more: str) -> tuple[int, list[float]]:
+    """How often residual blocks begin in a short compression, and its losses; run again, they need not end."""
+    calls: list[str] = []
+
+    def count(module: torch.nn.Module, *_: object) -> None:
+        if isinstance(module, ResnetBlock2D):
+            calls.append("")
+
+    steps = ("--rounds", "1", "--recover-steps", "3", "--importance", "magnitude", "--budgets", "uniform")
+    with torch.nn.modules.module.register_module_forward_pre_hook(count):
+        assert main([*command(model, pictures, out, *steps, *more)[3:]]) == 0
+    losses = (out.with_name(f"{out.name}.work") / "losses.jsonl").read_text().splitlines()
+    return len(calls), [json.loads(line)["loss"] for line in losses]
+
+
+def test_gradient_checkpointing_runs_blocks_again_to_the_same_losses(
+    model: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    calls, losses = resnet_calls(model, picture_folder, tmp_path / "kept")
+    more, again = resnet_calls(model, picture_folder, tmp_path / "again", "--gradient-checkpointing")
+    blocks = sum(isinstance(each, ResnetBlock2D) for each in load_checkpoint(str(model)).unet().modules())
+    assert more == calls + 3 * (blocks - 1), "all but the middle's first block, which diffusers keeps"
+    assert again == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.slow

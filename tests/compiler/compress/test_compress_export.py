@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from minimal_pipeline import save_minimal_pipeline
 
 from sdc.compiler.build.built import save_onnx
+from sdc.compiler.cli import main
 from sdc.compiler.compress.channels import find_groups
 from sdc.compiler.compress.low_rank import apply_spans, choose_spans
 from sdc.compiler.compress.prune import UnetState, prune
@@ -24,6 +26,7 @@ from sdc.compiler.stages import MODEL_NAME, fused_component
 from sdc.compiler.trace.check import example_feeds, small_sizes
 from sdc.compiler.trace.export import export_component
 from sdc.compiler.trace.interfaces import component_spec
+from sdc.engines import load
 from sdc.passes.base import run_passes
 from sdc.passes.pipeline import canonical_passes, fusion_passes, lowering_passes, precision_passes
 from sdc.passes.simplify.factorise_weights import LOW_RANK
@@ -79,6 +82,29 @@ def test_all_sparse_layers_are_sparse_in_the_lowered_graph(tmp_path: Path) -> No
     passes = (*canonical_passes(), *fusion_passes("unet"), *precision_passes("fp16"), *lowering_passes("tensorrt_rtx"))
     run_passes(passes, model)
     assert count_sparse_layers(model) == SparseLayers(len(layers.names), len(layers.names) + 2)
+
+
+def test_fewer_channels_and_blocks_int8_and_deepcache_together(tmp_path: Path) -> None:
+    """Pictures of all four are those of the same network in float32, but for rounding and the kept features."""
+    whole, smaller = save_minimal_pipeline(tmp_path / "whole", guidance_width=None, unet_layers=2), tmp_path / "smaller"
+    by_weights = ("--importance", "magnitude", "--budgets", "uniform", "--round-steps", "0", "--recover-steps", "0")
+    fewer = ("--student", "small", "--parameters", "0.6", "--multiple", "1")
+    assert main(["compress", "--model", str(whole), "--out", str(smaller), *fewer, *by_weights]) == 0
+    quickly = ("--target", "ort-cpu", "--deepcache")
+    for precision, more in {"fp32": (), "int8": ("--calibration-steps", "2")}.items():
+        out = str(tmp_path / precision)
+        assert main(["export", "--model", str(smaller), "--precision", precision, *quickly, *more, "--out", out]) == 0
+    wanted, whole_steps, cached = (
+        np.asarray(pipeline("a red coat", steps=4, seed=3, guidance_scale=2.0, deepcache=interval)[0], np.float64)
+        for folder, interval in (("fp32", 1), ("int8", 1), ("int8", 2))
+        for pipeline in (load(tmp_path / folder),)
+    )
+    assert 30 < psnr(whole_steps, wanted) < 90
+    assert 20 < psnr(cached, wanted) < psnr(whole_steps, wanted)
+
+
+def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(20 * np.log10(255 / np.sqrt(np.square(found - wanted).mean() + 1e-9)))
 
 
 def test_an_export_splits_the_layers_of_low_rank(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sdc.compiler.compress.low_rank import (
     weight_moments,
 )
 from sdc.compiler.compress.prune import UnetState
-from sdc.compiler.compress.recovery import recovery_loss
+from sdc.compiler.compress.recovery import move_average, recovery_loss
 from sdc.compiler.compress.settings import CompressSettings
 from sdc.compiler.compress.sparsity import choose_layers
 from sdc.engines.errors import InputError, NumericalError
@@ -129,6 +129,29 @@ def test_training_stays_within_the_rank() -> None:
     assert losses[-1] < losses[0]
     name = "down_blocks.0.resnets.0.conv2.weight"
     assert rank_of(student.state_dict()[name]) == spans[name].shape[1]
+
+
+def test_an_average_of_thousands_of_small_steps_stays_within_the_rank() -> None:
+    """Rounding to float32 alone carries it off the span, further than is allowed."""
+    generator = torch.Generator().manual_seed(0)
+    student, kept, drifting = (torch.nn.Linear(96, 96, bias=False) for _ in range(3))
+    span = torch.linalg.qr(torch.randn(96, 20, generator=generator))[0]
+    spans, none = {"weight": span}, {}
+    with torch.no_grad():
+        student.weight.copy_(0.05 * torch.randn(96, 96, generator=generator))
+    project_parameters(student, spans)
+    for average in (kept, drifting):
+        average.load_state_dict(student.state_dict())
+    for _ in range(6000):
+        with torch.no_grad():
+            student.weight.add_(1e-6 * torch.randn(96, 96, generator=generator))
+        project_parameters(student, spans)
+        move_average(kept, student, decay=0.999, spans=spans)
+        move_average(drifting, student, decay=0.999, spans=none)
+    check_ranks(kept.state_dict(), spans)
+    torch.testing.assert_close(kept.weight, drifting.weight, atol=1e-4, rtol=0)
+    with pytest.raises(NumericalError, match="is not of rank 20"):
+        check_ranks(drifting.state_dict(), spans)
 
 
 def test_moments_of_weights_are_their_gram_matrix() -> None:
