@@ -2,7 +2,7 @@
 
 canonical_passes   →  one spelling for everything, nothing superfluous
 fusion_passes      →  operators of domain `sdc`                               (left out by --no-fuse)
-low_rank_passes    →  two layers for a weight of low rank                      (where a checkpoint says there are any)
+low_rank_passes    →  two layers for a weight of low rank         (where a checkpoint says there are any, or on demand)
 precision_passes   →  Q/DQ pairs, convolutions that are cheaper at another resolution, 16-bit floats
 lowering_passes    →  standard operators in the arrangement that one backend fuses best
 """
@@ -57,7 +57,7 @@ from sdc.passes.simplify.cancel_no_ops import CancelNoOps
 from sdc.passes.simplify.check_operators import CheckOperators
 from sdc.passes.simplify.convert_opset import ConvertOpset
 from sdc.passes.simplify.drop_neutral import DropNeutral
-from sdc.passes.simplify.factorise_weights import FactoriseWeights
+from sdc.passes.simplify.factorise_weights import LEAST_ENERGY_LOST, FactoriseWeights
 from sdc.passes.simplify.fix_names import FixNames
 from sdc.passes.simplify.fold_constants import FoldConstants
 from sdc.passes.simplify.inline_functions import InlineFunctions
@@ -155,9 +155,22 @@ def fusion_passes(component: str | None = None) -> tuple[Pass, ...]:
     )
 
 
-def low_rank_passes() -> tuple[Pass, ...]:
-    """The canonical or fused graph → the same graph with two layers for each weight of low rank."""
-    return (FactoriseWeights(), RemoveUnused(), FixNames())
+def low_rank_passes(energy: float | None = None) -> tuple[Pass, ...]:
+    """The canonical or fused graph → the same graph with two layers for each weight of low rank.
+
+    Args:
+        energy: share of their squared singular values that weights keep, where the rank that keeps it saves
+            multiply-adds; None changes nothing but weights that have a low rank.
+
+    Raises:
+        InputError: the energy is not between 0 and 1, or so near to 1 that only rounding is beyond it.
+    """
+    if energy is not None and not LEAST_ENERGY_LOST <= 1 - energy < 1:
+        raise InputError(
+            f"the energy that weights keep must be between 0 and 1, found {energy!r}",
+            hint=f"give for example 0.95, or at most 1 - {LEAST_ENERGY_LOST:g}",
+        )
+    return (FactoriseWeights(energy=energy), RemoveUnused(), FixNames())
 
 
 def precision_passes(

@@ -15,6 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="T", help="lower for it: cpu, ort-cpu, ort-cuda, rtx ... (keep the fused operators)"
     )
+    parser.add_argument(
+        "--low-rank",
+        type=float,
+        metavar="ENERGY",
+        help="give each float32 weight the least rank that keeps this share of its squared singular values, for "
+        "example 0.95, where two thin layers are less work than one (leave weights as they are)",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what every pass did as JSON")
 
 
@@ -35,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     for path, what in taken.items():
         if args.report is not None and args.report.resolve() == path.resolve():
             raise InputError(f"{args.report} is the {what}", hint="choose another --report")
-    done = optimize_file(args.source, args.out, targets[0])
+    done = optimize_file(args.source, args.out, targets[0], energy=args.low_rank)
     write_json(args.report, done.to_json())
     rows = [
         [phase, report.name, str(report.matched), str(report.nodes_before), str(report.nodes_after)]
@@ -47,5 +54,7 @@ def run(args: argparse.Namespace) -> int:
     skipped = {(each.name, skip) for reports in done.phases.values() for each in reports for skip in each.skipped}
     for name, skip in sorted(skipped, key=str):
         print(f"{name} left {skip.site}: {skip.reason}")
+    if done.low_rank_text is not None:
+        print(done.low_rank_text)
     print(f"{args.out} is written: {done.nodes_before} nodes before, {done.nodes_after} after")
     return 0

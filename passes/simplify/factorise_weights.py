@@ -1,4 +1,4 @@
-"""factorise-weights: a layer whose weight has a low rank becomes two with fewer multiply-adds."""
+"""factorise-weights: a layer whose weight has a low rank, or is given one, becomes two with fewer multiply-adds."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ The weights themselves are dense, so that whatever knows the network's class loa
 factors is worth the time; they are found in the weights: a LoRA that is folded in raises ranks.
 """
 
+LEAST_ENERGY_LOST = 1e-12
+"""What is less of a weight's energy cannot be told from rounding; see `FactoriseWeights`."""
+
 
 @dataclass(frozen=True)
 class FactoriseWeights(Pass):
-    """Weights that are products of thin matrices are stored, and multiplied, as these.
+    """Weights that are products of thin matrices, or nearly so, are stored, and multiplied, as these.
 
-    Before → after, r the numerical rank of the weight::
+    Before → after, r the rank of the weight::
 
         MatMul(x, W [k, n])            →  MatMul(MatMul(x, A [k, r]), B [r, n])
         Gemm(x, W, c)                  →  Gemm(Gemm(x, A), B, c)                 alpha, beta and transB as they were
@@ -32,11 +35,14 @@ class FactoriseWeights(Pass):
 
     1. The weight is a float32 matrix, or a float32 kernel of one group, that no other operator computes.
     2. Its rank r is the least at which the rest, by the Frobenius norm, is at most `tolerance` of the weight: what the
-       result may change by, relative to what the weight at most does.
+       result may change by, relative to what the weight at most does. With `energy`, r is the least that keeps this
+       share of the weight's squared singular values, whose sum is the squared norm: the rest is at most
+       sqrt(1 - energy) of the weight, and results change by about as much.
     3. r (k + n) < k n, for a convolution with k = m times the kernel's size: there are fewer multiply-adds.
 
-    Not matched: a weight of full rank, which is passed without a word; one whose rank saves nothing is named. An
-    activation on the right of a MatMul, a Gemm with a transposed activation, several groups.
+    Not matched, and named with the reason: a weight whose rank saves nothing, in another type, with more axes than two;
+    a Gemm with a transposed activation, several groups. Passed without a word: an activation on the right of a MatMul
+    and, without `energy`, a weight of full rank. With `energy` a second run cuts what the first one left.
 
     Source of the convolution's two: Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and
     Detection", arXiv:1505.06798, section 3.1. The rank is read off the eigenvalues of the smaller Gram matrix, in
@@ -44,30 +50,40 @@ class FactoriseWeights(Pass):
 
     Attributes:
         tolerance: between 1e-6 and 1.
+        energy: above 0, and at least `LEAST_ENERGY_LOST` below 1; in the place of `tolerance` if it is given.
     """
 
     tolerance: float = 1e-5
+    energy: float | None = None
     name: ClassVar[str] = "factorise-weights"
 
     def rewrite(self, model: ir.Model) -> PassReport:
-        """Split all layers that it pays for; the details have each one's rank and weights before and after."""
+        """Split all layers that it pays for.
+
+        The details have each one's rank, weights before and after, and the share of its energy that the rest was.
+        """
         graph, skipped = model.graph, []
-        found: dict[str, dict[str, int]] = {}
+        found: dict[str, dict[str, float]] = {}
+        tolerance = self.tolerance if self.energy is None else (1 - self.energy) ** 0.5
         for node in list(graph):
             weight = _weight_of(node)
-            if weight is None:
+            if isinstance(weight, str):
+                skipped.append(Skipped(site(node), weight))
+            if not isinstance(weight, np.ndarray):
                 continue
             matrix = weight.reshape(weight.shape[0], -1)
-            split = low_rank_factors(matrix, self.tolerance)
-            if split is None:
+            full_rank = min(matrix.shape)
+            split = low_rank_factors(matrix, tolerance)
+            if split is None and self.energy is None:
+                continue
+            rank = full_rank if split is None else split[0].shape[1]
+            if split is None or rank * sum(matrix.shape) >= matrix.size:
+                skipped.append(Skipped(site(node), f"rank {rank} of {full_rank} takes no fewer multiply-adds"))
                 continue
             left, right = split
-            rank = left.shape[1]
-            if left.size + right.size >= matrix.size:
-                skipped.append(Skipped(site(node), f"rank {rank} of {min(matrix.shape)} takes no fewer multiply-adds"))
-                continue
-            counts = {"rank": rank, "full_rank": min(matrix.shape), "weights_before": matrix.size}
-            found[site(node)] = {**counts, "weights_after": left.size + right.size}
+            counts = {"rank": rank, "full_rank": full_rank, "weights_before": matrix.size}
+            lost = _energy_lost(matrix, left, right)
+            found[site(node)] = {**counts, "weights_after": left.size + right.size, "energy_lost": lost}
             _split(graph, node, left, right, weight.shape)
         return PassReport(self.name, len(found), tuple(skipped), details={"layers": found} if found else None)
 
@@ -94,16 +110,27 @@ def low_rank_factors(matrix: np.ndarray, tolerance: float) -> tuple[np.ndarray, 
     return np.ascontiguousarray(left, np.float32), np.ascontiguousarray(right, np.float32)
 
 
-def _weight_of(node: ir.Node) -> np.ndarray | None:
-    """The weight of a layer that can be split, as it is stored; None for anything else."""
+def _energy_lost(matrix: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
+    """Squared norm of the rest over that of the matrix, to three digits."""
+    rest = matrix - left @ right
+    return float(f"{(np.linalg.norm(rest) / max(np.linalg.norm(matrix), np.finfo(np.float32).tiny)) ** 2:.3g}")
+
+
+def _weight_of(node: ir.Node) -> np.ndarray | str | None:
+    """The weight of a layer that can be split, as it is stored; why not, for another weight; None for anything else."""
     if not any(is_operator(node, operator) for operator in ("MatMul", "Gemm", "Conv")):
         return None
-    if node.attributes.get_int("group", 1) != 1 or node.attributes.get_int("transA") == 1:
-        return None
     weight = constant(node.inputs[1])
-    if weight is None or weight.dtype != np.float32 or weight.ndim < 2:
+    if weight is None:
         return None
-    return weight if weight.ndim == 2 or node.op_type == "Conv" else None
+    if weight.dtype != np.float32:
+        return f"its weight is {weight.dtype}, not float32"
+    if weight.ndim < 2 or (weight.ndim > 2 and node.op_type != "Conv"):
+        return f"its weight has {weight.ndim} axes, no matrix's two"
+    groups = node.attributes.get_int("group", 1)
+    if groups != 1:
+        return f"it has {groups} groups"
+    return "its activation is transposed" if node.attributes.get_int("transA") == 1 else weight
 
 
 def _split(graph: ir.Graph, node: ir.Node, left: np.ndarray, right: np.ndarray, shape: tuple[int, ...]) -> None:

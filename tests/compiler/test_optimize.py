@@ -50,6 +50,31 @@ def test_optimised_file_computes_the_same_with_fewer_nodes(source: Path, tmp_pat
         assert value["nodes_after"] < 0.6 * value["nodes_before"]
 
 
+@pytest.mark.parametrize("target", [None, "cpu"])
+def test_low_ranks_make_the_file_smaller_and_change_its_results(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str | None
+) -> None:
+    """The more energy weights keep, the less; every layer is in the report, split or with the reason."""
+    feeds, reports, errors = feed("vae_decoder"), {}, []
+    expected = run_model(whole(source), feeds)
+    for energy in ("0.8", "0.999"):
+        out, report = tmp_path / f"{energy}.onnx", tmp_path / f"{energy}.json"
+        options = [] if target is None else ["--target", target]
+        command = ["optimize", str(source), "-o", str(out), "--report", str(report), "--low-rank", energy, *options]
+        assert main(command) == 0
+        errors.append(relative_error(whole(out), expected, feeds))
+        reports[energy] = json.loads(report.read_text())["phases"]["low rank"][0]
+        layers = (reports[energy]["details"] or {"layers": {}})["layers"].values()
+        before, after = (sum(each[f"weights_{when}"] for each in layers) for when in ("before", "after"))
+        line = f"low rank: {len(layers)} of 33 layers are two each, of {before:,} weights {after:,} are left"
+        assert line in capsys.readouterr().out
+        assert after < before or not layers
+        assert all(each["energy_lost"] <= 1.001 * (1 - float(energy)) for each in layers)
+    assert reports["0.8"]["matched"] > reports["0.999"]["matched"]
+    assert errors[0] > 10 * errors[1]
+    assert (tmp_path / "0.8.onnx_data").stat().st_size < 0.9 * source.with_name("decoder.onnx_data").stat().st_size
+
+
 def test_unusable_requests_write_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "no.onnx").write_bytes(b"no model at all")
     out = str(tmp_path / "out.onnx")
@@ -64,6 +89,11 @@ def test_unusable_requests_write_nothing(source: Path, tmp_path: Path, capsys: p
         (["optimize", str(source), "-o", str(tmp_path / "missing" / "out.onnx")], "no such folder"),
         (["optimize", str(source), "-o", out, "--target", "cpu,rtx"], "2 targets were given"),
         (["optimize", str(source), "-o", out, "--target", "toaster"], "unknown target"),
+        (
+            ["optimize", str(source), "-o", out, "--low-rank", "1"],
+            "must be between 0 and 1, found 1.0; give for example",
+        ),
+        (["optimize", str(source), "-o", out, "--low-rank", "nan"], "must be between 0 and 1, found nan"),
     ):
         assert main(arguments) != 0
         assert message in capsys.readouterr().err

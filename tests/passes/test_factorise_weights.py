@@ -1,14 +1,19 @@
-"""factorise-weights: equal results with fewer multiply-adds, on every kind of layer, and the weights that it leaves."""
+"""factorise-weights: equal results with fewer multiply-adds, on every kind of layer, and the weights that it leaves.
+
+With an energy: ranks and results against NumPy's own decomposition.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from equality import apply_proven, make_model, operators
+from equality import FP32, apply_proven, make_model, operators, relative_error, run_model
 from small_graphs import normal
 
+from sdc.engines.errors import InputError
 from sdc.passes.macs import count_macs
+from sdc.passes.pipeline import low_rank_passes
 from sdc.passes.simplify.factorise_weights import FactoriseWeights, low_rank_factors
 from sdc.passes.simplify.remove_unused import RemoveUnused
 
@@ -54,6 +59,7 @@ def test_every_kind_of_layer_becomes_two_that_are_equal() -> None:
     assert report.details is not None
     layers = list(report.details["layers"].values())
     assert [layer["rank"] for layer in layers] == list(RANKS.values())
+    assert all(layer.pop("energy_lost") < 1e-12 for layer in layers)
     assert layers[0] == {
         "rank": 4,
         "full_rank": 18,
@@ -91,16 +97,35 @@ def test_a_rank_that_saves_nothing_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "weight"),
+    ("text", "weight", "reason"),
     [
-        ("float[4, 9, 8] x) => (float[4, 9, 12] y) { y = MatMul (x, w) }", np.stack([low_rank(1, 1, 8, 12)] * 4)),
-        ("float[8, 9] x) => (float[9, 12] y) { y = Gemm <transA = 1> (x, w) }", low_rank(1, 1, 8, 12)),
-        ("float[1, 16, 9] x) => (float[1, 12, 9] y) { y = Conv <group = 2> (x, w) }", low_rank(1, 1, 12, 8, 1)),
+        (
+            "float[4, 9, 8] x) => (float[4, 9, 12] y) { y = MatMul (x, w) }",
+            np.stack([low_rank(1, 1, 8, 12)] * 4),
+            "its weight has 3 axes, no matrix's two",
+        ),
+        (
+            "float[8, 9] x) => (float[9, 12] y) { y = Gemm <transA = 1> (x, w) }",
+            low_rank(1, 1, 8, 12),
+            "its activation is transposed",
+        ),
+        (
+            "float[1, 16, 9] x) => (float[1, 12, 9] y) { y = Conv <group = 2> (x, w) }",
+            low_rank(1, 1, 12, 8, 1),
+            "it has 2 groups",
+        ),
+        (
+            "float16[9, 8] x) => (float16[9, 12] y) { y = MatMul (x, w) }",
+            low_rank(1, 1, 8, 12).astype(np.float16),
+            "its weight is float16, not float32",
+        ),
     ],
 )
-def test_what_cannot_be_split_is_left(text: str, weight: np.ndarray) -> None:
+def test_what_cannot_be_split_is_left_with_the_reason(text: str, weight: np.ndarray, reason: str) -> None:
     model = make_model(f'<ir_version: 10, opset_import: ["": 23]> g ({text}', {"w": weight})
-    assert FactoriseWeights().run(model).matched == 0
+    report = FactoriseWeights().run(model)
+    assert report.matched == 0
+    assert [skip.reason for skip in report.skipped] == [reason]
 
 
 def test_a_weight_that_is_computed_is_left() -> None:
@@ -126,3 +151,65 @@ def test_the_rank_is_the_least_within_the_tolerance(shape: tuple[int, int]) -> N
     assert zeros is not None
     assert zeros[0].shape[1] == 1
     assert not (zeros[0] @ zeros[1]).any()
+
+
+ENERGY = 0.9
+SPECTRUM = 0.7
+"""Each singular value in the weights below is this share of the one before."""
+
+
+def with_spectrum(seed: int, *shape: int) -> np.ndarray:
+    """A weight of full rank whose singular values fall by `SPECTRUM`; its first axis against the others."""
+    sizes = (shape[0], int(np.prod(shape[1:])))
+    bases = [np.linalg.qr(normal(seed + place, size, min(sizes)))[0] for place, size in enumerate(sizes)]
+    return ((bases[0] * SPECTRUM ** np.arange(min(sizes))) @ bases[1].T).reshape(shape).astype(np.float32)
+
+
+def spectral_weights() -> dict[str, np.ndarray]:
+    """As `weights`, of full rank; the last one's spectrum is flat."""
+    made = {
+        name: with_spectrum(30 + len(name), *each.shape) if each.ndim > 1 else each for name, each in weights().items()
+    }
+    return {**made, "plain": np.linalg.qr(normal(10, 12, 11))[0].astype(np.float32)}
+
+
+def truncated(weight: np.ndarray, rank: int) -> np.ndarray:
+    u, s, vt = np.linalg.svd(weight.reshape(len(weight), -1).astype(np.float64), full_matrices=False)
+    return ((u[:, :rank] * s[:rank]) @ vt[:rank]).reshape(weight.shape).astype(np.float32)
+
+
+def least_rank(weight: np.ndarray, energy: float) -> int:
+    squares = np.linalg.svd(weight.reshape(len(weight), -1).astype(np.float64), compute_uv=False) ** 2
+    return int(np.argmax(np.cumsum(squares) >= energy * squares.sum())) + 1
+
+
+def test_with_an_energy_ranks_are_the_least_that_keep_it() -> None:
+    """Results are those of NumPy's truncated weights, far from those of the whole ones, at fewer multiply-adds."""
+    whole, sizes = spectral_weights(), {"B": 2, "H": 9, "W": 11}
+    model = make_model(GRAPH, whole)
+    before = count_macs(model, sizes).weighted
+    report = FactoriseWeights(energy=ENERGY).run(model)
+    assert report.details is not None
+    layers = dict(zip(("kernel", "matrix", "turned"), report.details["layers"].values(), strict=True))
+    for name, layer in layers.items():
+        rank, squares = layer["rank"], SPECTRUM ** (2 * np.arange(layer["full_rank"]))
+        assert 1 < rank == least_rank(whole[name], ENERGY)
+        assert layer["energy_lost"] == pytest.approx(squares[rank:].sum() / squares.sum(), rel=0.01)
+        assert layer["energy_lost"] <= 1 - ENERGY < squares[rank - 1 :].sum() / squares.sum()
+    assert [skip.reason for skip in report.skipped] == ["rank 10 of 11 takes no fewer multiply-adds"]
+    expected = whole | {name: truncated(whole[name], layer["rank"]) for name, layer in layers.items()}
+    assert count_macs(model, sizes).weighted < 0.7 * before
+    for feeds in FEEDS:
+        assert relative_error(model, run_model(make_model(GRAPH, expected), feeds), feeds) < FP32
+        assert relative_error(model, run_model(make_model(GRAPH, whole), feeds), feeds) > 0.05
+
+
+def test_with_an_energy_a_weight_that_needs_its_full_rank_is_named() -> None:
+    report = FactoriseWeights(energy=0.99).run(make_model(GRAPH, spectral_weights()))
+    assert "rank 11 of 11 takes no fewer multiply-adds" in [skip.reason for skip in report.skipped]
+
+
+@pytest.mark.parametrize("energy", [0.0, 1.0, -0.5, 1.5, float("nan"), 1 - 1e-14])
+def test_energies_that_make_no_sense(energy: float) -> None:
+    with pytest.raises(InputError, match="the energy that weights keep must be between 0 and 1, found"):
+        low_rank_passes(energy)
