@@ -47,7 +47,7 @@ def main() -> None:
     print_headings("ranks by", "energy", "layers", "multiply-adds", "SNR, dB", "less")
     for by in get_args(Moments):
         for energy in options.energies:
-            settings = replace(base, parameters=0.0, recover_steps=0, low_rank=energy, low_rank_by=by)
+            settings = replace(base, parameters=0.0, recover_steps=0, low_rank=str(energy), low_rank_by=by)
             name = f"{by}-{energy:g}"
             folder, report = compressed(name, settings, pictures, options.out)
             found: dict[str, Any] = report["rounds"][-1]

@@ -70,9 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--low-rank",
-        type=float,
-        metavar="ENERGY",
-        help="layers get the least rank that keeps this share of their energy, for example 0.99, where it saves work",
+        metavar="ENERGY|BUDGET",
+        help="layers get the least rank that keeps this share of their energy, for example 0.99, where it saves work; "
+        "or the smallest share with which the prediction's SNR on held-out pictures falls by at most, for example, 1dB",
     )
     parser.add_argument(
         "--low-rank-by",
@@ -123,6 +123,11 @@ def run(args: argparse.Namespace) -> int:
     if args.parameters is None and any(each is not None for each in others):
         args.parameters = 0.0
     settings = with_arguments(settings_for(args.model), args)
+    if args.data is None and settings.has_rank_budget:
+        raise InputError(
+            f"--low-rank {args.low_rank} is measured on pictures",
+            hint="give --data, or a share of energy such as --low-rank 0.99",
+        )
     set_threads(args.threads)
     checkpoint = load_checkpoint(args.model, weights=args.weights)
     pictures = None if args.data is None else open_pictures(args, checkpoint, settings.seed)

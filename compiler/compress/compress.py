@@ -19,8 +19,7 @@ from sdc.compiler.compress.low_rank import (
     Spans,
     apply_spans,
     check_ranks,
-    choose_spans,
-    describe_low_rank,
+    choose_ranks,
     output_moments,
     project_parameters,
 )
@@ -223,18 +222,24 @@ class _Compression:
         self._note_quality("sparse")
 
     def _make_low_rank(self, number: int) -> None:
-        settings, moments = self.settings, None
-        assert settings.low_rank is not None
+        settings, whole, moments = self.settings, self.average, None
+        assert settings.ranks is not None
         chosen = choose_layers(self.average.build_empty(), in_blocks=False)
         if settings.low_rank_by == "activation":
             assert self.draws is not None
             moments = output_moments(
                 self.average.build().to(self.device), chosen.names, self.draws.probe(number), rows=settings.batch
             )
-        layers = choose_spans(self.average.weights, chosen.names, moments, energy=settings.low_rank)
+
+        def snr_db(state: UnetState) -> float:
+            self.average = state
+            return self._quality().student_snr_db
+
+        layers, found = choose_ranks(
+            whole, chosen.names, moments, settings.ranks, snr_db=snr_db, tell=self.reporting.tell
+        )
         self.spans = layers.spans
-        self.student = self.average = apply_spans(self.average, self.spans)
-        found = describe_low_rank(self.average, layers)
+        self.student = self.average = apply_spans(whole, self.spans)
         self.rounds[-1]["low_rank"] = {**found, "dense": {**chosen.dense, **layers.dense}}
         self.reporting.tell(f"{len(layers.spans)} layers are of low rank, {len(layers.dense)} stay whole")
         self._note_quality("in low rank")

@@ -11,6 +11,7 @@ from sdc.compiler.compress.probes import Probe, make_probe, spread_timesteps
 from sdc.compiler.compress.recovery import PAIRED_SHARE, RecoveryBatch
 from sdc.compiler.compress.settings import CompressSettings
 from sdc.compiler.distill.training_data import TrainingData
+from sdc.engines.errors import InputError
 from sdc.engines.schedule import Schedule
 
 PROBE_STEP = 1 << 40
@@ -27,6 +28,9 @@ class Draws:
         data: latents and captions.
         settings: of the run.
         schedule: of the model.
+
+    Raises:
+        InputError: quality decides on ranks, and there are too few pictures to hold any out.
     """
 
     def __init__(self, data: TrainingData, settings: CompressSettings, schedule: Schedule) -> None:
@@ -34,6 +38,12 @@ class Draws:
         self._settings, self._schedule = settings, schedule
         self._signal = torch.from_numpy(schedule.alphas_cumprod.copy())
         self.held_out = min(settings.probe_rows, len(data.pictures) // HELD_OUT_SHARE)
+        if settings.has_rank_budget and not self.held_out:
+            raise InputError(
+                f"a budget of ranks is measured on pictures that are held out, one in {HELD_OUT_SHARE}, and there are "
+                f"{len(data.pictures)}",
+                hint="give more pictures, or a share of energy such as --low-rank 0.99",
+            )
         self._trained_on = len(data.pictures) - self.held_out
 
     def probe(self, number: int) -> Probe:

@@ -12,13 +12,17 @@ activation  sum of y yᵀ, y = W x what the layer gives without bias, over noisy
             arXiv:2403.07378, section 3.1, without forming S, which for a 3x3 convolution is nine times as wide
 ==========  ==========================================================================================================
 
+The share is the same for all layers. It is given, or found by bisection under a budget: what the prediction on held-out
+pictures may lose before recovery.
+
 U stays as it is in recovery: after each step weights are projected on it, so that the rank never grows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -28,7 +32,8 @@ from torch import Tensor, nn
 from sdc.compiler.compress.layer_sums import sum_over_probe
 from sdc.compiler.compress.probes import Probe
 from sdc.compiler.compress.prune import UnetState
-from sdc.engines.errors import NumericalError
+from sdc.compiler.compress.settings import Ranks
+from sdc.engines.errors import InputError, NumericalError
 from sdc.passes.simplify.factorise_weights import LOW_RANK
 
 Spans = dict[str, Tensor]
@@ -36,6 +41,12 @@ Spans = dict[str, Tensor]
 
 ROUNDING = 1e-6
 """What may be outside of a span after rounding to float32, of a weight's norm; a tenth of what an export allows."""
+
+LEAST_LOST = 1e-5
+"""Share of energy; ranks that lose less save next to nothing."""
+
+TRIALS = 6
+"""Energies that are measured under a budget: what is lost is found to a factor of `LEAST_LOST` ** (-1 / 64), 1.2."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,94 @@ def choose_spans(
         else:
             dense[name] = f"rank {rank} of {min(outputs, inputs)} saves nothing"
     return LowRankLayers(spans, dense)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An energy, and by how much less the SNR of the prediction is with it, dB."""
+
+    energy: float
+    lost_db: float
+
+
+def search_energy(lost_db: Callable[[float], float], budget_db: float) -> tuple[Trial, tuple[Trial, ...]]:
+    """The smallest share of energy that keeps to a budget, by bisection over the logarithm of what is lost.
+
+    What is lost in dB should grow with what is lost of the energy; where it does not, what is found keeps to the budget
+    all the same, and a smaller share might too.
+
+    Args:
+        lost_db: measures an energy.
+        budget_db: the most that it may give.
+
+    Returns:
+        What was found, and everything that was measured, in order.
+
+    Raises:
+        InputError: every energy that was measured, up to nearly 1, loses more.
+    """
+    trials, low, high = [], math.log(LEAST_LOST), 0.0
+    for _ in range(TRIALS):
+        middle = (low + high) / 2
+        energy = -math.expm1(middle)
+        trials.append(Trial(energy, lost_db(energy)))
+        low, high = (middle, high) if trials[-1].lost_db <= budget_db else (low, middle)
+    kept = [trial for trial in trials if trial.lost_db <= budget_db]
+    if not kept:
+        raise InputError(
+            f"the SNR of the prediction may be {budget_db:g} dB less, and is {trials[-1].lost_db:.3g} dB less with "
+            f"{trials[-1].energy:.6f} of the layers' energy",
+            hint="allow more dB, or leave out --low-rank",
+        )
+    return min(kept, key=lambda trial: trial.energy), tuple(trials)
+
+
+def choose_ranks(
+    state: UnetState,
+    names: tuple[str, ...],
+    moments: Mapping[str, Tensor] | None,
+    ranks: Ranks,
+    *,
+    snr_db: Callable[[UnetState], float],
+    tell: Callable[[str], None],
+) -> tuple[LowRankLayers, dict[str, Any]]:
+    """Layers with the energy that is given, or with the smallest that keeps to the budget.
+
+    Args:
+        state: the network.
+        names: of the layers.
+        moments: as for `choose_spans`.
+        ranks: the energy or the budget.
+        snr_db: measures a network, the SNR of its prediction in dB; only under a budget.
+        tell: gets a line for each measurement.
+
+    Returns:
+        The layers, and what the report says: the energy, what `describe_low_rank` does, and all measurements.
+
+    Raises:
+        InputError: no energy keeps to the budget.
+    """
+
+    def layers_with(energy: float) -> LowRankLayers:
+        return choose_spans(state.weights, names, moments, energy=energy)
+
+    if ranks.energy is not None:
+        energy, measured = ranks.energy, {}
+    else:
+        assert ranks.budget_db is not None
+        whole_db = snr_db(state)
+
+        def lost_db(energy: float) -> float:
+            spans = layers_with(energy).spans
+            lost = whole_db - snr_db(apply_spans(state, spans))
+            tell(f"{energy:.6f} of the energy, {len(spans)} layers of low rank: the SNR is {lost:.3f} dB less")
+            return lost
+
+        found, trials = search_energy(lost_db, ranks.budget_db)
+        energy = found.energy
+        measured = {"budget_db": ranks.budget_db, "lost_db": found.lost_db, "trials": [asdict(each) for each in trials]}
+    layers = layers_with(energy)
+    return layers, {"energy": energy, **measured, **describe_low_rank(state, layers)}
 
 
 def project(weight: Tensor, span: Tensor) -> Tensor:

@@ -134,11 +134,12 @@ class Report:
             return []
         settings, before, after = self.settings, found["weights"], found["in_factors"]
         less = f" ({100 * (1 - after / before):.1f} % fewer)" if before else ""
+        lost = f" ({found['lost_db']:.3f} dB less, of {settings.low_rank} allowed)" if "budget_db" in found else ""
         return [
             "",
-            f"low rank with {settings.low_rank:g} of the energy, {settings.low_rank_by}: {len(found['layers'])} layers "
-            f"of {before:,} weights, {after:,} once an export has made two of each{less}; "
-            f"{len(found['dense'])} stay whole",
+            f"low rank with {found['energy']:.6g} of the energy{lost}, {settings.low_rank_by}: "
+            f"{len(found['layers'])} layers of {before:,} weights, {after:,} once an export has made two of each{less}"
+            f"; {len(found['dense'])} stay whole",
         ]
 
     def _moments(self) -> list[str]:

@@ -19,6 +19,8 @@ MULTIPLES = (1, 8, 16, 32)
 
 TWO_OF_FOUR = "2:4"
 
+DECIBELS = "dB"
+
 MOST_ELASTIC = 0.5
 
 
@@ -53,6 +55,42 @@ def parse_pattern(text: str) -> Pattern:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """What says which ranks layers get; one of both is None.
+
+    Attributes:
+        energy: share that every layer keeps.
+        budget_db: by how much the prediction's SNR may fall, on held-out pictures, before recovery.
+    """
+
+    energy: float | None
+    budget_db: float | None
+
+
+def parse_ranks(text: str) -> Ranks:
+    """Read a share of energy such as ``0.99``, or a budget such as ``1dB``.
+
+    Raises:
+        InputError: it is neither.
+    """
+    number = text.removesuffix(DECIBELS)
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if number != text:
+        if not 0 < value < math.inf:
+            raise InputError(f"a budget for ranks must be above 0 dB, found {text!r}", hint="give for example 1dB")
+        return Ranks(None, value)
+    if not 0 < value < 1:
+        raise InputError(
+            f"the energy that is kept must be between 0 and 1, found {text!r}",
+            hint="give for example 0.99, or what the SNR may fall by, 1dB",
+        )
+    return Ranks(value, None)
+
+
+@dataclass(frozen=True)
 class CompressSettings:
     """How a UNet is made smaller; equal settings, data and model give equal results on one machine.
 
@@ -65,7 +103,8 @@ class CompressSettings:
         multiple: of the channels that are kept.
         sparsity: "2:4", or the share of weights, as text, that become zero after the last round; None for none.
         sparsity_scores: which do, "activation" or "magnitude"; see `sparsity.py`.
-        low_rank: share of energy that layers keep in the rank that they get after the last round; None for none.
+        low_rank: share of energy that layers keep in the rank that they get after the last round, as text, or how many
+            dB that may cost ("1dB"); None for none.
         low_rank_by: whose energy, "activation" or "plain"; see `low_rank.py`.
         elastic: share of a group's units that stay switched off, of those that a smaller network would do without; see
             `elastic.py`.
@@ -90,7 +129,7 @@ class CompressSettings:
     multiple: int = 8
     sparsity: str | None = None
     sparsity_scores: SparsityScores = "activation"
-    low_rank: float | None = None
+    low_rank: str | None = None
     low_rank_by: Moments = "activation"
     elastic: float = 0.0
     rounds: int = 3
@@ -118,8 +157,7 @@ class CompressSettings:
                 raise InputError(
                     "a weight of low rank has no zeros of its own", hint="give --sparsity or --low-rank, not both"
                 )
-            if not 0 < self.low_rank < 1:
-                raise InputError(f"the energy that is kept must be between 0 and 1, found {self.low_rank:g}")
+            parse_ranks(self.low_rank)
         if not 0 <= self.elastic <= MOST_ELASTIC:
             raise InputError(f"the share of elastic channels must be 0 to {MOST_ELASTIC}, found {self.elastic:g}")
         if self.elastic and (changes_weights or not self.parameters):
@@ -163,11 +201,21 @@ class CompressSettings:
         return None if self.sparsity is None else parse_pattern(self.sparsity)
 
     @property
+    def ranks(self) -> Ranks | None:
+        """What says which ranks layers get; None if they keep theirs."""
+        return None if self.low_rank is None else parse_ranks(self.low_rank)
+
+    @property
+    def has_rank_budget(self) -> bool:
+        """Whether ranks are found by measuring held-out pictures."""
+        return self.ranks is not None and self.ranks.budget_db is not None
+
+    @property
     def needs_data(self) -> bool:
         """Whether latents of pictures are looked at."""
         prunes_by_data = self.parameters > 0 and (self.importance != "magnitude" or self.budgets != "uniform")
         zeroes_by_data = self.sparsity is not None and self.sparsity_scores == "activation"
-        factors_by_data = self.low_rank is not None and self.low_rank_by == "activation"
+        factors_by_data = self.low_rank is not None and (self.low_rank_by == "activation" or self.has_rank_budget)
         return prunes_by_data or zeroes_by_data or factors_by_data or self.total_steps > 0
 
     @property

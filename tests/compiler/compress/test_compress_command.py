@@ -15,6 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from minimal_pipeline import save_minimal_pipeline
+from picture_folders import write_plain_pictures
 from safetensors.torch import load_file
 
 from sdc.compiler.cli import main
@@ -207,6 +208,44 @@ def test_low_rank_outlasts_recovery(model: Path, picture_folder: Path, tmp_path:
     for name, span in saved["spans"].items():
         begun = span @ (span.T @ whole.get_parameter(name).detach().flatten(1))
         assert (saved["student"][name].flatten(1) - begun).abs().max() > 1e-6, f"{name} did not recover"
+
+
+def test_a_budget_of_ranks_is_kept_by_a_killed_run_too(model: Path, picture_folder: Path, tmp_path: Path) -> None:
+    """Killed in the midst of its measurements, it measures the same again; the report has them."""
+    outs, more = [tmp_path / name for name in ("low", "again")], ("--parameters", "0", "--low-rank", "0.01dB")
+    commands = [command(model, picture_folder, out, *more, "--recover-steps", "2") for out in outs]
+    printed = subprocess.run(commands[0], check=True, capture_output=True, text=True)
+    with subprocess.Popen(commands[1], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        measured = (line for line in process.stderr if "layers of low rank: the SNR is" in line)
+        assert [next(measured) for _ in range(3)]
+        process.kill()
+    assert not outs[1].exists()
+    subprocess.run(commands[1], check=True, capture_output=True)
+    for file in ("compression.json", "unet/diffusion_pytorch_model.safetensors"):
+        assert (outs[0] / file).read_bytes() == (outs[1] / file).read_bytes(), file
+    round_ = json.loads((outs[0] / "compression.json").read_text())["rounds"][-1]
+    found, whole_db = round_["low_rank"], round_["in low rank"]["lost_db"]
+    assert printed.stderr.count("layers of low rank: the SNR is") == len(found["trials"]) == 6
+    assert found["budget_db"] == 0.01
+    assert found["lost_db"] == pytest.approx(whole_db, abs=1e-3), "nothing was done to the network before"
+    assert found["lost_db"] <= 0.01
+    assert f"{found['energy']:.6g} of the energy ({found['lost_db']:.3f} dB less, of 0.01dB allowed)" in printed.stdout
+
+
+def test_a_budget_of_ranks_needs_pictures_that_are_held_out(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    write_plain_pictures(pictures, {f"{index}.png": (40, 40) for index in range(19)})
+    arguments = ["compress", "--model", str(model), "--out", str(tmp_path / "out"), "--recover-steps", "0"]
+    arguments += ["--low-rank", "1dB", "--low-rank-by", "plain"]
+    assert main(arguments) == 2
+    assert "--low-rank 1dB is measured on pictures; give --data, or a share of energy" in capsys.readouterr().err
+    assert main([*arguments, "--data", str(pictures)]) == 2
+    assert "held out, one in 20, and there are 19; give more pictures, or a share" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_data_by_weights_alone(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

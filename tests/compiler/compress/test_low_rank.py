@@ -1,7 +1,8 @@
-"""Ranks by energy and the weights of them against NumPy's singular values, training within a rank, and the check."""
+"""Ranks by energy and under a budget, weights against NumPy's singular values, training within a rank, the check."""
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -14,15 +15,17 @@ from test_recovery import batch
 from sdc.compiler.compress.low_rank import (
     apply_spans,
     check_ranks,
+    choose_ranks,
     choose_spans,
     describe_low_rank,
     output_moments,
     project_parameters,
+    search_energy,
     weight_moments,
 )
 from sdc.compiler.compress.prune import UnetState
 from sdc.compiler.compress.recovery import move_average, recovery_loss
-from sdc.compiler.compress.settings import CompressSettings
+from sdc.compiler.compress.settings import CompressSettings, Ranks
 from sdc.compiler.compress.sparsity import choose_layers
 from sdc.engines.errors import InputError, NumericalError
 from sdc.passes.simplify.factorise_weights import LOW_RANK, low_rank_factors
@@ -163,10 +166,15 @@ def test_moments_of_weights_are_their_gram_matrix() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"low_rank": 1.0}, "energy that is kept must be between 0 and 1, found 1"),
-        ({"low_rank": float("nan")}, "energy that is kept must be between 0 and 1, found nan"),
-        ({"low_rank": 0.9, "sparsity": "2:4"}, "has no zeros of its own; give --sparsity or --low-rank, not both"),
-        ({"low_rank": 0.9, "low_rank_by": "weights"}, "unknown low_rank_by 'weights'; choose from activation, plain"),
+        ({"low_rank": "1"}, "energy that is kept must be between 0 and 1, found '1'; give for example 0.99, or"),
+        ({"low_rank": "nan"}, "energy that is kept must be between 0 and 1, found 'nan'"),
+        ({"low_rank": "1db"}, "energy that is kept must be between 0 and 1, found '1db'"),
+        ({"low_rank": "0dB"}, "budget for ranks must be above 0 dB, found '0dB'; give for example 1dB"),
+        ({"low_rank": "-1dB"}, "budget for ranks must be above 0 dB, found '-1dB'"),
+        ({"low_rank": "infdB"}, "budget for ranks must be above 0 dB, found 'infdB'"),
+        ({"low_rank": "dB"}, "budget for ranks must be above 0 dB, found 'dB'"),
+        ({"low_rank": "0.9", "sparsity": "2:4"}, "has no zeros of its own; give --sparsity or --low-rank, not both"),
+        ({"low_rank": "0.9", "low_rank_by": "weights"}, "unknown low_rank_by 'weights'; choose from activation, plain"),
     ],
 )
 def test_what_makes_no_sense(values: dict[str, object], message: str) -> None:
@@ -175,6 +183,48 @@ def test_what_makes_no_sense(values: dict[str, object], message: str) -> None:
 
 
 def test_what_settings_follow_from_a_low_rank() -> None:
-    plain = CompressSettings(parameters=0.0, low_rank=0.9, low_rank_by="plain", recover_steps=0)
+    plain = CompressSettings(parameters=0.0, low_rank="0.9", low_rank_by="plain", recover_steps=0)
     assert (plain.needs_data, plain.phases) == (False, (0,))
-    assert CompressSettings(parameters=0.0, low_rank=0.9, recover_steps=0).needs_data
+    assert plain.ranks == Ranks(0.9, None)
+    assert CompressSettings(parameters=0.0, low_rank="0.9", recover_steps=0).needs_data
+    budget = CompressSettings(parameters=0.0, low_rank="0.5dB", low_rank_by="plain", recover_steps=0)
+    assert budget.ranks == Ranks(None, 0.5)
+    assert budget.needs_data
+
+
+@pytest.mark.parametrize("limit", [3e-5, 0.01, 0.07, 0.9])
+def test_the_search_ends_next_to_the_limit(limit: float) -> None:
+    """dB that grow with what is lost of the energy: a sixth of a decade nearer to it in six measurements."""
+    found, trials = search_energy(lambda energy: 40 * (1 - energy), 40 * limit)
+    assert len(trials) == 6
+    assert found in trials
+    assert limit / 1.2 <= 1 - found.energy <= limit
+
+
+def test_a_budget_that_nothing_keeps_is_refused() -> None:
+    """Also where quality cannot be told at all."""
+    hint = "of the layers' energy; allow more dB, or leave out --low-rank"
+    with pytest.raises(InputError, match=f"may be 0.01 dB less, and is 0.5 dB less with 0.99998[0-9] {hint}"):
+        search_energy(lambda _: 0.5, 0.01)
+    with pytest.raises(InputError, match="may be 5 dB less, and is nan dB less"):
+        search_energy(lambda _: math.nan, 5.0)
+
+
+def test_ranks_keep_to_a_budget_and_smaller_ones_would_not() -> None:
+    """The truth is what the network predicts, with noise, so that every change of the network costs."""
+    whole, names, budget = STATE.build(), NAMES[::3], 0.5
+    truth = run(whole) + 0.05 * torch.randn(run(whole).shape, generator=torch.Generator().manual_seed(1))
+    moments = output_moments(whole, names, probe(5), rows=5)
+    lines: list[str] = []
+
+    def snr_db(state: UnetState) -> float:
+        return -10 * math.log10(float((run(state.build()) - truth).square().mean()))
+
+    layers, found = choose_ranks(STATE, names, moments, Ranks(None, budget), snr_db=snr_db, tell=lines.append)
+    less = choose_spans(STATE.weights, names, moments, energy=1 - 1.2 * (1 - found["energy"]))
+    losses = [snr_db(STATE) - snr_db(apply_spans(STATE, each.spans)) for each in (layers, less)]
+    assert found["lost_db"] == pytest.approx(losses[0], abs=1e-6)
+    assert 0 < losses[0] <= budget < losses[1]
+    assert found["weights"] > found["in_factors"]
+    assert len(found["trials"]) == len(lines) == 6
+    assert re.fullmatch(r"0\.\d{6} of the energy, \d+ layers of low rank: the SNR is -?\d+\.\d{3} dB less", lines[0])
