@@ -17,6 +17,7 @@ from sdc.passes.base import PassReport, run_passes
 from sdc.passes.pipeline import canonical_passes, fusion_passes, low_rank_passes, lowering_passes
 
 LOW_RANK_PHASE = "low rank"
+"""Its skipped layers are in the report alone: they may be hundreds."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,11 @@ def test_low_ranks_make_the_file_smaller_and_change_its_results(
         layers = (reports[energy]["details"] or {"layers": {}})["layers"].values()
         before, after = (sum(each[f"weights_{when}"] for each in layers) for when in ("before", "after"))
         line = f"low rank: {len(layers)} of 33 layers are two each, of {before:,} weights {after:,} are left"
-        assert line in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert f"{line}; --report says why others are not" in printed
+        assert "factorise-weights left" not in printed
+        assert len(reports[energy]["skipped"]) == 33 - len(layers)
+        assert all("takes no fewer multiply-adds" in each["reason"] for each in reports[energy]["skipped"])
         assert after < before or not layers
         assert all(each["energy_lost"] <= 1.001 * (1 - float(energy)) for each in layers)
     assert reports["0.8"]["matched"] > reports["0.999"]["matched"]
