@@ -43,7 +43,7 @@ def request_with_loras(folder: Path, change: LoraChange, out: Path) -> ExportReq
         BundleError: the bundle is damaged.
     """
     bundle = open_bundle(folder)
-    check_new_place(folder, out)
+    check_new_place([folder], out)
     stored = read_request(bundle)
     kept = _kept(stored.loras, change)
     added = [parse_lora(text) for text in change.add]

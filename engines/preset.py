@@ -84,10 +84,12 @@ class Preset:
         budget: as it was asked for, e.g. "fd=+1".
         quality: measured, in the budget's measure.
         pictures: that it was measured on.
-        speed_up: how many times as fast as ``reference`` a picture was.
+        speed_up: how many times as fast a picture was as one that ``reference_bundle`` drew in the way ``reference``,
+            both drawn in turn on one machine.
         reference: the way that it was compared with.
         target: whose engines drew.
         cached: ways with DeepCache that kept to the budget, the fastest for each sampler and number of steps.
+        reference_bundle: the name of the bundle that it was compared with; None for the one that has the preset.
     """
 
     way: Way
@@ -98,6 +100,7 @@ class Preset:
     reference: Way
     target: str
     cached: tuple[Way, ...] = ()
+    reference_bundle: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `read_preset` is the inverse."""
@@ -110,7 +113,12 @@ class Preset:
             "reference": self.reference.to_json(),
             "target": self.target,
             "cached": [way.to_json() for way in self.cached],
+            **({} if self.reference_bundle is None else {"reference_bundle": self.reference_bundle}),
         }
+
+    def reference_text(self) -> str:
+        """What ``speed_up`` is relative to, as it is told to people."""
+        return f"{self.reference}{'' if self.reference_bundle is None else f' of {self.reference_bundle}'}"
 
     def cached_way(self, sampler: str, steps: int) -> Way | None:
         """The way with DeepCache that was measured for a sampler and a number of steps; None if there is none."""
@@ -195,6 +203,7 @@ def read_preset(value: JsonValue) -> Preset:
         reference=read_way(value.member("reference")),
         target=value.member("target").text(),
         cached=tuple(read_way(each) for each in value.member("cached").elements()),
+        reference_bundle=value.member("reference_bundle").text() if "reference_bundle" in value.value else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,15 @@ def _copy(file: CachedFile | BundleFile, path: Path) -> None:
     )
 
 
-def check_new_place(bundle: Path, out: Path) -> None:
-    """Pass if a bundle made out of another may be written at `out`: nothing is there, or an empty folder.
+def check_new_place(bundles: Sequence[Path], out: Path) -> None:
+    """Pass if a bundle made out of others may be written at `out`: nothing is there, or an empty folder.
 
     Raises:
-        InputError: something is there, or it is inside of the other bundle.
+        InputError: something is there, or it is inside of another bundle.
     """
-    if out.resolve().is_relative_to(bundle.resolve()):
-        raise InputError(f"{out} is inside the bundle {bundle}", hint="choose another --out")
+    for bundle in bundles:
+        if out.resolve().is_relative_to(bundle.resolve()):
+            raise InputError(f"{out} is inside the bundle {bundle}", hint="choose another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists", hint="choose another --out, or move it away")
 

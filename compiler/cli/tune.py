@@ -1,4 +1,4 @@
-"""`sdc tune`: the fastest way to draw within a budget, as the preset of a copy."""
+"""`sdc tune`: the fastest way to draw within a budget, with one bundle or several, as the preset of a copy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ SAMPLES, SAMPLES_OF_OTHER_MODELS = 1000, 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle; it stays as it is")
+    parser.add_argument(
+        "bundles", type=Path, nargs="+", metavar="BUNDLE",
+        help="a bundle, or several of one model, of which the fastest is copied; they stay as they are",
+    )  # fmt: skip
     parser.add_argument(
         "--budget", required=True, metavar="M=N",
         help="what pictures may lose against the reference's: fd=+1.0 (Fréchet distance to real pictures, tiny only), "
         "or psnr=30 (least PSNR, dB)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="COPY", help="the copy; nothing may be there")
-    parser.add_argument("--reference", type=Path, metavar="BUNDLE", help="draws the reference's pictures (BUNDLE)")
+    parser.add_argument(
+        "--reference", type=Path, metavar="BUNDLE", help="what pictures and times are compared with (the first)"
+    )
     add_picture_arguments(parser)
     parser.add_argument("--samples", type=int, help=f"pictures ({SAMPLES} for tiny, {SAMPLES_OF_OTHER_MODELS} else)")
     parser.add_argument("--seed", type=int, default=0, help="of the run (0)")
@@ -49,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json, args.report)
     if args.rounds < 1:
         raise InputError(f"--rounds must be 1 or more, found {args.rounds}")
-    judged = open_bundle(args.bundle).manifest.model.name == JUDGED_MODEL
+    judged = open_bundle(args.bundles[0]).manifest.model.name == JUDGED_MODEL
     samples = args.samples if args.samples is not None else SAMPLES if judged else SAMPLES_OF_OTHER_MODELS
     settings = settings_from_arguments(args, samples=samples, batch=args.batch)
-    request = TuneRequest(args.bundle, args.out, budget, settings, args.reference, args.rounds)
+    request = TuneRequest(tuple(args.bundles), args.out, budget, settings, args.reference, args.rounds)
     with show_progress() as progress:
         tuning = tune(request, progress=progress)
     write_json(args.json, tuning.to_json())

@@ -134,7 +134,7 @@ def restore(folder: Path, prompts: Sequence[str], *, out: Path, lora: Path, tell
         InputError: the bundle's model has no elastic channels, some are on already, or something is in a place that is
             written to.
     """
-    check_new_place(folder, out)
+    check_new_place([folder], out)
     _check_place(lora, out)
     prompts = list(dict.fromkeys(prompts))  # none shall both choose and check
     if len(prompts) < LEAST_PROMPTS:

@@ -51,8 +51,8 @@ def _preset(preset: Preset) -> Iterator[str]:
     """What `sdc run` draws with, and why."""
     yield f"preset: {preset.way}"
     yield (
-        f"    {preset.speed_up:.2f} times as fast as {preset.reference} on {preset.target}; {preset.budget} asked for, "
-        f"{preset.quality:.4g} measured on {preset.pictures} pictures"
+        f"    {preset.speed_up:.2f} times as fast as {preset.reference_text()} on {preset.target}; "
+        f"{preset.budget} asked for, {preset.quality:.4g} measured on {preset.pictures} pictures"
     )
     for way in preset.cached:
         yield f"    --deepcache auto, {way.steps} steps of {way.sampler}: {options_text({'deepcache': way.deepcache})}"

@@ -17,13 +17,15 @@ class KeptMeasurements:
 
     Args:
         folder: has the file; made for all that measurements depend on but the way and the number of pictures.
+        bundle: whose ways are measured; where it lies may change between calls.
         measure: measures.
     """
 
-    def __init__(self, folder: Path, measure: MeasureWay) -> None:
+    def __init__(self, folder: Path, bundle: Path, measure: MeasureWay) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / NAME
         self._measure = measure
-        self._known = {(each.way, each.pictures): each for each in read_measurements(self._path)}
+        self._known = {(each.way, each.pictures): each for each in read_measurements(self._path, bundle)}
 
     def __call__(self, way: Way, pictures: int) -> Measurement:
         """Measure now, or take what was measured before."""
@@ -35,14 +37,15 @@ class KeptMeasurements:
         return self._known[way, pictures]
 
 
-def read_measurements(path: Path) -> list[Measurement]:
-    """Those on a file, up to one that was not written to its end."""
+def read_measurements(path: Path, bundle: Path) -> list[Measurement]:
+    """Those of a bundle on a file, up to one that was not written to its end."""
     found: list[Measurement] = []
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
     kept = lines[:-1]  # what no line feed ends is half a line
     for line in kept:
         value = json.loads(line)
-        found.append(Measurement(**{**value, "way": read_way(JsonValue(value["way"], path.name))}))
+        way = read_way(JsonValue(value["way"], path.name))
+        found.append(Measurement(**{**value, "bundle": bundle, "way": way}))
     if lines[-1]:
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     return found

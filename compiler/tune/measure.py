@@ -1,9 +1,9 @@
-"""What ways are worth: pictures beside the reference's at equal prompts and seeds, and times beside its own."""
+"""What ways are worth: pictures beside the reference's at equal prompts and seeds, and times beside it, in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from sdc.compiler.evaluate.statistics import MODELS_FOLDER, load_statistics
 from sdc.compiler.evaluate.stored_runs import stored_pictures
 from sdc.compiler.evaluate.verdicts import load_judge
 from sdc.compiler.tune.budget import FIGURES, Budget
+from sdc.compiler.tune.candidates import Candidate
 from sdc.compiler.tune.search import Measurement
 from sdc.compiler.workshop.progress import StageLog
 from sdc.engines.bundle import open_bundle
@@ -61,52 +62,49 @@ def settings_of_way(way: Way, settings: Settings) -> Settings:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measures the ways of one bundle.
+    """Measures ways to draw, with any bundle, beside one reference.
 
     Attributes:
-        bundle: is tuned.
         settings: of the reference; ``samples`` are all pictures.
-        own: the bundle, opened to draw as the reference does; it is timed beside every way.
-        reference: looks up the pictures that all others are compared with.
-        is_own: whether these are the bundle's.
+        reference: the bundle that draws it, opened to do so; it is timed beside every way.
+        pictures: looks up those that it drew, which all others are compared with.
         budget: whose figure is wanted.
         rounds: of timed pictures.
         stages: is told of every measurement.
     """
 
-    bundle: Path
     settings: Settings
-    own: OpenedBundle
-    reference: PictureMaker
-    is_own: bool
+    reference: OpenedBundle
+    pictures: PictureMaker
     budget: Budget
     rounds: int
     stages: StageLog
 
-    def measure(self, way: Way, pictures: int) -> Measurement:
+    def measure(self, candidate: Candidate, way: Way, pictures: int) -> Measurement:
         """Draw pictures in a way, one at a time for the clock first, then as many at once as the engines take.
 
         Raises:
             NumericalError: an engine gave NaN or infinity.
         """
-        with self.stages.stage(f"{way}, {pictures} pictures"):
-            if self.is_own and way == way_of_settings(self.settings):
-                alone = float(np.median(self._time([self.own])))
-                return Measurement(way, pictures, self.budget.best(), 0.0, PSNR_CEILING_DB, alone, 1.0)
-            with opened(self.bundle, replace(settings_of_way(way, self.settings), samples=pictures)) as bundle:
-                seconds = self._time([self.own, bundle])
+        path = candidate.path
+        with self.stages.stage(f"{candidate.title}{way}, {pictures} pictures"):
+            if path.resolve() == self.reference.path.resolve() and way == way_of_settings(self.settings):
+                alone = float(np.median(self._time([self.reference])))
+                return Measurement(path, way, pictures, self.budget.best(), 0.0, PSNR_CEILING_DB, alone, 1.0)
+            with opened(path, replace(settings_of_way(way, self.settings), samples=pictures)) as bundle:
+                seconds = self._time([self.reference, bundle])
                 found = compare_with(
                     bundle,
-                    self.reference,
+                    self.pictures,
                     FIGURES[self.budget.measure],
                     progress=lambda done: self.stages.progress.advance(done, pictures),
                 )
             ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
-            return Measurement(way, pictures, *found, float(np.median(seconds[:, 1])), ratio)
+            return Measurement(path, way, pictures, *found, float(np.median(seconds[:, 1])), ratio)
 
     def _time(self, bundles: Sequence[OpenedBundle]) -> np.ndarray:
         """Seconds of one picture from its prompt: [rounds, bundles]."""
-        prompts = prompts_of_model(self.own.manifest.model.name, 1)
+        prompts = prompts_of_model(self.reference.manifest.model.name, 1)
         seeds = self.settings.picture_seeds()[:1]
         calls = [partial(each.make_pictures, prompts, seeds) for each in bundles]
         return seconds_in_turn(calls, rounds=self.rounds, warm_ups=WARM_UPS)
@@ -153,8 +151,7 @@ def batch_of(bundle: OpenedBundle) -> int:
 
 @contextmanager
 def opened_bench(
-    bundle: Path,
-    reference: Path | None,
+    reference: Path,
     settings: Settings,
     *,
     budget: Budget,
@@ -165,17 +162,15 @@ def opened_bench(
     """Draw the reference's pictures and open what measures others beside them.
 
     Args:
-        bundle: is tuned.
-        reference: bundle whose pictures are the reference's; None for the tuned one.
-        settings: how the reference draws.
+        reference: bundle whose pictures and times all others are compared with.
+        settings: how it draws them.
         budget: what pictures have to keep to.
         rounds: of timed pictures.
         folder: keeps the reference's pictures, and has them if they were drawn before.
         stages: is told of what is done.
     """
-    source = bundle if reference is None else reference
-    prompts = prompts_of_model(open_bundle(source).manifest.model.name, settings.samples)
-    with stages.stage(f"reference, {settings.samples} pictures"), opened(source, settings) as wanted:
+    prompts = prompts_of_model(open_bundle(reference).manifest.model.name, settings.samples)
+    with stages.stage(f"reference, {settings.samples} pictures"), opened(reference, settings) as wanted:
         look_up = stored_pictures(
             folder / "reference.npy",
             wanted.make_pictures,
@@ -184,16 +179,15 @@ def opened_bench(
             batch=batch_of(wanted),
             progress=lambda done: stages.progress.advance(done, settings.samples),
         )
-    with ExitStack() as stack:
-        own = stack.enter_context(opened(bundle, settings))
-        yield Bench(bundle, settings, own, look_up, reference is None, budget, rounds, stages)
+    with opened(reference, settings) as beside:
+        yield Bench(settings, beside, look_up, budget, rounds, stages)
 
 
 class MeasuredSchedules:
     """DeepCache's schedules by measured costs, each way's costs measured when they are first asked for."""
 
-    def __init__(self, bundle: Path, settings: Settings, stages: StageLog) -> None:
-        self._bundle = bundle
+    def __init__(self, candidate: Candidate, settings: Settings, stages: StageLog) -> None:
+        self._candidate = candidate
         self._settings = replace(settings, samples=min(COST_PICTURES, settings.samples), seed=settings.seed + 1)
         self._stages = stages
         self._costs: dict[Way, Costs] = {}
@@ -202,8 +196,8 @@ class MeasuredSchedules:
         """The `count` steps to run the whole UNet at; `way` is without shortcuts."""
         if way not in self._costs:
             with (
-                self._stages.stage(f"costs of DeepCache, {way}"),
-                opened(self._bundle, settings_of_way(way, self._settings)) as bundle,
+                self._stages.stage(f"{self._candidate.title}costs of DeepCache, {way}"),
+                opened(self._candidate.path, settings_of_way(way, self._settings)) as bundle,
             ):
                 self._costs[way] = mean_costs(bundle)
         return cheapest_full_steps(self._costs[way], count)

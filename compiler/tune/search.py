@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sdc.compiler.precision.budget import Measure
@@ -27,18 +28,20 @@ LEAST_PICTURES = {Measure.PSNR: 4, Measure.FRECHET: 128}
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a way was found to be worth.
+    """What a way to draw with a bundle was found to be worth.
 
     Attributes:
-        way: how pictures were drawn.
+        bundle: drew the pictures; as the user gave it.
+        way: how.
         pictures: whose quality was measured.
         quality: in the budget's measure.
         noise: its standard deviation over seeds; 0 where that cannot be told.
         psnr_db: mean, of the same pictures to the reference's.
         seconds: of one picture, the median of some.
-        ratio: of these to those of the reference's way, in turn; the median.
+        ratio: of these to those of the reference, in turn; the median.
     """
 
+    bundle: Path
     way: Way
     pictures: int
     quality: float
@@ -49,11 +52,16 @@ class Measurement:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**vars(self), "way": self.way.to_json()}
+        return {**vars(self), "bundle": str(self.bundle), "way": self.way.to_json()}
+
+    @property
+    def drawing(self) -> tuple[Path, Way]:
+        """What was measured, on however many pictures."""
+        return self.bundle, self.way
 
 
 MeasureWay = Callable[[Way, int], Measurement]
-"""Measures a way on so many pictures."""
+"""Measures a way of one bundle on so many pictures."""
 
 
 def fastest_within(measurements: Iterable[Measurement], budget: Budget) -> Measurement | None:
@@ -72,7 +80,7 @@ def pareto_front(measurements: Iterable[Measurement], budget: Budget) -> list[Me
 
 
 def search(space: Space, measure: MeasureWay, budget: Budget, pictures: int) -> list[Measurement]:
-    """All that was measured, in order; of those `on_all` pictures one may be chosen.
+    """All that was measured of one bundle, in order; of those `on_all` pictures one may be chosen.
 
     Args:
         space: what can be done.
@@ -139,25 +147,31 @@ def _could_keep_to(budget: Budget, measured: Measurement) -> bool:
 def ranked_combinations(space: Space, alone: Mapping[Choice, Measurement], budget: Budget) -> list[Choice]:
     """Several shortcuts at once that could keep to the budget, the fastest first, as far as can be told.
 
-    Ratios of time are taken to multiply, and harm to add up; both of shortcuts alone.
+    Ratios of time are taken to multiply, and harm to add up; both of shortcuts alone, against the bundle without
+    any: where it was measured beside another bundle, it has a ratio and a harm of its own.
 
     Args:
         space: what can be done.
-        alone: measurements of every single shortcut.
+        alone: measurements of the space's reference and of every single shortcut.
         budget: what pictures have to keep to.
     """
+    plain = alone[space.reference]
     allowed = {choice for choice, found in alone.items() if _could_keep_to(budget, found)}
     ratios: dict[Choice, float] = {}
     for choice in space.all():
         shortcuts = choice.shortcuts(space.reference)
         if len(shortcuts) > 1 and allowed.issuperset(shortcuts):
             found = [alone[each] for each in shortcuts]
-            if _may_add_up(found, budget):
-                ratios[choice] = math.prod(each.ratio for each in found)
+            if _may_add_up(plain, found, budget):
+                ratios[choice] = plain.ratio * math.prod(each.ratio / plain.ratio for each in found)
     return sorted(ratios, key=ratios.__getitem__)
 
 
-def _may_add_up(found: Sequence[Measurement], budget: Budget) -> bool:
-    """Whether the sum of harms could be what the budget allows, each being less by its noise."""
-    least = sum(budget.harm(budget.hoped(each.quality, each.noise)) for each in found)
-    return least <= budget.harm(budget.limit)
+def _may_add_up(plain: Measurement, found: Sequence[Measurement], budget: Budget) -> bool:
+    """Whether the harm without shortcuts and what each adds could be what the budget allows, each less by its noise."""
+
+    def least(each: Measurement) -> float:
+        return budget.harm(budget.hoped(each.quality, each.noise))
+
+    added = sum(max(0.0, least(each) - least(plain)) for each in found)
+    return least(plain) + added <= budget.harm(budget.limit)

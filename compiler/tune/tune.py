@@ -1,4 +1,4 @@
-"""`sdc tune`: measures, chooses, and writes a copy of the bundle that has the choice as its preset."""
+"""`sdc tune`: measures, chooses, and writes a copy of the chosen bundle that has the choice as its preset."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,10 @@ from sdc.compiler.bundle.writer import (
     json_bytes,
     write_bundle,
 )
-from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings
-from sdc.compiler.evaluate.statistics import MODELS_FOLDER
-from sdc.compiler.evaluate.stored_runs import run_digest
-from sdc.compiler.evaluate.verdicts import digest_of
+from sdc.compiler.evaluate.settings import Settings
 from sdc.compiler.plain_json import finite_json
 from sdc.compiler.tune.budget import Budget
+from sdc.compiler.tune.candidates import Candidate, open_candidates, pictures_digest, short_names
 from sdc.compiler.tune.choices import Space, abilities_of
 from sdc.compiler.tune.kept import KeptMeasurements
 from sdc.compiler.tune.measure import MeasuredSchedules, opened_bench, way_of_settings
@@ -43,21 +42,26 @@ class TuneRequest:
     """What was asked for.
 
     Attributes:
-        bundle: stays as it is.
-        out: the copy.
+        bundles: of one model; they stay as they are.
+        out: a copy of one of them.
         budget: what pictures have to keep to.
         settings: how the reference draws, without shortcuts; ``samples`` are the pictures that the last ways are
             measured on.
-        reference: a bundle that draws the reference's pictures; None for the tuned one.
+        reference: a bundle whose pictures and times all are compared with; None for the first of ``bundles``.
         rounds: of timed pictures.
     """
 
-    bundle: Path
+    bundles: tuple[Path, ...]
     out: Path
     budget: Budget
     settings: Settings
     reference: Path | None = None
     rounds: int = 5
+
+    @property
+    def reference_bundle(self) -> Path:
+        """Draws the reference."""
+        return self.bundles[0] if self.reference is None else self.reference
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ class Tuning:
 
     Attributes:
         request: what was asked for.
-        model: the bundle's; likewise ``precision`` and ``target``.
-        measurements: all, in order.
-        chosen: the fastest of those on all pictures that keep to the budget.
+        model: the chosen bundle's; likewise ``precision`` and ``target``.
+        measurements: all, bundle by bundle, in order.
+        chosen: the fastest of those on all pictures that keep to the budget; its bundle is the one that is copied.
     """
 
     request: TuneRequest
@@ -81,7 +85,8 @@ class Tuning:
     @property
     def preset(self) -> Preset:
         """What goes into the copy."""
-        budget = self.request.budget
+        budget, reference = self.request.budget, self.request.reference_bundle
+        is_own = reference.resolve() == self.chosen.bundle.resolve()
         return Preset(
             way=self.chosen.way,
             budget=str(budget),
@@ -91,6 +96,7 @@ class Tuning:
             reference=way_of_settings(self.request.settings),
             target=self.target,
             cached=cached_ways(self.measurements, budget, self.chosen),
+            reference_bundle=None if is_own else short_names([reference, self.chosen.bundle])[reference],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +104,8 @@ class Tuning:
         request, settings = self.request, self.request.settings
         value = finite_json(
             {
-                "bundle": str(request.bundle),
+                "bundle": str(self.chosen.bundle),
+                "bundles": [str(path) for path in request.bundles],
                 "reference": None if request.reference is None else str(request.reference),
                 "model": self.model,
                 "precision": self.precision,
@@ -115,13 +122,15 @@ class Tuning:
 
 
 def cached_ways(measurements: Sequence[Measurement], budget: Budget, chosen: Measurement) -> tuple[Way, ...]:
-    """For each sampler and number of steps the fastest way with DeepCache within the budget.
+    """For each sampler and number of steps the chosen bundle's fastest way with DeepCache within the budget.
 
     Each way counts by its measurement on most pictures; for the chosen one's sampler and steps it is the chosen one, if
     that has DeepCache.
     """
     latest: dict[Way, Measurement] = {}
     for each in measurements:
+        if each.bundle != chosen.bundle:
+            continue
         if each.way not in latest or each.pictures >= latest[each.way].pictures:
             latest[each.way] = each
     found: dict[tuple[str, int], list[Measurement]] = {}
@@ -144,62 +153,71 @@ def tune(request: TuneRequest, *, progress: Progress | None = None) -> Tuning:
         progress: is told of every measurement.
 
     Raises:
-        InputError: the budget is not for this model, no way keeps to it, or the copy has no place.
+        InputError: the budget is not for this model, no way keeps to it, the copy has no place, or several bundles
+            cannot be compared (see `open_candidates`).
         BundleError: a bundle is damaged.
-        TargetError: this machine does not run the bundle.
+        TargetError: this machine does not run the only bundle, or the reference.
         NumericalError: an engine gave NaN or infinity.
     """
     request = replace(request, out=request.out.absolute())
-    bundle = open_bundle(request.bundle)
-    request.budget.check_model(bundle.manifest.model.name)
-    check_new_place(request.bundle, request.out)
+    candidates = open_candidates(request.bundles, request.settings)
+    request.budget.check_model(candidates[0].bundle.manifest.model.name)
+    others = (*request.bundles, request.reference_bundle)
+    check_new_place(others, request.out)
     work = request.out.with_name(f"{request.out.name}.work")
     with exclusive(request.out):
-        check_new_place(request.bundle, request.out)
-        tuning = _measure(request, bundle, work, StageLog(progress or Silent()))
-        write_copy(bundle, request.out, tuning)
+        check_new_place(others, request.out)
+        found = _measure(request, candidates, work, StageLog(progress or Silent()))
+        chosen = _choose(request, found)
+        (copied,) = (each for each in candidates if each.path == chosen.bundle)
+        manifest = copied.bundle.manifest
+        tuning = Tuning(request, manifest.model.name, manifest.precision, copied.target, tuple(found), chosen)
+        write_copy(copied.bundle, request.out, tuning)
         shutil.rmtree(work, ignore_errors=True)
     return tuning
 
 
-def _measure(request: TuneRequest, bundle: Bundle, work: Path, stages: StageLog) -> Tuning:
-    target = bundle.choose_target(request.settings.target).name
+def _measure(request: TuneRequest, candidates: Sequence[Candidate], work: Path, stages: StageLog) -> list[Measurement]:
     settings, reference = request.settings, way_of_settings(request.settings)
-    schedules = MeasuredSchedules(request.bundle, settings, stages)
-    space = Space.around(reference, abilities_of(bundle), schedules)
-    folder = work / _identity(request, bundle, target)
+    folder = work / _identity(request, candidates)
     folder.mkdir(parents=True, exist_ok=True)
+    found: list[Measurement] = []
     with opened_bench(
-        request.bundle,
-        request.reference,
+        request.reference_bundle,
         settings,
         budget=request.budget,
         rounds=request.rounds,
         folder=folder,
         stages=stages,
     ) as bench:
-        found = search(space, KeptMeasurements(folder, bench.measure), request.budget, settings.samples)
-    chosen = fastest_within(on_all(found, settings.samples), request.budget)
+        for each in candidates:
+            space = Space.around(reference, abilities_of(each.bundle), MeasuredSchedules(each, settings, stages))
+            kept = KeptMeasurements(folder / each.digest, each.path, partial(bench.measure, each))
+            found += search(space, kept, request.budget, settings.samples)
+    return found
+
+
+def _choose(request: TuneRequest, found: Sequence[Measurement]) -> Measurement:
+    """The fastest of all bundles' ways within the budget."""
+    chosen = fastest_within(on_all(found, request.settings.samples), request.budget)
     if chosen is None:
         nearest = min(found, key=lambda each: request.budget.harm(each.quality))
+        whose = f" of {nearest.bundle}" if len(request.bundles) > 1 else ""
         raise InputError(
-            f"no way to draw keeps to --budget {request.budget}; the nearest is {nearest.way} with "
+            f"no way to draw keeps to --budget {request.budget}; the nearest is {nearest.way}{whose} with "
             f"{request.budget.text(nearest.quality)}",
             hint="give a larger budget, or another --reference",
         )
-    manifest = bundle.manifest
-    return Tuning(request, manifest.model.name, manifest.precision, target, tuple(found), chosen)
+    return chosen
 
 
-def _identity(request: TuneRequest, bundle: Bundle, target: str) -> str:
+def _identity(request: TuneRequest, candidates: Sequence[Candidate]) -> str:
     """Sixteen hexadecimal digits that change with whatever a measurement depends on, its way and pictures aside."""
-    judges = [digest_of(MODELS_FOLDER / f"{name}.safetensors") for name in ("judge", "statistics")]
-    measured_with = judges if bundle.manifest.model.name == JUDGED_MODEL else []
-    digests = [run_digest(bundle.manifest, target, measured_with)]
-    if request.reference is not None:
-        other = open_bundle(request.reference)
-        chosen = other.choose_target(request.settings.target).name
-        digests.append(run_digest(other.manifest, chosen, measured_with))
+    reference = open_bundle(request.reference_bundle)
+    digests = [
+        pictures_digest(reference, reference.choose_target(request.settings.target).name),
+        [each.digest for each in candidates],
+    ]
     everything = [digests, asdict(request.settings), str(request.budget.measure), request.rounds]
     return sha256(json.dumps(everything).encode()).hexdigest()[:16]
 

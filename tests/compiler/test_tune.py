@@ -35,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def request(bundle: Path, out: Path, **others: Any) -> TuneRequest:
     settings = Settings(samples=6, steps=12, guidance_scale=2.5, threads=1)
-    return TuneRequest(bundle, out, **{"budget": BUDGET, "settings": settings, "rounds": 1, **others})
+    return TuneRequest((bundle,), out, **{"budget": BUDGET, "settings": settings, "rounds": 1, **others})
 
 
 @pytest.fixture(scope="module")
@@ -252,8 +252,10 @@ def test_the_command_says_and_writes_what_was_found(
 
 
 def test_schedules_for_auto_are_the_fastest_within_the_budget() -> None:
-    def found(way: Way, quality: float, ratio: float, pictures: int = 8) -> Measurement:
-        return Measurement(way, pictures, quality, 0.0, quality, ratio, ratio)
+    ours, other = Path("ours"), Path("other")
+
+    def found(way: Way, quality: float, ratio: float, pictures: int = 8, bundle: Path = ours) -> Measurement:
+        return Measurement(bundle, way, pictures, quality, 0.0, quality, ratio, ratio)
 
     slow, fast, harmful = (Way("ddim", 12, 2.5, deepcache=interval) for interval in (2, 3, 5))
     doubtful, fewer = Way("ddim", 12, 2.5, deepcache=4), Way("ddim", 6, 2.5, deepcache=2)
@@ -265,6 +267,9 @@ def test_schedules_for_auto_are_the_fastest_within_the_budget() -> None:
         found(doubtful, 24, 0.4, pictures=16),
         found(fewer, 26, 0.35),
         found(Way("ddim", 6, 2.5), 28, 0.5),
+        found(harmful, 40, 0.2, bundle=other),
+        found(fast, 20, 0.5, pictures=16, bundle=other),
+        found(Way("ddim", 3, 2.5, deepcache=2), 40, 0.2, bundle=other),
     ]
-    assert cached_ways(measurements, BUDGET, measurements[-1]) == (fast, fewer)
+    assert cached_ways(measurements, BUDGET, measurements[6]) == (fast, fewer)
     assert cached_ways(measurements, BUDGET, measurements[0]) == (slow, fewer)

@@ -27,6 +27,7 @@ from sdc.compiler.tune.search import (
 from sdc.engines.errors import InputError
 from sdc.engines.preset import Way
 
+BUNDLE = Path("bundle")
 REFERENCE = Way("ddim", 20, 3.0)
 EVERYTHING = Abilities(lcm=True, deepcache=True, intervals=True)
 PICTURES = 1000
@@ -43,7 +44,7 @@ def space(abilities: Abilities = EVERYTHING, reference: Way = REFERENCE) -> Spac
 
 
 def measured(way: Way, quality: float, ratio: float, *, pictures: int = PICTURES, noise: float = 0.0) -> Measurement:
-    return Measurement(way, pictures, quality, noise, 0.0, ratio, ratio)
+    return Measurement(BUNDLE, way, pictures, quality, noise, 0.0, ratio, ratio)
 
 
 def made_up_ratio(way: Way) -> float:
@@ -180,7 +181,8 @@ def test_what_could_be_noise_gets_more_pictures() -> None:
 def test_combinations_of_what_is_out_alone_are_not_tried() -> None:
     budget = BUDGETS[0]
     place = space()
-    alone = {choice: measured(place.way(choice), 0.1, 0.9) for choice in (place.reference, *place.alone())}
+    alone = {choice: measured(place.way(choice), 0.1, 0.9) for choice in place.alone()}
+    alone[place.reference] = measured(REFERENCE, 0.0, 1.0)
     out = replace(place.reference, caching=Caching(5))
     alone[out] = measured(place.way(out), 1.5, 0.5)
     ranked = ranked_combinations(place, alone, budget)
@@ -188,9 +190,25 @@ def test_combinations_of_what_is_out_alone_are_not_tried() -> None:
     assert all(choice.caching != Caching(5) for choice in ranked)
     ratios = [0.9 ** len(choice.shortcuts(place.reference)) for choice in ranked]
     assert ratios == sorted(ratios)
-    for choice in alone:
+    for choice in place.alone():
         alone[choice] = replace(alone[choice], quality=0.6)
     assert ranked_combinations(place, alone, budget) == [], "the sum of two is out"
+
+
+@pytest.mark.parametrize(("budget", "own", "other"), [(BUDGETS[0], 0.7, 0.75), (BUDGETS[1], 31.5, 31.2)], ids=str)
+def test_combinations_beside_another_bundle_count_its_own_harm_and_time_once(
+    budget: Budget, own: float, other: float
+) -> None:
+    """A smaller bundle takes half of the reference's time and does most of the harm before any shortcut."""
+    place = space()
+    ways = {choice: place.way(choice) for choice in place.alone()}
+    alone = {choice: measured(way, other, 0.5 * made_up_ratio(way)) for choice, way in ways.items()}
+    alone[place.reference] = measured(REFERENCE, own, 0.5)
+    two = replace(place.reference, course=Course("ddim", 10), guided=0.75)
+    three = replace(place.reference, course=Course("ddim", 15), guidance_scale=2.0, guided=0.75)
+    ranked = ranked_combinations(place, alone, budget)
+    assert {two, three} <= set(ranked), "what both add to the bundle's own harm is within"
+    assert ranked.index(two) < ranked.index(three), "each part is fast for the bundle's sake, which counts once"
 
 
 def test_each_way_of_combinations_is_measured_once() -> None:
@@ -250,15 +268,16 @@ def test_budgets_that_are_none(text: str) -> None:
 def test_measurements_are_kept_and_half_a_line_is_not(tmp_path: Path) -> None:
     way = Way("ddim", 12, 2.5, guidance_steps=(0, 9), deepcache=(0, 3, 7))
     measure = MadeUp(BUDGETS[0])
-    kept = KeptMeasurements(tmp_path, measure)
+    kept = KeptMeasurements(tmp_path, BUNDLE, measure)
     first = kept(way, 7)
     assert kept(way, 7) == first
     kept(way, 9)
     assert measure.asked == [(way, 7), (way, 9)]
     with (tmp_path / NAME).open("a") as file:
         file.write('{"way": {"sampler"')
-    again = KeptMeasurements(tmp_path, measure)
-    assert again(way, 7) == first
+    moved = Path("moved")
+    again = KeptMeasurements(tmp_path, moved, measure)
+    assert again(way, 7) == replace(first, bundle=moved)
     again(way, 11)
     assert measure.asked == [(way, 7), (way, 9), (way, 11)]
-    assert [each.pictures for each in read_measurements(tmp_path / NAME)] == [7, 9, 11]
+    assert [each.pictures for each in read_measurements(tmp_path / NAME, BUNDLE)] == [7, 9, 11]

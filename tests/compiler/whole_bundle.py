@@ -36,9 +36,14 @@ def write_whole_bundle(
     model: str = "small",
     targets: tuple[str, ...] = ("ort-cpu",),
     fused: bool = True,
+    idle_channels: int = 0,
 ) -> Path:
-    """Write a bundle whose weights depend on `seed`, the UNet's disturbed by `noise`, with one more node if unfused."""
-    components = {each.spec.name: each for each in _components(seed, noise, fused=fused)}
+    """Write a bundle whose weights depend on `seed`, the UNet's disturbed by `noise`, with one more node if unfused.
+
+    With `idle_channels` the UNet computes so many more channels of its first convolution, which count for nothing: it
+    draws the same pictures in more time.
+    """
+    components = {each.spec.name: each for each in _components(seed, noise, fused=fused, idle_channels=idle_channels)}
     files: dict[str, FileEntry] = {}
     entries = {}
     for name in targets:
@@ -85,7 +90,7 @@ def carry_memory_report(bundle: Path, report: object) -> None:
     (bundle / "sdc.json").write_text(json.dumps(manifest))
 
 
-def _components(seed: int, noise: float, *, fused: bool) -> list[Component]:
+def _components(seed: int, noise: float, *, fused: bool, idle_channels: int) -> list[Component]:
     random, other = np.random.default_rng(seed), np.random.default_rng(seed + 1000)
 
     def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -99,7 +104,7 @@ def _components(seed: int, noise: float, *, fused: bool) -> list[Component]:
     decoder, encoder = draw(CHANNELS, 3, 4, 4, scale=0.15), draw(2 * CHANNELS, 3, 4, 4, scale=0.2)
     return [
         _text_encoder(embedding),
-        _unet(convolution, projection, fused=fused),
+        _unet(convolution, projection, fused=fused, idle_channels=idle_channels),
         _convolution("vae_decoder", "latent_sample", "sample", "ConvTranspose", decoder),
         _convolution("vae_encoder", "sample", "latent_parameters", "Conv", encoder),
     ]
@@ -168,7 +173,7 @@ def _text_encoder(embedding: np.ndarray) -> Component:
     return graph.finish(states, pooled)
 
 
-def _unet(convolution: np.ndarray, projection: np.ndarray, *, fused: bool) -> Component:
+def _unet(convolution: np.ndarray, projection: np.ndarray, *, fused: bool, idle_channels: int) -> Component:
     spec = ComponentSpec(
         "unet",
         (
@@ -189,6 +194,11 @@ def _unet(convolution: np.ndarray, projection: np.ndarray, *, fused: bool) -> Co
     time = graph.add("Mul", graph.inputs["timestep"], graph.weight("thousandth", np.array([1e-3], np.float32)))
     hidden = graph.add("Add", graph.add("Add", hidden, condition), time)
     hidden = graph.add("Tanh", hidden)
+    if idle_channels:
+        wide = graph.weight("wide", np.resize(convolution, (idle_channels, CHANNELS, 3, 3)))
+        none = graph.weight("none", np.zeros((CHANNELS, idle_channels, 3, 3), np.float32))
+        idle = graph.add("Conv", graph.inputs["sample"], wide, pads=[1, 1, 1, 1])
+        hidden = graph.add("Add", hidden, graph.add("Conv", idle, none, pads=[1, 1, 1, 1]))
     if not fused:
         hidden = graph.add("Mul", hidden, graph.weight("one", np.array([1], np.float32)))
     return graph.finish(hidden)

@@ -36,6 +36,17 @@ def test_a_preset_is_in_the_manifest_and_read_again(small_bundle: Path, edit_man
     assert json.loads((small_bundle / "sdc.json").read_text()) == manifest.to_json()
 
 
+def test_a_preset_names_the_bundle_that_it_was_compared_with_if_it_is_another(
+    small_bundle: Path, edit_manifest: Edit
+) -> None:
+    beside_another = replace(PRESET, reference_bundle="whole")
+    edit_manifest(lambda value: value.update(preset=beside_another.to_json()))
+    assert open_bundle(small_bundle).manifest.preset == beside_another
+    assert beside_another.reference_text() == f"{PRESET.reference} of whole"
+    assert "reference_bundle" not in PRESET.to_json()
+    assert PRESET.reference_text() == str(PRESET.reference)
+
+
 def test_manifests_without_one_stay_as_they_are(small_bundle: Path) -> None:
     manifest = open_bundle(small_bundle).manifest
     assert manifest.preset is None
@@ -51,6 +62,7 @@ def test_manifests_without_one_stay_as_they_are(small_bundle: Path) -> None:
         (lambda preset: preset["way"].update(deepcache="often"), "deepcache: expected an integer"),
         (lambda preset: preset["cached"][1].update(deepcache=[0, 1.5]), r"deepcache\[1\]: expected an integer"),
         (lambda preset: preset.update(speed_up="fast"), "speed_up: expected a number"),
+        (lambda preset: preset.update(reference_bundle=3), "reference_bundle: expected a non-empty string, found 3"),
     ],
 )
 def test_a_damaged_preset_is_refused(
