@@ -95,8 +95,7 @@ def _target_of(bundle: Bundle, name: str | None, *, alone: bool) -> str:
         if alone:
             raise
         raise InputError(
-            f"expected bundles that run here, found {bundle.path}: {error.message}",
-            hint=f"leave it out, or {error.hint}" if error.hint else "leave it out",
+            f"expected bundles that run here, found {bundle.path}: {error}", hint="or leave this bundle out"
         ) from error
 
 
