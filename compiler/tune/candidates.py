@@ -37,15 +37,14 @@ class Candidate:
 
 
 def open_candidates(paths: Sequence[Path], settings: Settings) -> tuple[Candidate, ...]:
-    """Open bundles, and pass only if their pictures can be compared: one model, one size, engines that run here.
+    """Open bundles, and pass only if their pictures can be compared: equal prompts, one size, engines that run here.
 
     Args:
         paths: one or more.
         settings: name the target, if any.
 
     Raises:
-        InputError: there is none, two are the same, or of several bundles they differ in model or size, or one does not
-            run here.
+        InputError: there is none, or two are the same, differ in prompts or size, or one of several does not run here.
         BundleError: a bundle is damaged.
         TargetError: this machine does not run the only bundle.
     """
@@ -71,14 +70,16 @@ def open_candidates(paths: Sequence[Path], settings: Settings) -> tuple[Candidat
 
 
 def _check_alike(first: Bundle, other: Bundle) -> None:
-    """Pass if two bundles are of one model and draw pictures of one size."""
+    """Pass if two bundles are asked for the same pictures: of one size, and of `tiny` or of other models.
+
+    Other models may differ in name: one that was made smaller has that of its folder.
+    """
     ours, theirs = first.manifest, other.manifest
-    if ours.model.name != theirs.model.name:
+    if (ours.model.name == JUDGED_MODEL) != (theirs.model.name == JUDGED_MODEL):
         raise InputError(
-            f"expected bundles of one model, found {ours.model.name!r} in {first.path} and {theirs.model.name!r} in "
-            f"{other.path}",
-            hint="tune each by itself, with one --reference; a model in a folder has the folder's name, so export it "
-            "from one of the same name if it is the same model made smaller",
+            f"expected bundles that draw the same prompts, found {ours.model.name!r} in {first.path} and "
+            f"{theirs.model.name!r} in {other.path}",
+            hint=f"call the folder of a smaller {JUDGED_MODEL} {JUDGED_MODEL} too, or tune each by itself",
         )
     sizes = [(each.pipeline.default_width_px, each.pipeline.default_height_px) for each in (ours, theirs)]
     if sizes[0] != sizes[1]:

@@ -14,11 +14,11 @@ import pytest
 from whole_bundle import write_whole_bundle
 
 from sdc.compiler.cli import main
-from sdc.compiler.evaluate.settings import Settings
+from sdc.compiler.evaluate.settings import JUDGED_MODEL, Settings
 from sdc.compiler.inspect.inspect import inspect_bundle
 from sdc.compiler.inspect.report import format_bundle
 from sdc.compiler.tune.budget import parse_budget
-from sdc.compiler.tune.candidates import short_names
+from sdc.compiler.tune.candidates import open_candidates, short_names
 from sdc.compiler.tune.page import tuning_page
 from sdc.compiler.tune.report import format_tuning, latest
 from sdc.compiler.tune.tune import TUNING_REPORT, TuneRequest, Tuning, tune
@@ -213,8 +213,8 @@ def test_an_interrupted_tuning_goes_on_and_another_set_begins_anew(slow: Path, f
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "moved", "single"]
 
 
-def other_model(folder: Path) -> Path:
-    return write_whole_bundle(folder / "other", seed=8, model="other")
+def other_prompts(folder: Path) -> Path:
+    return write_whole_bundle(folder / "other", seed=8, model=JUDGED_MODEL)
 
 
 def other_size(folder: Path) -> Path:
@@ -230,10 +230,19 @@ def same(folder: Path) -> Path:
     return folder.parent / "bundle"
 
 
+def test_a_model_of_another_folder_is_a_candidate_too(tmp_path: Path) -> None:
+    """What was made smaller has its folder's name."""
+    paths = [write_whole_bundle(tmp_path / name, seed=seed, model=name) for seed, name in ((7, "sd"), (8, "smaller"))]
+    assert [candidate.path for candidate in open_candidates(paths, Settings(samples=1))] == paths
+
+
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        (other_model, "expected bundles of one model, found 'small' in .*bundle and 'other' in .*other; tune each by"),
+        (
+            other_prompts,
+            "expected bundles that draw the same prompts, found 'small' in .*bundle and 'tiny' in .*other; call",
+        ),
         (other_size, "expected bundles that draw one size, found 32x32 px in .*bundle and 48x32 px in .*wide; tune"),
         (
             copied,
