@@ -258,19 +258,16 @@ def test_without_data_by_weights_alone(model: Path, tmp_path: Path, capsys: pyte
     assert main(again) == 0, "a pruned model can be pruned again"
 
 
-@pytest.mark.parametrize("student", ["base", "small"])
-def test_blocks_alone_go_and_the_rest_recovers(
-    student: str, two_layers: Path, picture_folder: Path, tmp_path: Path
-) -> None:
+def test_blocks_alone_go_and_the_rest_recovers(two_layers: Path, picture_folder: Path, tmp_path: Path) -> None:
     """diffusers loads the folder; no channel is removed unless it is asked for."""
     out = tmp_path / "fewer"
-    more = ("--student", student, "--recover-steps", "12")
+    more = ("--student", "small", "--recover-steps", "12")
     arguments = command(two_layers, picture_folder, out, *more)
     place = arguments.index("--parameters")
     printed = subprocess.run(
         arguments[:place] + arguments[place + 2 :], check=True, capture_output=True, text=True
     ).stdout
-    assert f"no channels removed, student {student}, 12 steps of recovery" in printed
+    assert "no channels removed, student small, 12 steps of recovery" in printed
     assert re.search("SNR, with fewer blocks +less +SNR, recovered +less", printed)
     (only,) = json.loads((out / "compression.json").read_text())["rounds"]
     before, after = (
@@ -280,7 +277,7 @@ def test_blocks_alone_go_and_the_rest_recovers(
     assert after < 0.95 * before, "recovery did not help"
     unet = UNet2DConditionModel.from_pretrained(out / "unet")
     assert unet.config["layers_per_block"] == 1
-    assert (unet.mid_block is None) == (student == "small")
+    assert unet.mid_block is None
     assert unet.config["block_out_channels"] == [12, 24]
 
 
