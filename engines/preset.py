@@ -89,7 +89,7 @@ class Preset:
         reference: the way that it was compared with.
         target: whose engines drew.
         cached: ways with DeepCache that kept to the budget, the fastest for each sampler and number of steps.
-        reference_bundle: the name of the bundle that it was compared with; None for the one that has the preset.
+        reference_bundle: what it was compared with, "fp32 on cpu", where that is not the bundle that has the preset.
     """
 
     way: Way

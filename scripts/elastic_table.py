@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,9 @@ def main() -> None:
     prompts = prompts_of_model(JUDGED_MODEL, options.prompts)
     request = [load_checkpoint(str(folder)).digest("unet"), prompts]
     found, restored_for = options.out / "found.txt", options.out / "found.json"
-    if not (found.exists() and json.loads(restored_for.read_text()) == request):
+    if not (found.exists() and restored_for.exists() and json.loads(restored_for.read_text()) == request):
+        for old in (restored, undone):
+            shutil.rmtree(old, ignore_errors=True)
         lora.unlink(missing_ok=True)
         restoration = restore(smaller, prompts, out=restored, lora=lora, tell=tell)
         if not restoration.chosen:

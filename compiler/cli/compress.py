@@ -72,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--low-rank",
         metavar="ENERGY|BUDGET",
         help="layers get the least rank that keeps this share of their energy, for example 0.99, where it saves work; "
-        "or the smallest share with which the prediction's SNR on held-out pictures falls by at most, for example, 1dB",
+        "or, for example, 1dB: of six shares the smallest with which the prediction's SNR on held-out pictures is at "
+        "most that much below what it is just before",
     )
     parser.add_argument(
         "--low-rank-by",

@@ -89,28 +89,60 @@ def weight_moments(weight: Tensor) -> Tensor:
     return flat @ flat.T
 
 
-def choose_spans(
-    weights: Mapping[str, Tensor], names: tuple[str, ...], moments: Mapping[str, Tensor] | None, *, energy: float
-) -> LowRankLayers:
-    """The least rank of each layer that holds a share of its energy, where that saves multiply-adds.
+@dataclass(frozen=True)
+class Spectrum:
+    """The eigenvalues of a layer's moments, and as many eigenvectors as can be of use.
+
+    Attributes:
+        lost: [outputs], float64: sums of the smallest 1, 2, ... eigenvalues.
+        vectors: [outputs, most], float32, of the largest eigenvalues, rising; more of them would save nothing.
+        full_rank: of the weight, if none is lost.
+    """
+
+    lost: Tensor
+    vectors: Tensor
+    full_rank: int
+
+    def rank(self, energy: float) -> int:
+        """The least that holds this share of the eigenvalues' sum."""
+        return max(1, int((self.lost > (1 - energy) * self.lost[-1]).sum()))
+
+
+def spectra_of(
+    weights: Mapping[str, Tensor], names: tuple[str, ...], moments: Mapping[str, Tensor] | None
+) -> dict[str, Spectrum]:
+    """The spectrum of each layer, by its name.
 
     Args:
         weights: of the network, by name.
         names: of the layers.
         moments: of what they give; None for those of the weights.
-        energy: share of the moments' trace, between 0 and 1.
     """
-    spans, dense = {}, {}
+    spectra = {}
     for name in names:
         weight = weights[f"{name}.weight"]
         values, vectors = torch.linalg.eigh(weight_moments(weight) if moments is None else moments[name])  # rising
-        lost = values.clamp(min=0).cumsum(0)
-        rank = max(1, int((lost > (1 - energy) * lost[-1]).sum()))
         outputs, inputs = weight.shape[0], weight[0].numel()
-        if rank * (outputs + inputs) < outputs * inputs:
-            spans[f"{name}.weight"] = vectors[:, -rank:].float().contiguous()
+        most = (outputs * inputs - 1) // (outputs + inputs)
+        kept = vectors[:, outputs - most :].float().contiguous()
+        spectra[name] = Spectrum(values.clamp(min=0).cumsum(0), kept, min(outputs, inputs))
+    return spectra
+
+
+def choose_spans(spectra: Mapping[str, Spectrum], *, energy: float) -> LowRankLayers:
+    """The least rank of each layer that holds a share of its energy, where that saves multiply-adds.
+
+    Args:
+        spectra: of the layers, by name.
+        energy: share of the eigenvalues' sum, between 0 and 1.
+    """
+    spans, dense = {}, {}
+    for name, spectrum in spectra.items():
+        rank, most = spectrum.rank(energy), spectrum.vectors.shape[1]
+        if rank <= most:
+            spans[f"{name}.weight"] = spectrum.vectors[:, most - rank :].contiguous()
         else:
-            dense[name] = f"rank {rank} of {min(outputs, inputs)} saves nothing"
+            dense[name] = f"rank {rank} of {spectrum.full_rank} saves nothing"
     return LowRankLayers(spans, dense)
 
 
@@ -149,7 +181,7 @@ def search_energy(lost_db: Callable[[float], float], budget_db: float) -> tuple[
         raise InputError(
             f"the SNR of the prediction may be {budget_db:g} dB less, and is {trials[-1].lost_db:.3g} dB less with "
             f"{trials[-1].energy:.6f} of the layers' energy",
-            hint="allow more dB, or leave out --low-rank",
+            hint="allow more dB, with another --work, or leave out --low-rank",
         )
     return min(kept, key=lambda trial: trial.energy), tuple(trials)
 
@@ -168,7 +200,7 @@ def choose_ranks(
     Args:
         state: the network.
         names: of the layers.
-        moments: as for `choose_spans`.
+        moments: as for `spectra_of`.
         ranks: the energy or the budget.
         snr_db: measures a network, the SNR of its prediction in dB; only under a budget.
         tell: gets a line for each measurement.
@@ -179,10 +211,7 @@ def choose_ranks(
     Raises:
         InputError: no energy keeps to the budget.
     """
-
-    def layers_with(energy: float) -> LowRankLayers:
-        return choose_spans(state.weights, names, moments, energy=energy)
-
+    spectra = spectra_of(state.weights, names, moments)
     if ranks.energy is not None:
         energy, measured = ranks.energy, {}
     else:
@@ -190,7 +219,7 @@ def choose_ranks(
         whole_db = snr_db(state)
 
         def lost_db(energy: float) -> float:
-            spans = layers_with(energy).spans
+            spans = choose_spans(spectra, energy=energy).spans
             lost = whole_db - snr_db(apply_spans(state, spans))
             tell(f"{energy:.6f} of the energy, {len(spans)} layers of low rank: the SNR is {lost:.3f} dB less")
             return lost
@@ -198,7 +227,7 @@ def choose_ranks(
         found, trials = search_energy(lost_db, ranks.budget_db)
         energy = found.energy
         measured = {"budget_db": ranks.budget_db, "lost_db": found.lost_db, "trials": [asdict(each) for each in trials]}
-    layers = layers_with(energy)
+    layers = choose_spans(spectra, energy=energy)
     return layers, {"energy": energy, **measured, **describe_low_rank(state, layers)}
 
 

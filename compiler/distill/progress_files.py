@@ -78,7 +78,10 @@ class LossLog:
         if [_step_of(line) for line in kept] != list(range(1, step + 1)):
             raise InputError(f"{path} does not hold the losses of steps 1 to {step}", hint="remove the folder")
         unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self.losses = [float(json.loads(line)["loss"]) for line in kept]

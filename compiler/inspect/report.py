@@ -51,7 +51,7 @@ def _preset(preset: Preset) -> Iterator[str]:
     """What `sdc run` draws with, and why."""
     yield f"preset: {preset.way}"
     yield (
-        f"    {preset.speed_up:.2f} times as fast as {preset.reference_text()} on {preset.target}; "
+        f"    {preset.speed_up:.2f} times as fast on {preset.target} as {preset.reference_text()}; "
         f"{preset.budget} asked for, {preset.quality:.4g} measured on {preset.pictures} pictures"
     )
     for way in preset.cached:

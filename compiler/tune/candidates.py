@@ -69,6 +69,23 @@ def open_candidates(paths: Sequence[Path], settings: Settings) -> tuple[Candidat
     )
 
 
+def open_reference(path: Path, candidates: Sequence[Candidate], settings: Settings) -> Candidate:
+    """Open the bundle that all are compared with: one of them, or another that is asked for the same pictures.
+
+    Raises:
+        InputError: a candidate's pictures cannot be compared with its, or it does not run here.
+        BundleError: it is damaged.
+    """
+    for candidate in candidates:
+        if candidate.path.resolve() == path.resolve():
+            return candidate
+    bundle = open_bundle(path)
+    for candidate in candidates:
+        _check_alike(bundle, candidate.bundle)
+    target = _target_of(bundle, settings.target, alone=False)
+    return Candidate(bundle, target, pictures_digest(bundle, target), "")
+
+
 def _check_alike(first: Bundle, other: Bundle) -> None:
     """Pass if two bundles are asked for the same pictures: of one size, and of `tiny` or of other models.
 

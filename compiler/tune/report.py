@@ -68,6 +68,6 @@ def format_tuning(tuning: Tuning) -> str:
     return (
         f"{table}\n\n{tuning.request.out} is written{copied}: {tuning.model}, {tuning.precision}, with the preset\n"
         f"  {chosen.way}\n"
-        f"{1 / chosen.ratio:.2f} times as fast as {tuning.preset.reference_text()} on {tuning.target}; "
+        f"{1 / chosen.ratio:.2f} times as fast on {tuning.target} as {tuning.preset.reference_text()}; "
         f"{budget} asked for, {budget.text(chosen.quality)} ± {chosen.noise:.3f} measured on {chosen.pictures} pictures"
     )

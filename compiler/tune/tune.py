@@ -22,14 +22,14 @@ from sdc.compiler.bundle.writer import (
 from sdc.compiler.evaluate.settings import Settings
 from sdc.compiler.plain_json import finite_json
 from sdc.compiler.tune.budget import Budget
-from sdc.compiler.tune.candidates import Candidate, open_candidates, pictures_digest, short_names
+from sdc.compiler.tune.candidates import Candidate, open_candidates, open_reference, short_names
 from sdc.compiler.tune.choices import Space, abilities_of
 from sdc.compiler.tune.kept import KeptMeasurements
 from sdc.compiler.tune.measure import MeasuredSchedules, opened_bench, way_of_settings
 from sdc.compiler.tune.search import Measurement, fastest_within, on_all, search
 from sdc.compiler.workshop.progress import Progress, Silent, StageLog
 from sdc.compiler.workshop.staging import exclusive
-from sdc.engines.bundle import Bundle, open_bundle
+from sdc.engines.bundle import Bundle
 from sdc.engines.errors import InputError
 from sdc.engines.preset import Preset, Way
 
@@ -71,6 +71,7 @@ class Tuning:
     Attributes:
         request: what was asked for.
         model: the chosen bundle's; likewise ``precision`` and ``target``.
+        reference_target: of the bundle that drew the reference.
         measurements: all, bundle by bundle, in order.
         chosen: the fastest of those on all pictures that keep to the budget; its bundle is the one that is copied.
     """
@@ -79,6 +80,7 @@ class Tuning:
     model: str
     precision: str
     target: str
+    reference_target: str
     measurements: tuple[Measurement, ...]
     chosen: Measurement
 
@@ -87,6 +89,7 @@ class Tuning:
         """What goes into the copy."""
         budget, reference = self.request.budget, self.request.reference_bundle
         is_own = reference.resolve() == self.chosen.bundle.resolve()
+        name = short_names([reference, self.chosen.bundle])[reference]
         return Preset(
             way=self.chosen.way,
             budget=str(budget),
@@ -96,7 +99,7 @@ class Tuning:
             reference=way_of_settings(self.request.settings),
             target=self.target,
             cached=cached_ways(self.measurements, budget, self.chosen),
-            reference_bundle=None if is_own else short_names([reference, self.chosen.bundle])[reference],
+            reference_bundle=None if is_own else f"{name} on {self.reference_target}",
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -110,6 +113,7 @@ class Tuning:
                 "model": self.model,
                 "precision": self.precision,
                 "target": self.target,
+                "reference_target": self.reference_target,
                 "budget": str(request.budget),
                 "settings": asdict(settings),
                 "rounds": request.rounds,
@@ -153,37 +157,42 @@ def tune(request: TuneRequest, *, progress: Progress | None = None) -> Tuning:
         progress: is told of every measurement.
 
     Raises:
-        InputError: the budget is not for this model, no way keeps to it, the copy has no place, or several bundles
-            cannot be compared (see `open_candidates`).
+        InputError: the budget is not for this model, no way keeps to it, the copy has no place, or bundles cannot be
+            compared (see `open_candidates` and `open_reference`).
         BundleError: a bundle is damaged.
-        TargetError: this machine does not run the only bundle, or the reference.
+        TargetError: this machine does not run the only bundle.
         NumericalError: an engine gave NaN or infinity.
     """
     request = replace(request, out=request.out.absolute())
     candidates = open_candidates(request.bundles, request.settings)
     request.budget.check_model(candidates[0].bundle.manifest.model.name)
+    reference = open_reference(request.reference_bundle, candidates, request.settings)
     others = (*request.bundles, request.reference_bundle)
     check_new_place(others, request.out)
     work = request.out.with_name(f"{request.out.name}.work")
     with exclusive(request.out):
         check_new_place(others, request.out)
-        found = _measure(request, candidates, work, StageLog(progress or Silent()))
+        found = _measure(request, candidates, reference, work, StageLog(progress or Silent()))
         chosen = _choose(request, found)
         (copied,) = (each for each in candidates if each.path == chosen.bundle)
         manifest = copied.bundle.manifest
-        tuning = Tuning(request, manifest.model.name, manifest.precision, copied.target, tuple(found), chosen)
+        tuning = Tuning(
+            request, manifest.model.name, manifest.precision, copied.target, reference.target, tuple(found), chosen
+        )
         write_copy(copied.bundle, request.out, tuning)
         shutil.rmtree(work, ignore_errors=True)
     return tuning
 
 
-def _measure(request: TuneRequest, candidates: Sequence[Candidate], work: Path, stages: StageLog) -> list[Measurement]:
-    settings, reference = request.settings, way_of_settings(request.settings)
-    folder = work / _identity(request, candidates)
+def _measure(
+    request: TuneRequest, candidates: Sequence[Candidate], reference: Candidate, work: Path, stages: StageLog
+) -> list[Measurement]:
+    settings, way = request.settings, way_of_settings(request.settings)
+    folder = work / _identity(request, candidates, reference)
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Measurement] = []
     with opened_bench(
-        request.reference_bundle,
+        reference.path,
         settings,
         budget=request.budget,
         rounds=request.rounds,
@@ -191,7 +200,7 @@ def _measure(request: TuneRequest, candidates: Sequence[Candidate], work: Path, 
         stages=stages,
     ) as bench:
         for each in candidates:
-            space = Space.around(reference, abilities_of(each.bundle), MeasuredSchedules(each, settings, stages))
+            space = Space.around(way, abilities_of(each.bundle), MeasuredSchedules(each, settings, stages))
             kept = KeptMeasurements(folder / each.digest, each.path, partial(bench.measure, each))
             found += search(space, kept, request.budget, settings.samples)
     return found
@@ -211,13 +220,9 @@ def _choose(request: TuneRequest, found: Sequence[Measurement]) -> Measurement:
     return chosen
 
 
-def _identity(request: TuneRequest, candidates: Sequence[Candidate]) -> str:
+def _identity(request: TuneRequest, candidates: Sequence[Candidate], reference: Candidate) -> str:
     """Sixteen hexadecimal digits that change with whatever a measurement depends on, its way and pictures aside."""
-    reference = open_bundle(request.reference_bundle)
-    digests = [
-        pictures_digest(reference, reference.choose_target(request.settings.target).name),
-        [each.digest for each in candidates],
-    ]
+    digests = [reference.digest, [each.digest for each in candidates]]
     everything = [digests, asdict(request.settings), str(request.budget.measure), request.rounds]
     return sha256(json.dumps(everything).encode()).hexdigest()[:16]
 

@@ -117,7 +117,7 @@ def _error(density: Density, exponent: float) -> Callable[[float, float], float]
 
 
 def _power(values: NDArray[np.float64], exponent: float) -> NDArray[np.floating]:
-    """Powers of numbers from 0. Those of no whole exponent have the digits of float32: NumPy's powers of float64 take
+    """Powers of numbers from 0. But for squares they have the digits of float32: NumPy's powers of float64 take
     twenty times as long on processors without AVX-512."""
     if exponent == 2:
         return values * values

@@ -36,7 +36,10 @@ def compressed(name: str, settings: CompressSettings, pictures: TinyPictures, ou
         The checkpoint's folder and the report.
     """
     folder, work = out / name / JUDGED_MODEL, out / name / "work"
-    described = {"settings": settings.to_json(), "data": pictures.digest}
+    made_with = work / "made-with.json"
+    described = json.dumps({"settings": settings.to_json(), "data": pictures.digest})
+    if folder.exists() and not (made_with.exists() and made_with.read_text() == described):
+        raise SystemExit(f"{folder} was made with other settings or data: remove it, or name another --out")
     if not folder.exists():
         work.mkdir(parents=True, exist_ok=True)
         encoded = out / f"{pictures.digest[:12]}-{LATENTS}"
@@ -47,12 +50,10 @@ def compressed(name: str, settings: CompressSettings, pictures: TinyPictures, ou
             prompts_of_model(JUDGED_MODEL, 2),
             tell=lambda line: print(f"{name}: {line}", file=sys.stderr, flush=True),
         )
+        made_with.write_text(described)
         compress(load_checkpoint(JUDGED_MODEL), pictures, settings, out=folder, reporting=reporting)
         if not encoded.exists():
             os.link(work / LATENTS, encoded)
-        (work / "made-with.json").write_text(json.dumps(described))
-    if json.loads((work / "made-with.json").read_text()) != json.loads(json.dumps(described)):
-        raise SystemExit(f"{folder} was made with other settings or data: remove it, or name another --out")
     return folder, json.loads((folder / JSON_FILE).read_text())
 
 

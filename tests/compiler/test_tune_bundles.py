@@ -102,7 +102,7 @@ def test_the_faster_bundle_is_chosen_and_copied(slow: Path, fast: Path, tuning: 
     assert tuning.preset.way == tuning.chosen.way
     assert tuning.preset.speed_up == 1 / tuning.chosen.ratio
     assert tuning.preset.reference == OWN
-    assert tuning.preset.reference_bundle == "slow"
+    assert tuning.preset.reference_bundle == "slow on ort-cpu"
 
 
 def test_all_are_compared_with_the_first_and_timed_beside_it(slow: Path, fast: Path, tuning: Tuning) -> None:
@@ -133,10 +133,9 @@ def test_measurements_and_reports_name_the_bundle(slow: Path, fast: Path, tuning
     assert names == [each.bundle.name for each in ways]
     assert {"slow", "fast"} == set(names)
     assert f"is written, a copy of {fast}: small, fp32, with the preset\n  {tuning.chosen.way}\n" in text
-    assert f"times as fast as {OWN} of slow on ort-cpu" in text
-    assert f"times as fast as {OWN} of slow on ort-cpu" in format_bundle(
-        inspect_bundle(open_bundle(tuning.request.out))
-    )
+    relative = f"times as fast on ort-cpu as {OWN} of slow on ort-cpu; "
+    assert relative in text
+    assert relative in format_bundle(inspect_bundle(open_bundle(tuning.request.out)))
 
 
 def test_the_plot_has_a_shape_for_each_bundle(slow: Path, fast: Path, tuning: Tuning) -> None:
@@ -159,7 +158,7 @@ def test_times_are_relative_to_a_reference_that_is_given(slow: Path, fast: Path,
     assert first.quality > 60
     preset = open_bundle(tmp_path / "copy").manifest.preset
     assert preset is not None
-    assert (preset.reference_bundle, preset.speed_up) == ("slow", 1 / tuning.chosen.ratio)
+    assert (preset.reference_bundle, preset.speed_up) == ("slow on ort-cpu", 1 / tuning.chosen.ratio)
     assert json.loads((tmp_path / "copy" / TUNING_REPORT).read_text())["reference"] == str(slow)
 
 
@@ -170,7 +169,7 @@ def test_the_slower_bundle_is_not_chosen_for_being_last(slow: Path, fast: Path, 
     assert found[slow, OWN].ratio > 1.4
     assert tuning.preset.reference_bundle is None
     assert "reference_bundle" not in tuning.preset.to_json()
-    assert f"times as fast as {OWN} on ort-cpu" in format_tuning(tuning)
+    assert f"times as fast on ort-cpu as {OWN}; " in format_tuning(tuning)
 
 
 class Stops(Silent):
@@ -275,6 +274,27 @@ def test_a_bundle_of_several_that_does_not_run_here_is_named(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "one"]
 
 
+def test_a_reference_that_draws_other_pictures_is_refused(fast: Path, tmp_path: Path) -> None:
+    told = Stops()
+    for other, message in ((other_prompts, "same prompts, found 'tiny' in .*other and 'small' in .*fast"),
+                           (other_size, "one size, found 48x32 px in .*wide and 32x32 px in .*fast")):  # fmt: skip
+        reference = other(tmp_path)
+        with pytest.raises(InputError, match=message):
+            tune(request(fast, out=tmp_path / "copy", reference=reference), progress=told)
+    for_other = write_whole_bundle(tmp_path / "openvino", targets=("cpu",))
+    settings = replace(SETTINGS, target="ort-cpu")
+    with pytest.raises(InputError, match=r"expected bundles that run here, found .*openvino: .*'ort-cpu'"):
+        tune(request(fast, out=tmp_path / "copy", settings=settings, reference=for_other), progress=told)
+    assert told.names == []
+
+
+def test_a_reference_of_another_target_is_named_with_it(tmp_path: Path) -> None:
+    reference = write_whole_bundle(tmp_path / "reference", targets=("cpu",))
+    tuned = write_whole_bundle(tmp_path / "tuned", targets=("ort-cpu",))
+    tuning = tune(request(tuned, out=tmp_path / "copy", reference=reference))
+    assert f"times as fast on ort-cpu as {OWN} of reference on cpu; " in format_tuning(tuning)
+
+
 @pytest.mark.parametrize("inside", [".", "copy"])
 @pytest.mark.parametrize("role", ["second", "reference"])
 def test_no_copy_in_any_of_them(slow: Path, fast: Path, inside: str, role: str) -> None:
@@ -287,9 +307,10 @@ def test_no_copy_in_any_of_them(slow: Path, fast: Path, inside: str, role: str) 
 
 
 def test_the_error_names_the_bundle_that_is_nearest(fast: Path, tmp_path: Path) -> None:
-    reference, third = (write_whole_bundle(tmp_path / str(seed), seed=seed) for seed in (8, 9))
-    with pytest.raises(InputError, match=r"the nearest is --sampler .* of .*(fast|9) with [\d.]+ dB"):
-        tune(request(fast, third, out=tmp_path / "copy", reference=reference, budget=parse_budget("psnr=90")))
+    reference = write_whole_bundle(tmp_path / "reference", seed=8)
+    near = write_whole_bundle(tmp_path / "near", seed=8, noise=0.01)
+    with pytest.raises(InputError, match=r"the nearest is --sampler .* of .*near with [\d.]+ dB"):
+        tune(request(fast, near, out=tmp_path / "copy", reference=reference, budget=parse_budget("psnr=99")))
     assert not (tmp_path / "copy").exists()
 
 

@@ -15,7 +15,7 @@ from minimal_pipeline import save_minimal_pipeline
 from sdc.compiler.build.built import save_onnx
 from sdc.compiler.cli import main
 from sdc.compiler.compress.channels import find_groups
-from sdc.compiler.compress.low_rank import apply_spans, choose_spans
+from sdc.compiler.compress.low_rank import apply_spans, choose_spans, spectra_of
 from sdc.compiler.compress.prune import UnetState, prune
 from sdc.compiler.compress.settings import parse_pattern
 from sdc.compiler.compress.sparsity import apply_masks, choose_layers, make_masks
@@ -112,7 +112,7 @@ def test_an_export_splits_the_layers_of_low_rank(model: Path, tmp_path: Path) ->
     whole, folder = load_checkpoint(str(model)), tmp_path / "low"
     state = UnetState(whole.config("unet"), whole.unet().state_dict())
     names = choose_layers(state.build_empty(), in_blocks=False).names
-    low = apply_spans(state, choose_spans(state.weights, names, None, energy=0.7).spans)
+    low = apply_spans(state, choose_spans(spectra_of(state.weights, names, None), energy=0.7).spans)
     save_checkpoint(whole, folder, unet=(low.config, low.weights))
     checkpoint = load_checkpoint(str(folder))
     configs = {
