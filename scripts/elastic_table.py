@@ -77,8 +77,10 @@ def main() -> None:
             raise SystemExit(restoration.to_text())
         restored_for.write_text(json.dumps(request))
         found.write_text(restoration.to_text())
-    export_bundle(request_with_loras(smaller, LoraChange(add=(f"{lora}:1",)), restored))
-    export_bundle(request_with_loras(restored, LoraChange(remove=(str(lora),)), undone))
+    if not restored.exists():
+        export_bundle(request_with_loras(smaller, LoraChange(add=(f"{lora}:1",)), restored))
+    if not undone.exists():
+        export_bundle(request_with_loras(restored, LoraChange(remove=(str(lora),)), undone))
     print_headings("`tiny`", *HEADINGS)
     for name, bundle in {
         "all channels": exported(JUDGED_MODEL, options.out / "whole"),
