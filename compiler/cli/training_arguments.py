@@ -92,6 +92,11 @@ def open_pictures(args: argparse.Namespace, checkpoint: Checkpoint, seed: int) -
     if args.model == "tiny" or holds_grey_pictures(args.data):
         if args.size is not None:
             raise InputError("the pictures of tiny have a size of their own", hint="leave --size out")
+        if args.data.is_dir() and not holds_grey_pictures(args.data):
+            raise InputError(
+                f"tiny learns from Fashion-MNIST alone, and {args.data} has no train-images-idx3-ubyte.gz",
+                hint="install Debian's dataset-fashion-mnist and give --data /usr/share/datasets/fashion-mnist",
+            )
         if own.default_height_px != IMAGE_SIZE_PX:
             raise InputError(
                 f"{args.data} has pictures of {IMAGE_SIZE_PX} px, and {args.model} draws {own.default_height_px}",

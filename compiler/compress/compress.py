@@ -202,8 +202,8 @@ class _Compression:
         self.student = self.average = pruned.state
         self.rounds[-1] |= pruned.to_json()
         if self.settings.elastic and number == len(self.settings.phases):
-            units = sum(map(len, pruned.off.values()))
-            self.reporting.tell(f"{units} units in {len(pruned.off)} layers stay switched off")
+            units = [unit for layer in pruned.off.values() for unit in layer]
+            self.reporting.tell(f"{len(units)} units, {sum(map(len, units))} channels, stay switched off")
         self._note_quality("pruned")
 
     def _make_sparse(self, number: int) -> None:
@@ -254,6 +254,7 @@ class _Compression:
         """Add the average's quality to the last round's entry, once."""
         if self.draws is None or when in self.rounds[-1] or self.draws.held_out == 0:
             return
+        self.reporting.tell(f"{when}: measuring on {self.draws.held_out} pictures that are held out")
         found = self._quality()
         self.rounds[-1][when] = found.to_json()
         self.reporting.tell(f"{when}: the prediction's SNR is {found.student_snr_db:.2f} dB, {found.lost_db:.2f} less")

@@ -105,10 +105,11 @@ class Report:
             return []
         if not off:
             return ["", "elastic: none, since the last round narrowed no layer; give fewer --rounds"]
-        channels = sum(len(unit) for units in off.values() for unit in units)
+        units = [unit for layer in off.values() for unit in layer]
         return [
             "",
-            f"elastic: {channels:,} of these channels, in {len(off)} layers, are switched off; "
+            f"elastic: {sum(map(len, units)):,} of these channels ({len(units):,} units, in {len(off)} layers) are "
+            "switched off; "
             "`sdc compress restore BUNDLE --prompts FILE` switches those on that pay",
         ]
 

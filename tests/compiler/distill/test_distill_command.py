@@ -89,6 +89,10 @@ def test_bf16_and_gradient_checkpointing(model: Path, picture_folder: Path, tmp_
         (["--model", "nothing"], "unknown model 'nothing'"),
         (["--model", "tiny", "--size", "40x40"], "leave --size out"),
         (["--model", "tiny", "--data", "nowhere"], "Fashion-MNIST file nowhere"),
+        (
+            ["--model", "tiny", "--data", "."],
+            "tiny learns from Fashion-MNIST alone, and . has no train-images-idx3-ubyte",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(
