@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import Stops
 from whole_bundle import write_whole_bundle
 
 from sdc.compiler.cli import main
@@ -140,20 +141,6 @@ def test_inspect_and_the_page_show_the_preset(cached: Path, tuning: Tuning) -> N
     ways = {each.way for each in tuning.measurements}
     assert html.count("<circle") == len(ways)
     assert all(str(way) in html for way in ways)
-
-
-class Stops(Silent):
-    """Raises what a signal would, when so many measurements have ended."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-        self.names: list[str] = []
-
-    def end(self, record: StageRecord) -> None:
-        self.names.append(record.name)
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def test_an_interrupted_tuning_leaves_no_copy_and_goes_on(plain: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import Stops
 from whole_bundle import write_whole_bundle
 
 from sdc.compiler.cli import main
@@ -22,7 +23,6 @@ from sdc.compiler.tune.candidates import open_candidates, short_names
 from sdc.compiler.tune.page import tuning_page
 from sdc.compiler.tune.report import format_tuning, latest
 from sdc.compiler.tune.tune import TUNING_REPORT, TuneRequest, Tuning, tune
-from sdc.compiler.workshop.progress import Silent, StageRecord
 from sdc.engines.bundle import open_bundle
 from sdc.engines.errors import InputError, TargetError
 from sdc.engines.preset import Way
@@ -170,20 +170,6 @@ def test_the_slower_bundle_is_not_chosen_for_being_last(slow: Path, fast: Path, 
     assert tuning.preset.reference_bundle is None
     assert "reference_bundle" not in tuning.preset.to_json()
     assert f"times as fast on ort-cpu as {OWN}; " in format_tuning(tuning)
-
-
-class Stops(Silent):
-    """Raises what a signal would, when so many stages have ended; 0 for never."""
-
-    def __init__(self, after: int = 0) -> None:
-        self.left = after
-        self.names: list[str] = []
-
-    def end(self, record: StageRecord) -> None:
-        self.names.append(record.name)
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 def test_an_interrupted_tuning_goes_on_and_another_set_begins_anew(slow: Path, fast: Path, tmp_path: Path) -> None:
