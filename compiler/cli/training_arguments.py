@@ -85,7 +85,7 @@ def open_pictures(args: argparse.Namespace, checkpoint: Checkpoint, seed: int) -
         InputError: they cannot be read, or the size makes no sense.
     """
     from sdc.compiler.distill.pictures import FolderPictures, TinyPictures
-    from sdc.compiler.tiny.data import IMAGE_SIZE_PX, holds_grey_pictures
+    from sdc.compiler.tiny.data import DEBIAN_FOLDER, IMAGE_SIZE_PX, holds_grey_pictures
     from sdc.compiler.trace.interfaces import pipeline_settings
 
     own = pipeline_settings({name: source.config for name, source in checkpoint.networks.items()})
@@ -95,7 +95,7 @@ def open_pictures(args: argparse.Namespace, checkpoint: Checkpoint, seed: int) -
         if args.data.is_dir() and not holds_grey_pictures(args.data):
             raise InputError(
                 f"tiny learns from Fashion-MNIST alone, and {args.data} has no train-images-idx3-ubyte.gz",
-                hint="install Debian's dataset-fashion-mnist and give --data /usr/share/datasets/fashion-mnist",
+                hint=f"install Debian's dataset-fashion-mnist and give --data {DEBIAN_FOLDER}",
             )
         if own.default_height_px != IMAGE_SIZE_PX:
             raise InputError(

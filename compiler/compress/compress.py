@@ -222,7 +222,7 @@ class _Compression:
         self._note_quality("sparse")
 
     def _make_low_rank(self, number: int) -> None:
-        settings, whole, moments = self.settings, self.average, None
+        settings, moments = self.settings, None
         assert settings.ranks is not None
         chosen = choose_layers(self.average.build_empty(), in_blocks=False)
         if settings.low_rank_by == "activation":
@@ -230,16 +230,16 @@ class _Compression:
             moments = output_moments(
                 self.average.build().to(self.device), chosen.names, self.draws.probe(number), rows=settings.batch
             )
-
-        def snr_db(state: UnetState) -> float:
-            self.average = state
-            return self._quality().student_snr_db
-
         layers, found = choose_ranks(
-            whole, chosen.names, moments, settings.ranks, snr_db=snr_db, tell=self.reporting.tell
+            self.average,
+            chosen.names,
+            moments,
+            settings.ranks,
+            snr_db=lambda state: self._quality(state).student_snr_db,
+            tell=self.reporting.tell,
         )
         self.spans = layers.spans
-        self.student = self.average = apply_spans(whole, self.spans)
+        self.student = self.average = apply_spans(self.average, self.spans)
         self.rounds[-1]["low_rank"] = {**found, "dense": {**chosen.dense, **layers.dense}}
         self.reporting.tell(f"{len(layers.spans)} layers are of low rank, {len(layers.dense)} stay whole")
         self._note_quality("in low rank")
@@ -255,15 +255,15 @@ class _Compression:
         if self.draws is None or when in self.rounds[-1] or self.draws.held_out == 0:
             return
         self.reporting.tell(f"{when}: measuring on {self.draws.held_out} pictures that are held out")
-        found = self._quality()
+        found = self._quality(self.average)
         self.rounds[-1][when] = found.to_json()
         self.reporting.tell(f"{when}: the prediction's SNR is {found.student_snr_db:.2f} dB, {found.lost_db:.2f} less")
 
-    def _quality(self) -> Quality:
+    def _quality(self, state: UnetState) -> Quality:
         assert self.draws is not None
         latents, states = self.draws.apart()
         return measure_quality(
-            close_units(self.average, self._off).build().to(self.device),
+            close_units(state, self._off).build().to(self.device),
             self.teacher,
             latents=latents,
             states=states,
